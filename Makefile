@@ -1,0 +1,44 @@
+# `make demo` and `make test` work on a fresh checkout: each makes the virtual environment when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.latentrobust-ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_ARGS / TEST_ARGS=passed on"
+
+setup: $(READY)  ## create the virtual environment and install what is missing
+
+# torch is pinned only where there is none yet, so that an environment with a CUDA build keeps it.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "latentrobust needs Python 3.11 or newer; name one with PYTHON=" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi > $(VENV)/latentrobust-constraints.txt
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## learn a perturbation set from real digits, measure it, write a report (about 3 minutes on two cores)
+	$(BIN)/python -m latentrobust.train experiment=demo $(DEMO_ARGS)
+
+test: $(READY)  ## run the test suite
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches (run folders stay)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""The thin Hydra layer of the entry points: where the configuration lies, and what exit codes mean."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from latentrobust.errors import InputError
+
+_HERE = Path(__file__).resolve().parent
+CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir()), _HERE / "conf")
+"""The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
+
+BAD_INPUT, INTERRUPTED = 2, 130
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Compose ``conf/<name>.yaml`` with the command line and call ``task`` for each job.
+
+    Exits with 0 when done, 1 when failed, 2 for bad input (one line on standard error), 130 when interrupted.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a trace and exit with 1: the handling is below
+
+    failures: list[Exception] = []
+
+    def job(cfg: DictConfig) -> Any:
+        _name_the_run(cfg)
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                # Hydra shows this only after the last job; say it now, with the job that it belongs to.
+                print(f"latentrobust {name}: job {HydraConfig.get().job.num} failed: {_line(error)}", file=sys.stderr)
+                raise
+            failures.append(error)  # past Hydra, which would print lines of its own
+            return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        if failures:
+            raise failures[0]
+    except KeyboardInterrupt:
+        _stop(f"latentrobust {name}: interrupted", INTERRUPTED)
+    except Exception as error:
+        if not is_bad_input(error):
+            raise
+        _stop(f"latentrobust {name}: {_line(error)}", BAD_INPUT)
+
+
+def _name_the_run(cfg: DictConfig) -> None:
+    """In a sweep each job writes to its own folder below the sweep's, which also names the group of runs."""
+    job = HydraConfig.get()
+    with open_dict(cfg):
+        cfg.overrides = list(job.overrides.task)
+        if job.mode != RunMode.MULTIRUN:
+            return
+        cfg.paths.output_dir = job.runtime.output_dir
+        cfg.sweep = Path(job.sweep.dir).name
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether an exception is the user's to mend: their values, files, overrides or folders."""
+    if isinstance(error, InstantiationException):
+        return isinstance(error.__cause__, ValueError | TypeError | OSError | ImportError | AttributeError) or (
+            error.__cause__ is None
+        )
+    if isinstance(error, OSError):
+        return error.errno in _DISK
+    return isinstance(error, InputError | HydraException | OmegaConfBaseException)
+
+
+def _line(error: BaseException) -> str:
+    """An exception as one line, with its cause where that says more."""
+    cause = error.__cause__
+    if isinstance(error, InstantiationException) and cause is not None:
+        key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "")
+        return " ".join(f"{cause} {f'({key})' if key else ''}".split())
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot write {error.filename}: {error.strerror}"
+    return " ".join(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}".split())
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, everything resolved.
+
+    Raises:
+        InputError: naming the values that still have to be given.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"missing value: give {', '.join(f'{key}=…' for key in missing)}")
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse combinations that would fail late or hang.
+
+    Raises:
+        InputError: for fp16 on a CPU, a GPU that is not there, or subprocess DDP inside a sweep.
+    """
+    trainer = cfg.trainer
+    accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
+    if precision.startswith("16") and accelerator == "cpu":
+        raise InputError(
+            f"trainer.precision={precision} is hundreds of times slower on a CPU: use bf16-mixed or 32-true"
+        )
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and trainer.get("strategy") == "ddp" and trainer.get("devices", 1) not in (1, "1"):
+        raise InputError(
+            "trainer.strategy=ddp starts its processes by repeating the command, which would repeat the whole sweep:"
+            " use trainer.strategy=ddp_fork on CPUs or ddp_spawn, or one launcher job a run"
+        )

@@ -1,0 +1,166 @@
+"""The data module: images rest as uint8 on the training device and are perturbed there, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from latentrobust.data.loader import IndexLoader, Indices
+from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.data.sources.base import Images, Split
+from latentrobust.errors import InputError
+from latentrobust.transforms.affine import pad_to
+from latentrobust.transforms.random import example_keys, fold_in, integers, permutation
+
+SPLITS = ("train", "validation", "test")
+
+
+class PairsDataModule(pl.LightningDataModule):
+    """Pairs (clean, perturbed) made from a source of clean images and a perturbation.
+
+    Training pairs are drawn anew each epoch (or from ``draws_per_example`` fixed ones); validation and test pairs are the
+    same in every epoch, batch size and number of processes.
+
+    Args:
+        source: called without arguments, gives `Images`.
+        perturbation: draws and applies.
+        name: of the data, for reports and stored sets.
+        canvas: side of the square canvas that images are centred on; null leaves them as they are.
+        batch_size: pairs a batch and process.
+        validation: examples set aside from the training split.
+        test_size: evaluate on the first so many test examples; null for all.
+        draws_per_example: k for a fixed set of k perturbations an example (the paper's RTS-k); null for fresh ones.
+        split_seed: of the split and of the validation and test pairs.
+        seed: of the order and the perturbations of the training pairs.
+
+    Raises:
+        InputError: for sizes that do not fit the data.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], Images],
+        perturbation: Perturbation,
+        name: str,
+        canvas: int | None = None,
+        batch_size: int = 128,
+        validation: int = 1000,
+        test_size: int | None = None,
+        draws_per_example: int | None = None,
+        split_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (draws_per_example or 1) < 1 or (test_size or 1) < 1 or validation < 1:
+            raise InputError(
+                "data.batch_size, validation, test_size and draws_per_example must be positive, got"
+                f" {batch_size}, {validation}, {test_size}, {draws_per_example}"
+            )
+        self.source, self.perturbation, self.name = source, perturbation, name
+        self.canvas, self.batch_size, self.validation = canvas, batch_size, validation
+        self.test_size, self.draws_per_example = test_size, draws_per_example
+        self.split_seed, self.seed = split_seed, seed
+        self.kinds = (perturbation.name,)
+        self.splits: dict[str, Split] = {}
+
+    def prepare_data(self) -> None:
+        """Download where needed (one process does this)."""
+        self.source()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images and split them; done once."""
+        if self.splits:
+            return
+        images, test = self.source()
+        count = len(images.images)
+        if self.validation >= count:
+            raise InputError(f"data.validation={self.validation} leaves nothing of {count} training examples")
+        if self.batch_size > count - self.validation:
+            raise InputError(
+                f"data.batch_size={self.batch_size} exceeds the {count - self.validation} training examples"
+            )
+        if self.canvas is not None and self.canvas < max(images.images.shape[-2:]):
+            raise InputError(f"data.canvas={self.canvas} is smaller than the images {list(images.images.shape[1:])}")
+        order = permutation(self.split_seed, count)
+        held_out, kept = order[: self.validation], order[self.validation :]
+        part = slice(0, self.test_size)
+        self.splits = {
+            "train": Split(images.images[kept], images.labels[kept]),
+            "validation": Split(images.images[held_out], images.labels[held_out]),
+            "test": Split(test.images[part], test.labels[part]),
+        }
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one example, canvas included."""
+        self.setup()
+        channels, height, width = self.splits["train"].images.shape[1:]
+        return (channels, self.canvas, self.canvas) if self.canvas else (channels, height, width)
+
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
+        """The pairs of ``index [B]`` in a split, on the index's device."""
+        images, labels = self._resident(split, index.device)
+        clean = images[index].float().div_(255)
+        if self.canvas is not None:
+            clean = pad_to(clean, self.canvas)
+        offset = self.perturbation.draw(self._keys(split, index, epoch), tuple(clean.shape[1:]))
+        return Pairs(
+            clean=clean,
+            perturbed=self.perturbation.apply(clean, offset),
+            kind=torch.zeros_like(index),
+            index=index,
+            label=labels[index],
+            offset=offset,
+            epoch=epoch,
+        )
+
+    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
+        """The first ``count`` pairs of a split, for figures and trials."""
+        self.setup()
+        return self.pairs(split, torch.arange(min(count, len(self.splits[split].images)), device=device))
+
+    def _keys(self, split: str, index: Tensor, epoch: int) -> Tensor:
+        number = SPLITS.index(split)
+        if split != "train":
+            return example_keys(self.split_seed, index, number)
+        if self.draws_per_example is None:
+            return example_keys(self.seed, index, number, epoch)
+        choice = integers(example_keys(self.seed, index, number, epoch), 0, self.draws_per_example)
+        return fold_in(example_keys(self.seed, index, number), choice)
+
+    def _resident(self, split: str, device: torch.device) -> Split:
+        stored = self.splits[split]
+        if stored.images.device != device:
+            stored = self.splits[split] = Split(stored.images.to(device), stored.labels.to(device))
+        return stored
+
+    def train_dataloader(self) -> IndexLoader:
+        """Shuffled."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> IndexLoader:
+        """In order."""
+        return self._loader("validation")
+
+    def test_dataloader(self) -> IndexLoader:
+        """In order."""
+        return self._loader("test")
+
+    def _loader(self, split: str) -> IndexLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return IndexLoader(
+            split,
+            len(self.splits[split].images),
+            self.batch_size,
+            shuffle=split == "train",
+            seed=self.seed,
+            rank=rank,
+            world=world,
+        )
+
+    def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Pairs:
+        """Indices to pairs, on the device the indices have come to."""
+        return self.pairs(batch.split, batch.index, batch.epoch)

@@ -1,0 +1,71 @@
+"""Batches of indices: the images themselves never leave the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentrobust.transforms.random import permutation
+
+
+class Indices(NamedTuple):
+    """Which examples of which split a batch consists of, and in which epoch."""
+
+    index: Tensor
+    split: str
+    epoch: int
+
+
+class IndexLoader:
+    """Yields `Indices`; the order is a function of (seed, epoch), and the position can be saved in mid-epoch.
+
+    Args:
+        split: name passed on with each batch.
+        count: examples in the split.
+        batch_size: examples a batch.
+        shuffle: a new permutation each epoch, and an incomplete last batch dropped; else in order, all of them.
+        seed: of the permutations.
+        rank: of this process; it sees every ``world``-th batch when shuffled, every ``world``-th example otherwise.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, split: str, count: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.split, self.count, self.batch_size = split, count, batch_size
+        self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
+        self.epoch = 0
+        self._next_batch = 0
+        self._restored = False
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            # A batch is cut into equal parts, so that the processes take equally many steps.
+            return max(self.count // (self.batch_size * self.world), 1)
+        own = len(range(self.rank, self.count, self.world))
+        return -(-own // self.batch_size)
+
+    def __iter__(self) -> Iterator[Indices]:
+        if self._next_batch and not self._restored:  # the last epoch was left before its end
+            self.epoch, self._next_batch = self.epoch + 1, 0
+        self._restored = False
+        order = permutation(self.seed, self.count, self.epoch) if self.shuffle else torch.arange(self.count)
+        size = self.batch_size
+        own = order if self.shuffle else order[self.rank :: self.world]
+        epoch, total = self.epoch, len(self)
+        for batch in range(self._next_batch, total):
+            # The position is advanced first: who saves it inside the loop body has seen this batch.
+            self.epoch, self._next_batch = (epoch + 1, 0) if batch + 1 == total else (epoch, batch + 1)
+            start = (batch * self.world + self.rank) * size if self.shuffle else batch * size
+            yield Indices(own[start : start + size], self.split, epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batch to go on with."""
+        return {"epoch": self.epoch, "next_batch": self._next_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where ``state`` was saved."""
+        self.epoch, self._next_batch, self._restored = state["epoch"], state["next_batch"], True

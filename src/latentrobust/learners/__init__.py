@@ -1,0 +1,1 @@
+"""LightningModules that learn a perturbation set."""

@@ -1,0 +1,37 @@
+"""Checkpoints that survive moving to another run folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`ModelCheckpoint` that, resumed in another folder, takes the best checkpoint so far along.
+
+    Lightning forgets it there, and a run whose best epoch came before the interruption would end with a worse one.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Adopt the saved state, its file copied into this run's folder."""
+        best = Path(state_dict["best_model_path"])
+        if state_dict["dirpath"] == self.dirpath or self.dirpath is None or not best.is_file():
+            super().load_state_dict(state_dict)
+            return
+        here = Path(self.dirpath) / best.name
+        if rank_zero_only.rank == 0:
+            here.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, here)
+        score = state_dict["best_model_score"]
+        moved = {
+            "dirpath": self.dirpath,
+            "best_model_path": str(here),
+            "kth_best_model_path": str(here),
+            "kth_value": score,
+            "best_k_models": {str(here): score},
+        }
+        super().load_state_dict(state_dict | moved)

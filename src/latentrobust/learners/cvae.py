@@ -1,0 +1,173 @@
+"""Learn a perturbation set with a conditional VAE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.errors import InputError
+from latentrobust.networks.cvae.base import CVAE, Gaussian
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.cvae import CVAESet
+from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, checked, pixel_loss, squared_error
+from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error
+from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae
+from latentrobust.transforms import random
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Schedule = Callable[[float], float]
+
+
+class CVAELearner(pl.LightningModule):
+    """Minimises ``reconstruction + β·KL``, summed over pixels and latents, averaged over the batch (spec: eq. 6).
+
+    Each validation selects the radius (the largest latent norm, appendix C) and logs the loss at the *final* β, which
+    compares epochs that were trained with different ones; checkpoints carry radius and norms with the weights.
+
+    Args:
+        network: the CVAE.
+        likelihood: ``"bernoulli"`` or ``"gaussian"``.
+        optimizer: called with the parameters; its learning rate is the peak.
+        scheduler: fractional epoch to a factor of the peak learning rate, set at every step.
+        beta: fractional epoch to the weight of the KL term.
+        seed: of the posterior samples, drawn by (seed, epoch, example).
+
+    Raises:
+        ValueError: for another likelihood.
+    """
+
+    def __init__(
+        self,
+        network: CVAE,
+        likelihood: str,
+        optimizer: Optimizer,
+        scheduler: Schedule,
+        beta: Schedule,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.likelihood = checked(likelihood)
+        self.make_optimizer, self.scheduler, self.beta, self.seed = optimizer, scheduler, beta, seed
+        self.radius: float | None = None
+        self.latent_norms: dict[str, float] = {}
+        self.norms = LatentNorms()
+        self.units = ActiveUnits(math.prod(network.latent_shape))
+        self._peak_lr: list[float] = []
+        self._sampled: Pairs | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check that data and network fit."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if tuple(data.image_shape) != self.network.image_shape:
+            raise InputError(
+                f"data {data.name} has images {list(data.image_shape)}, the network is for"
+                f" {list(self.network.image_shape)}: choose another learner/network or data.canvas"
+            )
+        self.data_name = data.name
+        self.norms.kind_names = data.kinds
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
+        optimizer = self.make_optimizer(self.network.parameters())
+        self._peak_lr = [float(group["lr"]) for group in optimizer.param_groups]
+        return optimizer
+
+    @property
+    def fractional_epoch(self) -> float:
+        """Epochs done, counting the part of the current one."""
+        loop = self.trainer.fit_loop
+        return self.trainer.current_epoch + max(loop.batch_idx, 0) / max(int(self.trainer.num_training_batches), 1)
+
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        """Set the learning rate."""
+        factor = self.scheduler(self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1))
+        for group, peak in zip(self.optimizers().param_groups, self._peak_lr, strict=True):  # type: ignore[union-attr]
+            group["lr"] = peak * factor
+
+    def losses(self, pairs: Pairs) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
+        """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
+        prior = self.network.encode_prior(pairs.clean)
+        posterior = self.network.encode_posterior(pairs.clean, pairs.perturbed)
+        keys = random.example_keys(self.seed, pairs.index, pairs.epoch)
+        z = posterior.mean + posterior.std * random.normal(keys, self.network.latent_shape)
+        decoded = self.network.generate(pairs.clean, z)
+        return (
+            pixel_loss(self.likelihood, decoded, pairs.perturbed).sum(IMAGE_DIMS),
+            posterior.kl(prior),
+            posterior,
+            prior,
+        )
+
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """One batch's loss at the current β."""
+        reconstruction, kl, _, _ = self.losses(batch)
+        epoch = self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
+        beta = self.beta(epoch)
+        loss = (reconstruction + beta * kl).mean()
+        values = {"train/loss": loss.detach(), "train/reconstruction": reconstruction.mean().detach()}
+        values |= {"train/kl": kl.mean().detach()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index))
+        self.log("train/beta", beta, on_step=False, on_epoch=True, batch_size=len(batch.index))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.norms.reset()
+        self.units.reset()
+        self._sampled = None
+
+    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Losses, norms and the encoder's error; the radius is only known at the end."""
+        reconstruction, kl, posterior, prior = self.losses(batch)
+        s = CVAESet(self.network, self.likelihood, radius=1.0).at(batch.clean)
+        u = (posterior.mean - prior.mean) / prior.std
+        self.norms.update(s.ball.size(u), batch.kind)
+        self.units.update(posterior.mean, prior.mean)
+        # The radius will be the largest of these norms, so no projection is due here.
+        unbounded = s.ball.with_radius(torch.finfo(u.dtype).max)
+        values = {
+            "val/loss": (reconstruction + self.final_beta * kl).mean(),
+            "val/reconstruction": reconstruction.mean(),
+            "val/kl": kl.mean(),
+            "val/encoder_ae": encoder_error(s, batch.perturbed, u, unbounded, squared_error).mean(),
+        }
+        self.log_dict(values, on_epoch=True, batch_size=len(batch.index), sync_dist=True)
+        if self._sampled is None:
+            self._sampled = batch
+
+    @property
+    def final_beta(self) -> float:
+        """β at the end of the run."""
+        return self.beta(float(self.trainer.max_epochs or 0) if (self.trainer.max_epochs or 0) > 0 else math.inf)
+
+    def on_validation_epoch_end(self) -> None:
+        """Select the radius, and see what a draw within it looks like (on the first batch)."""
+        self.latent_norms = self.norms.compute()
+        radius = self.latent_norms["max"]
+        if not (math.isfinite(radius) and radius > 0):
+            self.radius = None
+            return
+        self.radius = radius
+        values = {"val/radius": radius, "val/active_units": float(self.units.compute())}
+        values |= {f"val/latent_norm/{name}": value for name, value in self.latent_norms.items()}
+        assert self._sampled is not None
+        pairs = self._sampled
+        s = CVAESet(self.network, self.likelihood, radius).at(pairs.clean)
+        ball = LatentBall(self.network.latent_shape, "l2", radius)
+        keys = random.example_keys(self.seed, pairs.index)
+        expected = expected_error(s, pairs.perturbed, ball, squared_error, draws=5, keys=keys)
+        self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.index))
+        self.log_dict(values)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the set's configuration, plain containers only."""
+        checkpoint[CHECKPOINT_KEY] = describe_cvae(
+            self.network, self.likelihood, self.radius, self.latent_norms, self.data_name
+        )

@@ -1,0 +1,1 @@
+"""Plain ``nn.Module`` networks; nothing here knows Lightning, data sets or perturbation sets."""

@@ -1,0 +1,86 @@
+"""What the three parts of a conditional VAE have in common."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Gaussian(NamedTuple):
+    """A diagonal normal: ``mean`` and ``logvar`` of one shape ``[B, *latent]``, float32."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation ``[B, *latent]``."""
+        return (self.logvar / 2).exp()
+
+    def kl(self, prior: Gaussian) -> Tensor:
+        """``KL(self ‖ prior)`` in nats, summed over latents: ``[B]`` (the formula of Wong & Kolter's objective, eq. 6)."""
+        return self.kl_per_latent(prior).flatten(1).sum(1)
+
+    def kl_per_latent(self, prior: Gaussian) -> Tensor:
+        """The same before summation: ``[B, *latent]``."""
+        # Differences of log-variances first: the ratio of two tiny variances is exact, their quotient is not.
+        log_ratio = self.logvar - prior.logvar
+        distance = (self.mean - prior.mean).square() * (-prior.logvar).exp()
+        return (log_ratio.exp() + distance - 1 - log_ratio) / 2
+
+
+class CVAE(nn.Module):
+    """Prior, recognition (posterior) and generator networks of a conditional VAE.
+
+    Args:
+        prior: ``x [B, *image] -> (mean, logvar)``, each ``[B, *latent]``.
+        recognition: ``(x, x_tilde) -> (mean, logvar)``.
+        generator: ``(x, z) -> image`` with values in [0, 1].
+        image_shape: of one condition ``x``, e.g. ``(1, 28, 28)``.
+        latent_shape: of one latent, e.g. ``(784,)`` or ``(128, 7, 7)``.
+
+    The part names are those of the published checkpoints, so their state dicts fit unchanged.
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        recognition: nn.Module,
+        generator: nn.Module,
+        *,
+        image_shape: tuple[int, ...],
+        latent_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.prior = prior
+        self.recognition = recognition
+        self.generator = generator
+        self.image_shape = tuple(image_shape)
+        self.latent_shape = tuple(latent_shape)
+        self.description: dict[str, Any] | None = None  # set by `build`; None for a network from elsewhere
+
+    def encode_prior(self, x: Tensor) -> Gaussian:
+        """``p(z | x)``, in float32 whatever autocast made of the network."""
+        mean, logvar = self.prior(x)
+        return Gaussian(at_least_float32(mean), at_least_float32(logvar))
+
+    def encode_posterior(self, x: Tensor, x_tilde: Tensor) -> Gaussian:
+        """``q(z | x̃, x)``, in float32."""
+        mean, logvar = self.recognition(x, x_tilde)
+        return Gaussian(at_least_float32(mean), at_least_float32(logvar))
+
+    def generate(self, x: Tensor, z: Tensor) -> Tensor:
+        """``g(z, x)``: images ``[B, *image]`` in [0, 1], float32."""
+        return at_least_float32(self.generator(x, z))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` itself where it is float32 or float64, else in float32: what autocast made narrow is widened again."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Sigmoid in float32 or better: bfloat16 rounds it to exactly 1 from 6 on, where the cross-entropy has no gradient."""
+    return torch.sigmoid(at_least_float32(logits))

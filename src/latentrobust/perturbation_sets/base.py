@@ -1,0 +1,95 @@
+"""The one interface: a perturbation set, and the set at a batch of examples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.likelihood import Likelihood
+from latentrobust.transforms import random
+
+
+class SetAt(ABC):
+    """S(x): a perturbation set conditioned once on a batch ``x [B, *image]``.
+
+    Offsets ``u`` are in the unit of the ball; every dimension before their shape is batch, the last of those being B.
+    """
+
+    def __init__(self, x: Tensor, ball: LatentBall) -> None:
+        self.x = x
+        self.ball = ball
+
+    @abstractmethod
+    def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
+        """The offset of observed perturbations ``x_tilde [B, *image]``: ``[B, *shape]``, not projected.
+
+        ``offset`` is the pair's true offset where the data knows it; learned sets do not look at it.
+        """
+
+    @abstractmethod
+    def decode(self, u: Tensor) -> Tensor:
+        """``g(u, x)``: offsets ``[B, *shape]`` or ``[S, B, *shape]`` to images in [0, 1] of the same leading shape."""
+
+    def sample(self, count: int, keys: Tensor | None = None, ball: LatentBall | None = None) -> Tensor:
+        """``count`` draws an example from the set's own prior: ``[count, B, *shape]``.
+
+        Args:
+            count: draws an example.
+            keys: one an example, ``[B]``; drawn from PyTorch's global generator when absent.
+            ball: instead of the set's own.
+        """
+        if keys is None:
+            keys = random.fresh_keys(len(self.x), device=self.x.device)
+        each = random.fold_in(keys, torch.arange(count, device=keys.device)[:, None])
+        return self.draw(each, ball or self.ball)
+
+    def draw(self, keys: Tensor, ball: LatentBall) -> Tensor:
+        """One draw a key, ``[*batch] -> [*batch, *shape]``: uniform in the ball unless a set has another prior."""
+        return ball.uniform(keys)
+
+    def reconstruct(self, x_tilde: Tensor, keys: Tensor, offset: Tensor | None = None) -> Tensor:
+        """An observed perturbation encoded and decoded without projection, by a posterior sample where there is one."""
+        return self.decode(self.encode(x_tilde, offset))
+
+    def kl(self, x_tilde: Tensor) -> Tensor | None:
+        """``KL(q(z | x̃, x) ‖ p(z | x))`` ``[B]`` in nats, for sets with a posterior."""
+        return None
+
+
+class PerturbationSet(nn.Module, ABC):
+    """A generator over a ball of offsets, for images of one shape.
+
+    Attributes:
+        image_shape: of one example, e.g. ``(1, 42, 42)``.
+        likelihood: whose loss names the ``_nll`` errors.
+        needs_label: whether ``at`` needs the labels of its examples.
+        data: name of the data it was learned from, or empty.
+        latent_norms: mean, std and percentiles of the validation pairs' latent norms, where known.
+    """
+
+    needs_label = False
+
+    def __init__(self, image_shape: tuple[int, ...], ball: LatentBall, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self.ball = ball
+        self.likelihood = likelihood
+        self.data = ""
+        self.latent_norms: dict[str, float] = {}
+
+    @abstractmethod
+    def condition(self, x: Tensor) -> SetAt:
+        """The set at ``x``, whose shape has been checked."""
+
+    def at(self, x: Tensor, y: Tensor | None = None) -> SetAt:
+        """S(x) for images ``x [B, *image]`` in [0, 1].
+
+        Raises:
+            ValueError: if the images have another shape than the set's.
+        """
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise ValueError(f"the set is for images {list(self.image_shape)}, got a batch {list(x.shape)}")
+        return self.condition(x)

@@ -1,0 +1,74 @@
+"""Perturbation sets learned by conditional VAEs: ``z = u·σ(x) + μ(x)``, decoded with the condition."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from latentrobust.networks.cvae.base import CVAE, Gaussian
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.perturbation_sets.likelihood import checked
+from latentrobust.transforms import random
+
+
+class CVAESet(PerturbationSet):
+    """``S(x) = {g(u·σ(x) + μ(x), x) : ‖u‖₂ ≤ radius}`` (Wong & Kolter, appendix C).
+
+    Args:
+        network: prior, recognition and generator.
+        likelihood: ``"bernoulli"`` or ``"gaussian"``, as the network was trained.
+        radius: positive.
+
+    Raises:
+        ValueError: for another likelihood, or a radius that is not positive and finite.
+    """
+
+    def __init__(self, network: CVAE, likelihood: str, radius: float) -> None:
+        super().__init__(network.image_shape, LatentBall(network.latent_shape, "l2", radius), checked(likelihood))
+        self.network = network
+
+    def condition(self, x: Tensor) -> CVAESetAt:
+        """The set at ``x``: one pass of the prior network."""
+        return CVAESetAt(self.network, x, self.ball)
+
+
+class CVAESetAt(SetAt):
+    """A CVAE set conditioned on a batch."""
+
+    def __init__(self, network: CVAE, x: Tensor, ball: LatentBall) -> None:
+        super().__init__(x, ball)
+        self.network = network
+        self.prior = network.encode_prior(x)
+        self._prior_std = self.prior.std
+
+    def posterior(self, x_tilde: Tensor) -> Gaussian:
+        """``q(z | x̃, x)``."""
+        return self.network.encode_posterior(self.x, x_tilde)
+
+    def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
+        """``(μ(x, x̃) − μ(x)) / σ(x)``: the posterior mean in the prior's unit, its standard deviation."""
+        return (self.posterior(x_tilde).mean - self.prior.mean) / self._prior_std
+
+    def decode(self, u: Tensor) -> Tensor:
+        """``g(u·σ(x) + μ(x), x)``."""
+        return self._generate(u * self._prior_std + self.prior.mean)
+
+    def draw(self, keys: Tensor, ball: LatentBall) -> Tensor:
+        """The prior before reparameterisation, truncated to the ball (Wong & Kolter, eq. 3)."""
+        return ball.truncated_normal(keys)
+
+    def reconstruct(self, x_tilde: Tensor, keys: Tensor, offset: Tensor | None = None) -> Tensor:
+        """One posterior sample, decoded."""
+        posterior = self.posterior(x_tilde)
+        return self._generate(posterior.mean + posterior.std * random.normal(keys, self.ball.shape))
+
+    def kl(self, x_tilde: Tensor) -> Tensor:
+        """``KL(q(z | x̃, x) ‖ p(z | x))`` in nats: ``[B]``."""
+        return self.posterior(x_tilde).kl(self.prior)
+
+    def _generate(self, z: Tensor) -> Tensor:
+        if z.dim() == 1 + len(self.ball.shape):
+            return self.network.generate(self.x, z)
+        conditions = self.x.expand(*z.shape[: -len(self.ball.shape)], *self.x.shape[1:])
+        images = self.network.generate(conditions.flatten(0, -4), z.flatten(0, -1 - len(self.ball.shape)))
+        return images.reshape(conditions.shape)

@@ -1,0 +1,154 @@
+"""Perturbation sets that can be written down: pixel ℓp balls, and rotation–translation–scale with its true parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentrobust.perturbation_sets.ascent import projected_ascent
+from latentrobust.perturbation_sets.ball import LatentBall, Norm
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.perturbation_sets.likelihood import checked, squared_error
+from latentrobust.transforms.affine import RotationTranslationScale
+
+
+class PixelBall(PerturbationSet):
+    """``S(x) = {clamp(x + u) : ‖u‖ ≤ radius}``, a ball of pixel differences.
+
+    Raises:
+        ValueError: for another norm, or a radius that is not positive and finite.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, ...], norm: Norm = "linf", radius: float = 0.3, likelihood: str = "gaussian"
+    ) -> None:
+        super().__init__(image_shape, LatentBall(tuple(image_shape), norm, radius), checked(likelihood))
+
+    def condition(self, x: Tensor) -> SetAt:
+        """The ball around ``x``."""
+        return _PixelBallAt(x, self.ball)
+
+
+class _PixelBallAt(SetAt):
+    def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
+        return x_tilde - self.x
+
+    def decode(self, u: Tensor) -> Tensor:
+        return (self.x + u).clamp(0, 1)
+
+
+class RTSSet(PerturbationSet):
+    """All rotations, translations and scalings within the bounds of ``transform``: ``u [4]`` in the ℓ∞ unit ball.
+
+    Args:
+        image_shape: of one example, canvas included.
+        transform: bounds, in degrees, pixels and relative size; its keywords may be given instead.
+        radius: share of the bounds that the set reaches, 1 for all of them.
+        likelihood: whose loss names the ``_nll`` errors.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, ...],
+        transform: RotationTranslationScale | None = None,
+        radius: float = 1.0,
+        likelihood: str = "gaussian",
+        **bounds: Any,
+    ) -> None:
+        if not 0 < radius <= 1:
+            raise ValueError(f"the radius of an RTS set is a share of its bounds, in (0, 1], got {radius}")
+        super().__init__(image_shape, LatentBall((4,), "linf", radius), checked(likelihood))
+        self.transform = transform or RotationTranslationScale(**bounds)
+
+    def condition(self, x: Tensor) -> SetAt:
+        """The images that ``x`` can be moved to."""
+        return _RTSSetAt(x, self.ball, self.transform)
+
+
+class _RTSSetAt(SetAt):
+    def __init__(self, x: Tensor, ball: LatentBall, transform: RotationTranslationScale) -> None:
+        super().__init__(x, ball)
+        self.transform = transform
+
+    def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
+        """The pair's own offset where it is known, else the one found by `nearest_offset`."""
+        return offset if offset is not None else nearest_offset(self.transform, self.x, x_tilde, self.ball)
+
+    def decode(self, u: Tensor) -> Tensor:
+        images = self.x.expand(*u.shape[:-1], *self.x.shape[1:])
+        return self.transform.apply(images.flatten(0, -4), u.flatten(0, -2)).reshape(images.shape)
+
+    def draw(self, keys: Tensor, ball: LatentBall) -> Tensor:
+        """Uniform; shifts by whole pixels where the transform draws them so."""
+        return ball.project(self.transform.draw(keys, tuple(self.x.shape[1:])) * ball.radius)
+
+
+def nearest_offset(
+    transform: RotationTranslationScale,
+    x: Tensor,
+    target: Tensor,
+    ball: LatentBall,
+    *,
+    angles: int = 19,
+    scales: int = 7,
+    candidates: int = 4,
+    chunk: int = 64,
+) -> Tensor:
+    """Offsets ``[B, 4]`` whose warps of ``x [B, C, H, W]`` come nearest to ``target`` in squared error.
+
+    A grid over angle and scale with every whole-pixel shift (scored at once as a correlation, by FFT), then gradient
+    refinement of the best few. Not a proof of optimality, but the grid is finer than the images' own detail.
+    """
+    found = [
+        _nearest(transform, a, b, ball, angles, scales, candidates)
+        for a, b in zip(x.split(chunk), target.split(chunk), strict=True)
+    ]
+    return torch.cat(found)
+
+
+def _nearest(
+    transform: RotationTranslationScale,
+    x: Tensor,
+    target: Tensor,
+    ball: LatentBall,
+    angles: int,
+    scales: int,
+    candidates: int,
+) -> Tensor:
+    margin = int(transform.shift * ball.radius)
+    height, width = x.shape[-2:]
+    # Warped on a canvas with the margin around it, each shift is a window of the same warp.
+    wide = F.pad(x, (margin,) * 4)
+    spectrum = torch.fft.rfft2(target, s=wide.shape[-2:]).conj()
+    grid = torch.cartesian_prod(
+        torch.linspace(-ball.radius, ball.radius, angles), torch.linspace(-ball.radius, ball.radius, scales)
+    ).to(x)
+    scores, offsets = [], []
+    shifts = torch.arange(-margin, margin + 1, device=x.device)
+    for angle, scale in grid:
+        still = torch.stack([angle, scale, angle.new_zeros(()), angle.new_zeros(())]).expand(len(x), 4)
+        warped = transform.apply(wide, still)
+        product = torch.fft.irfft2(torch.fft.rfft2(warped) * spectrum, s=wide.shape[-2:])
+        product = product[..., : 2 * margin + 1, : 2 * margin + 1].sum(1)
+        energy = F.avg_pool2d(warped.square(), (height, width), 1).sum(1) * (height * width)
+        error = (energy - 2 * product).flatten(1)  # up to the target's own energy
+        best, where = error.min(1)
+        # A window that starts at row r shows the image moved by margin − r.
+        rows, columns = shifts.flip(0)[where // len(shifts)], shifts.flip(0)[where % len(shifts)]
+        moved = torch.stack([columns, rows], -1).to(x) / max(transform.shift, 1)
+        scores.append(best)
+        offsets.append(torch.cat([still[:, :2], moved], 1))
+    order = torch.stack(scores).topk(min(candidates, len(grid)), 0, largest=False).indices
+    start = torch.stack(offsets).gather(0, order[..., None].expand(-1, -1, 4))
+
+    def closeness(u: Tensor) -> Tensor:
+        images = x.expand(len(u), *x.shape)
+        return -squared_error(transform.apply(images.flatten(0, 1), u.flatten(0, 1)).reshape(images.shape), target)
+
+    values = closeness(start)
+    for relative_step in (0.02, 0.005, 0.001):
+        start, values = projected_ascent(closeness, start, ball, steps=20, relative_step=relative_step)
+    return start.gather(0, values.argmax(0)[None, :, None].expand(1, -1, 4))[0]

@@ -1,0 +1,244 @@
+"""How good a perturbation set is: the six metrics of Wong & Kolter (appendix C), definition 2, and latent norms.
+
+Functions give one value a pair; the two `torchmetrics` classes gather them over batches and processes. Every error is a
+mean over pixels under a `Measure`: squared error, or the model's own loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from latentrobust.perturbation_sets.ascent import Ascent, projected_ascent
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.base import SetAt
+from latentrobust.perturbation_sets.likelihood import (
+    IMAGE_DIMS,
+    Likelihood,
+    Measure,
+    negative_log_likelihood,
+    pixel_loss,
+    squared_error,
+)
+from latentrobust.transforms import random
+
+PERCENTILES = (25, 50, 75)
+ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
+
+
+def encoder_error(s: SetAt, x_tilde: Tensor, u: Tensor, ball: LatentBall, measure: Measure) -> Tensor:
+    """Encoder approximation error ``[B]``: decode the projected offset ``u = s.encode(x_tilde)``."""
+    return measure(s.decode(ball.project(u)), x_tilde)
+
+
+def pgd_error(
+    s: SetAt, x_tilde: Tensor, u: Tensor, ball: LatentBall, measure: Measure, *, steps: int, relative_step: float
+) -> Ascent:
+    """PGD approximation error: the least error found in the ball from ``u``; ``values [B]`` are errors."""
+    found = projected_ascent(
+        lambda v: -measure(s.decode(v), x_tilde), u, ball, steps=steps, relative_step=relative_step
+    )
+    return Ascent(found.offsets, -found.values)
+
+
+def expected_error(
+    s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, draws: int, keys: Tensor
+) -> Tensor:
+    """Expected approximation error ``[B]``: the mean over draws from the set's prior."""
+    return measure(s.decode(s.sample(draws, keys, ball)), x_tilde).mean(0)
+
+
+def over_error(
+    s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, steps: int, relative_step: float, keys: Tensor
+) -> Ascent:
+    """Over-approximation error: the largest error found in the ball, from a uniform random start; ``values [B]``."""
+    start = ball.uniform(random.fold_in(keys, 1))
+    return projected_ascent(
+        lambda v: measure(s.decode(v), x_tilde), start, ball, steps=steps, relative_step=relative_step
+    )
+
+
+def log_likelihood(
+    s: SetAt, x_tilde: Tensor, ball: LatentBall, likelihood: Likelihood, *, draws: int, keys: Tensor, at_once: int = 8
+) -> Tensor:
+    """Definition 2: ``log E_u[p(x̃ | g(u, x))]`` over the truncated prior, in nats an image: ``[B]``.
+
+    A log-mean-exp of ``draws`` samples, so an estimate from below. The Gaussian has unit variance.
+    """
+    u = s.sample(draws, keys, ball)
+    terms = []
+    for part in u.split(at_once):
+        loss = pixel_loss(likelihood, s.decode(part), x_tilde).sum(IMAGE_DIMS)
+        if likelihood == "gaussian":
+            loss = loss / 2 + math.prod(x_tilde.shape[1:]) * math.log(2 * math.pi) / 2
+        terms.append(-loss)
+    return torch.cat(terms).logsumexp(0) - math.log(draws)
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """How quality is measured; the defaults are the paper's.
+
+    Args:
+        steps: of the two searches.
+        relative_step: step length as a share of the radius.
+        draws: samples for the expected error.
+        likelihood_draws: samples for definition 2; 0 leaves it out.
+        own_likelihood: also run every error (and both searches) under the model's own loss.
+    """
+
+    steps: int = 50
+    relative_step: float = 0.05
+    draws: int = 5
+    likelihood_draws: int = 64
+    own_likelihood: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.draws < 1 or self.likelihood_draws < 0 or not self.relative_step > 0:
+            raise ValueError(f"quality needs steps ≥ 0, draws ≥ 1, likelihood_draws ≥ 0, relative_step > 0; got {self}")
+
+
+def measure_quality(
+    s: SetAt,
+    x_tilde: Tensor,
+    *,
+    ball: LatentBall,
+    likelihood: Likelihood,
+    keys: Tensor,
+    settings: QualitySettings,
+    offset: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All metrics of each pair, ``[B]`` a name; names as in ``metrics.json`` without their prefix.
+
+    Beside the paper's: ``latent_norm``, and ``no_change``, the squared error of answering with the example itself.
+    """
+    u = s.encode(x_tilde, offset)
+    values = {"latent_norm": ball.size(u), "no_change": squared_error(s.x, x_tilde)}
+    measures: dict[str, Measure] = {"": squared_error}
+    if settings.own_likelihood and likelihood != "gaussian":
+        measures["_nll"] = negative_log_likelihood(likelihood)
+    search = {"steps": settings.steps, "relative_step": settings.relative_step}
+    for suffix, measure in measures.items():
+        values[f"encoder_ae{suffix}"] = encoder_error(s, x_tilde, u, ball, measure)
+        values[f"pgd_ae{suffix}"] = pgd_error(s, x_tilde, u, ball, measure, **search).values  # type: ignore[arg-type]
+        values[f"expected_ae{suffix}"] = expected_error(s, x_tilde, ball, measure, draws=settings.draws, keys=keys)
+        over = over_error(s, x_tilde, ball, measure, **search, keys=keys)  # type: ignore[arg-type]
+        values[f"over_ae{suffix}"] = over.values
+        values[f"reconstruction{suffix}"] = measure(s.reconstruct(x_tilde, random.fold_in(keys, 2), offset), x_tilde)
+    if settings.own_likelihood and likelihood == "gaussian":  # its loss is the squared error
+        values |= {f"{name}_nll": values[name] for name in ERRORS}
+    if (kl := s.kl(x_tilde)) is not None:
+        values["kl"] = kl
+    if settings.likelihood_draws:
+        draws = {"draws": settings.likelihood_draws, "keys": random.fold_in(keys, 3)}
+        values["log_likelihood"] = log_likelihood(s, x_tilde, ball, likelihood, **draws)  # type: ignore[arg-type]
+    return values
+
+
+class PairValues(Metric):
+    """Named values of single pairs, gathered over batches and processes; computes their means.
+
+    ``update`` takes the pairs' indices and kinds ``[B]`` and values ``[B]`` a name; ``table`` gives all of them.
+    """
+
+    full_state_update = False
+
+    def __init__(self, names: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = ["index", "kind", *names]
+        for name in self.names:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, index: Tensor, kind: Tensor, **values: Tensor) -> None:
+        """Add the values of a batch."""
+        for name, value in {"index": index, "kind": kind, **values}.items():
+            getattr(self, name).append(value.detach())
+
+    def table(self) -> dict[str, np.ndarray]:
+        """All values by name, in the order of the index."""
+        columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.names}
+        order = np.lexsort((columns["kind"], columns["index"]))
+        return {name: column[order] for name, column in columns.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Means over all pairs, in double precision."""
+        columns = self.table()
+        return {name: float(columns[name].astype(np.float64).mean()) for name in self.names[2:]}
+
+
+class LatentNorms(Metric):
+    """Norms of encoded offsets: their maximum (the radius, appendix C), mean, std and percentiles, overall and by kind."""
+
+    full_state_update = False
+    norms: list[Tensor]
+    kinds: list[Tensor]
+
+    def __init__(self, kind_names: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind_names = kind_names
+        self.add_state("norms", default=[], dist_reduce_fx="cat")
+        self.add_state("kinds", default=[], dist_reduce_fx="cat")
+
+    def update(self, norms: Tensor, kinds: Tensor) -> None:
+        """Add norms ``[B]`` and the pairs' kinds ``[B]``, indices into ``kind_names``."""
+        self.norms.append(norms.detach())
+        self.kinds.append(kinds.detach())
+
+    def compute(self) -> dict[str, float]:
+        """``mean``, ``std``, ``p25``, ``p50``, ``p75``, ``max``; then ``<kind>/…`` where there are several kinds."""
+        norms = dim_zero_cat(self.norms).cpu().double().numpy()
+        kinds = dim_zero_cat(self.kinds).cpu().numpy()
+        summary = summarise_norms(norms)
+        if len(self.kind_names) > 1:
+            for number, kind in enumerate(self.kind_names):
+                if (kinds == number).any():
+                    part = summarise_norms(norms[kinds == number])
+                    summary |= {f"{kind}/{name}": value for name, value in part.items()}
+        return summary
+
+
+def summarise_norms(norms: np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation, percentiles and maximum of norms ``[N]`` (tables 8 and 11 of Wong & Kolter)."""
+    percentiles = {
+        f"p{q}": float(value) for q, value in zip(PERCENTILES, np.percentile(norms, PERCENTILES), strict=True)
+    }
+    return {"mean": float(norms.mean()), "std": float(norms.std()), **percentiles, "max": float(norms.max())}
+
+
+class ActiveUnits(Metric):
+    """How many latents carry information: those whose ``μ(x, x̃) − μ(x)`` varies over pairs by more than ``threshold``.
+
+    The statistic of Burda et al. 2016 ("Importance weighted autoencoders", variance above 0.01) with the conditional
+    prior's mean taken out first.
+    """
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, latents: int, threshold: float = 0.01, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+        self.add_state("total", torch.zeros(latents, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("squares", torch.zeros(latents, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, posterior_mean: Tensor, prior_mean: Tensor) -> None:
+        """Add means ``[B, *latent]``."""
+        shift = (posterior_mean - prior_mean).detach().flatten(1).double()
+        self.total += shift.sum(0)
+        self.squares += shift.square().sum(0)
+        self.count += len(shift)
+
+    def compute(self) -> Tensor:
+        """The number of active latents."""
+        variance = self.squares / self.count - (self.total / self.count).square()
+        return (variance > self.threshold).sum().float()

@@ -1,0 +1,216 @@
+"""Perturbation sets on disk: a folder with ``config.json`` and ``model.safetensors`` that others can load safely.
+
+The configuration names the network from this package's registry, never an import path, and weights are read without
+unpickling, so loading a stranger's folder runs none of the stranger's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import latentrobust
+from latentrobust.errors import InputError
+from latentrobust.networks import cvae as networks
+from latentrobust.networks.cvae.base import CVAE
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.cvae import CVAESet
+from latentrobust.perturbation_sets.exact import PixelBall, RTSSet
+from latentrobust.transforms.affine import RotationTranslationScale
+
+FORMAT = 1
+CONFIG, WEIGHTS, FOLDER = "config.json", "model.safetensors", "perturbation_set"
+CHECKPOINT_KEY = "perturbation_set"
+"""Where a Lightning checkpoint of a learner keeps the set's configuration; its weights are under ``network.``."""
+
+__all__ = ["CHECKPOINT_KEY", "FOLDER", "describe_cvae", "load_perturbation_set", "save_perturbation_set"]
+
+
+def describe_cvae(
+    network: CVAE, likelihood: str, radius: float | None, latent_norms: dict[str, float], data: str
+) -> dict[str, Any]:
+    """The configuration of a CVAE set, plain containers only. ``network`` is null for one from outside the package."""
+    return {
+        "format": FORMAT,
+        "kind": "cvae",
+        "network": network.description,
+        "likelihood": likelihood,
+        "image_shape": list(network.image_shape),
+        "latent_shape": list(network.latent_shape),
+        "radius": radius,
+        "latent_norms": latent_norms,
+        "data": data,
+        "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
+    }
+
+
+def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
+    if isinstance(perturbations, CVAESet):
+        return describe_cvae(
+            perturbations.network,
+            perturbations.likelihood,
+            perturbations.ball.radius,
+            perturbations.latent_norms,
+            perturbations.data,
+        )
+    common = {
+        "format": FORMAT,
+        "likelihood": perturbations.likelihood,
+        "image_shape": list(perturbations.image_shape),
+        "radius": perturbations.ball.radius,
+        "versions": {"latentrobust": latentrobust.__version__},
+    }
+    if isinstance(perturbations, RTSSet):
+        return {**common, "kind": "rts", "transform": dataclasses.asdict(perturbations.transform)}
+    if isinstance(perturbations, PixelBall):
+        return {**common, "kind": "pixel_ball", "norm": perturbations.ball.norm}
+    raise InputError(f"cannot save a {type(perturbations).__name__}: only sets of this package have a format on disk")
+
+
+def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) -> Path:
+    """Write the set as a folder, which appears whole or not at all; an older one there is replaced.
+
+    Raises:
+        InputError: for a set that has no format on disk.
+        OSError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    configuration = _describe(perturbations)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (partial / CONFIG).write_text(json.dumps(configuration, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in perturbations.state_dict().items()}, partial / WEIGHTS)
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load_perturbation_set(
+    path: str | Path, *, radius: float | None = None, network: CVAE | None = None
+) -> PerturbationSet:
+    """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
+
+    Args:
+        path: a set's folder, a run's folder (its ``perturbation_set/``, else its best checkpoint), or a ``.ckpt``.
+        radius: instead of the stored one.
+        network: for a set whose network is not from this package: one of the same architecture, to be filled.
+
+    Raises:
+        InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / FOLDER / CONFIG).is_file():
+            path = path / FOLDER
+        elif not (path / CONFIG).is_file():
+            path = path / "checkpoints" / "best.ckpt"
+    if path.is_dir():
+        configuration, state = _read_folder(path)
+    elif path.is_file():
+        configuration, state = _read_checkpoint(path)
+    else:
+        raise InputError(f"no perturbation set at {path}: expected a set's folder, a run's folder or a .ckpt file")
+    perturbations = _build(configuration, radius, network, path)
+    try:
+        perturbations.load_state_dict(state)
+    except RuntimeError as error:
+        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise InputError(f"{path} holds the weights of another model than its configuration names: {details}") from None
+    perturbations.eval().requires_grad_(False)
+    return perturbations
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        configuration = json.loads((folder / CONFIG).read_text())
+        state = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"cannot read the perturbation set in {folder}: {_line(error)}") from None
+    return configuration, state
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
+        raise InputError(f"{path} is not a checkpoint of a perturbation-set learner")
+    state = checkpoint["state_dict"]
+    return checkpoint[CHECKPOINT_KEY], {name: value for name, value in state.items() if name.startswith("network.")}
+
+
+def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> dict[str, Any]:
+    """A checkpoint's dictionary, read with ``weights_only=True`` and an optional list of further harmless types.
+
+    Raises:
+        InputError: if it is missing, damaged, or would run code when loaded.
+    """
+    try:
+        with torch.serialization.safe_globals(safe_globals or []):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"no checkpoint at {path}") from None
+    except Exception as error:  # torch raises half a dozen types for damaged and refused files
+        refused = "Unsupported global" in str(error) or "Unsupported class" in str(error)
+        reason = "it asks to run code (an unsafe pickle)" if refused else _line(error)
+        raise InputError(f"cannot read the checkpoint {path}: {reason}") from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _build(configuration: dict[str, Any], radius: float | None, network: CVAE | None, path: Path) -> PerturbationSet:
+    try:
+        if configuration["format"] != FORMAT:
+            raise InputError(f"{path} has format {configuration['format']}; this version reads {FORMAT}")
+        kind, likelihood = configuration["kind"], configuration["likelihood"]
+        image_shape = tuple(configuration["image_shape"])
+        chosen = configuration["radius"] if radius is None else radius
+        if chosen is None:
+            raise InputError(f"{path} stores no radius: give one, or select it on validation pairs")
+        if not (isinstance(chosen, int | float) and chosen > 0 and math.isfinite(chosen)):
+            raise InputError(f"the radius of {path} must be positive and finite, got {chosen}")
+        if kind == "cvae":
+            network = network or _named_network(configuration["network"], path)
+            perturbations: PerturbationSet = CVAESet(network, likelihood, chosen)
+            perturbations.latent_norms = dict(configuration["latent_norms"])
+            perturbations.data = configuration["data"]
+        elif kind == "rts":
+            transform = RotationTranslationScale(**configuration["transform"])
+            perturbations = RTSSet(image_shape, transform, chosen, likelihood)
+        elif kind == "pixel_ball":
+            perturbations = PixelBall(image_shape, configuration["norm"], chosen, likelihood)
+        else:
+            raise InputError(f"{path} holds a set of unknown kind {kind!r}")
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the configuration of {path} is damaged: {_line(error)}") from None
+    if perturbations.image_shape != image_shape:
+        raise InputError(f"{path}: the network is for images {perturbations.image_shape}, the set for {image_shape}")
+    return perturbations
+
+
+def _named_network(description: dict[str, Any] | None, path: Path) -> CVAE:
+    if description is None:
+        raise InputError(f"{path} was learned with a network from outside this package: pass it as network=")
+    return networks.build(description["name"], **description["arguments"])
+
+
+def _line(error: BaseException) -> str:
+    """An exception's first line, with its type."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,139 @@
+"""Figures of a perturbation set: one idea each, axes and units named. Functions return a figure and write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.transforms import random
+
+BLUE, ORANGE, GREY = "#2a6f97", "#d1703c", "#8a8a8a"
+ERROR_NAMES = {
+    "pgd_ae": "nearest point found (PGD AE)",
+    "encoder_ae": "encoded point (encoder AE)",
+    "reconstruction": "posterior sample (reconstruction)",
+    "expected_ae": "random draw (expected AE)",
+    "over_ae": "farthest point found (over AE)",
+}
+
+
+def image_rows(rows: Mapping[str, Sequence[Tensor]], title: str, columns: Sequence[str] = ()) -> Figure:
+    """A grid of images ``[C, H, W]`` with one named row a key, and optional column names."""
+    count = max(len(row) for row in rows.values())
+    figure = Figure(figsize=(1.0 * count + 1.5, 1.0 * len(rows) + 0.7), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for number, axis in enumerate(line):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if number < len(images):
+                _show(axis, images[number])
+            else:
+                axis.axis("off")
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, name in zip(axes[0], columns, strict=False):
+        axis.set_title(name, fontsize=8)
+    return figure
+
+
+def _show(axis: Axes, image: Tensor) -> None:
+    array = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    if array.shape[-1] == 1:
+        axis.imshow(array[..., 0], cmap="gray", vmin=0, vmax=1)
+    else:
+        axis.imshow(array)
+
+
+@torch.no_grad()
+def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Pairs) -> Figure:
+    """Examples, their observed perturbations, and what the set makes of the encoded ones."""
+    s = perturbations.at(pairs.clean)
+    u = perturbations.ball.project(s.encode(pairs.perturbed, pairs.offset))
+    rows = {"example x": pairs.clean, "observed x̃": pairs.perturbed, "encoded and\ndecoded": s.decode(u)}
+    return image_rows({name: list(images) for name, images in rows.items()}, "Observed pairs and their reconstruction")
+
+
+@torch.no_grad()
+def samples(perturbations: PerturbationSet, pairs: Pairs, draws: int = 8, seed: int = 0) -> Figure:
+    """Random draws from S(x) beside their example."""
+    s = perturbations.at(pairs.clean)
+    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.index)))
+    rows = {f"{number + 1}": [clean, *drawn[:, number]] for number, clean in enumerate(pairs.clean)}
+    return image_rows(rows, "Random draws from the perturbation set", ["example x", *["draw"] * draws])
+
+
+@torch.no_grad()
+def interpolations(perturbations: PerturbationSet, pairs: Pairs, steps: int = 8) -> Figure:
+    """One example each row, carried from the offset of its own pair to the offset of the next one."""
+    s = perturbations.at(pairs.clean)
+    u = perturbations.ball.project(s.encode(pairs.perturbed, pairs.offset))
+    shares = torch.linspace(0, 1, steps, device=u.device).reshape(steps, *[1] * u.dim())
+    path = s.decode((1 - shares) * u + shares * u.roll(-1, 0))
+    rows = {f"{number + 1}": list(path[:, number]) for number in range(len(u))}
+    columns = ["own offset", *[""] * (steps - 2), "next pair's"]
+    return image_rows(rows, "Between two offsets, decoded for one example a row", columns)
+
+
+def latent_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str], radius: float) -> Figure:
+    """Density of the norms of encoded test pairs, a curve a kind, with the radius."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    bins = np.linspace(0, max(radius, float(norms.max())) * 1.02, 41)
+    for number, name in enumerate(kind_names):
+        axis.hist(norms[kinds == number], bins, density=True, histtype="stepfilled", alpha=0.5, label=name)
+    axis.axvline(radius, color=ORANGE, label=f"radius {radius:.3g}")
+    axis.set_xlabel("latent norm ‖u‖ of an encoded test pair")
+    axis.set_ylabel("density")
+    axis.set_title("How far observed perturbations lie from the centre of the set", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return _plain(figure, axis)
+
+
+def quality_bars(metrics: Mapping[str, float]) -> Figure:
+    """The errors of the quality table as bars, with the error of changing nothing as a line."""
+    figure = Figure(figsize=(6, 2.8), layout="constrained")
+    axis = figure.subplots()
+    values = [metrics[f"quality/{name}"] for name in ERROR_NAMES]
+    bars = axis.barh(list(ERROR_NAMES.values()), values, color=BLUE)
+    axis.bar_label(bars, fmt="%.4f", padding=3, fontsize=8)
+    unchanged = metrics["quality/no_change"]
+    axis.axvline(unchanged, color=GREY, linestyle="--", label=f"x itself: {unchanged:.4f}")
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(*values, unchanged) * 1.15)
+    axis.set_xlabel("squared error, mean over pixels")
+    axis.set_title("Error between the set and observed perturbations", fontsize=10)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    return _plain(figure, axis)
+
+
+def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]], metrics: Mapping[str, float]) -> Figure:
+    """The four errors that depend on the radius, at the percentile radii and the selected one."""
+    points = sorted([*by_radius.values(), _at_selected(metrics)], key=lambda point: point["radius"])
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name in ("pgd_ae", "encoder_ae", "expected_ae", "over_ae"):
+        radii, errors = [p["radius"] for p in points], [p[name] for p in points]
+        axis.plot(radii, errors, marker="o", markersize=3, label=ERROR_NAMES[name])
+    axis.set_yscale("log")
+    axis.set_xlabel("radius of the set (25, 50, 75 % of the latent norms, and the selected one)")
+    axis.set_ylabel("squared error")
+    axis.set_title("Quality against the radius", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return _plain(figure, axis)
+
+
+def _at_selected(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {"radius": metrics["radius"], **{name: metrics[f"quality/{name}"] for name in ERROR_NAMES}}
+
+
+def _plain(figure: Figure, axis: Axes) -> Figure:
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,40 @@
+"""Send figures, tables, histograms and final numbers to whichever loggers are active."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+
+def log_results(
+    loggers: Sequence[Logger],
+    metrics: Mapping[str, float],
+    figures: Mapping[str, Figure],
+    norms: np.ndarray,
+    step: int,
+) -> None:
+    """Final metrics to every logger; figures and the histogram of latent norms where the logger can show them."""
+    for logger in loggers:
+        logger.log_metrics(dict(metrics), step=step)
+        if isinstance(logger, WandbLogger):
+            _to_wandb(logger, metrics, figures, norms)
+        elif isinstance(logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                logger.experiment.add_figure(name, figure, global_step=step)
+            logger.experiment.add_histogram("latent_norm", norms, global_step=step)
+        logger.save()
+
+
+def _to_wandb(
+    logger: WandbLogger, metrics: Mapping[str, float], figures: Mapping[str, Figure], norms: np.ndarray
+) -> None:
+    import wandb  # noqa: PLC0415  (takes a second to import; only those who log to it pay)
+
+    logger.experiment.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
+    quality = [[name, value] for name, value in metrics.items() if "quality/" in name]
+    logger.experiment.log({"quality": wandb.Table(columns=["metric", "value"], data=quality)})
+    logger.experiment.log({"latent_norm/histogram": wandb.Histogram(norms.tolist())})
+    logger.experiment.summary.update(dict(metrics))

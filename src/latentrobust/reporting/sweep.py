@@ -1,0 +1,40 @@
+"""One table over the runs of a sweep, written by Hydra when the last job has ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from latentrobust.run_folder import DONE, FAILED, write_csv
+
+
+class SweepTable(Callback):
+    """Writes ``sweep.csv``: a row a job with its folder, state, overrides and final metrics."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Gather the jobs' folders."""
+        folder = Path(config.hydra.sweep.dir)
+        if folder.is_dir():
+            write_sweep_table(folder)
+
+
+def write_sweep_table(folder: Path) -> Path:
+    """``sweep.csv`` over the run folders directly below ``folder``."""
+    rows = []
+    for run in sorted(
+        (path for path in folder.iterdir() if path.is_dir()), key=lambda path: (len(path.name), path.name)
+    ):
+        if not (run / "config.yaml").is_file():
+            continue
+        state = next((marker for marker in (DONE, FAILED) if (run / marker).is_file()), "UNFINISHED")
+        configuration = OmegaConf.load(run / "config.yaml")
+        row: dict[str, Any] = {"run": run.name, "state": state}
+        row["overrides"] = " ".join(OmegaConf.select(configuration, "overrides") or [])
+        metrics = run / "metrics.json"
+        rows.append(row | (json.loads(metrics.read_text()) if metrics.is_file() else {}))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return write_csv(folder / "sweep.csv", {name: [row.get(name, "") for row in rows] for name in names})

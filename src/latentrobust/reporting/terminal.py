@@ -1,0 +1,44 @@
+"""What the entry points print: the configuration as a tree, the final table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from latentrobust.reporting.html import ROWS
+
+
+def print_configuration(configuration: Mapping[str, Any], console: Console | None = None) -> None:
+    """The resolved configuration, a branch a group."""
+    tree = Tree("configuration")
+    for name, value in configuration.items():
+        _grow(tree, name, value)
+    (console or Console()).print(tree)
+
+
+def _grow(tree: Tree, name: str, value: Any) -> None:
+    if isinstance(value, Mapping) and value:
+        branch = tree.add(f"[bold]{name}[/bold]")
+        for key, part in value.items():
+            _grow(branch, str(key), part)
+    else:
+        tree.add(f"{name}: {value}".replace("[", r"\["))
+
+
+def print_quality(metrics: Mapping[str, float], console: Console | None = None) -> None:
+    """The quality metrics of a set, beside the exact set's where they were measured."""
+    has_exact = any(name.startswith("exact/") for name in metrics)
+    table = Table(title=f"perturbation set, radius {metrics['radius']:.4g}")
+    table.add_column("metric")
+    for column in ("value", "own loss", *(["exact set"] if has_exact else [])):
+        table.add_column(column, justify="right")
+    for name, (title, _) in ROWS.items():
+        if f"quality/{name}" not in metrics:
+            continue
+        row = [f"quality/{name}", f"quality/{name}_nll", *([f"exact/quality/{name}"] if has_exact else [])]
+        table.add_row(title, *(f"{metrics[key]:.5g}" if key in metrics else "" for key in row))
+    (console or Console()).print(table)

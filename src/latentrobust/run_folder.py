@@ -1,0 +1,83 @@
+"""What a run leaves on disk, and how it is marked: DONE, FAILED, or neither while it runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from latentrobust.errors import InputError
+
+DONE, FAILED = "DONE", "FAILED"
+
+
+@contextmanager
+def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator[Path]:
+    """A run's folder with its ``config.yaml``; marked FAILED with one line if the body raises, DONE otherwise.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    folder = Path(folder).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank_zero_only.rank == 0:
+            for marker in (DONE, FAILED):
+                (folder / marker).unlink(missing_ok=True)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {folder}: {error.strerror or error}") from None
+    try:
+        yield folder
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        _mark(folder, FAILED, reason)
+        raise
+    _mark(folder, DONE, "")
+
+
+def _mark(folder: Path, marker: str, text: str) -> None:
+    if rank_zero_only.rank != 0:
+        return
+    try:
+        (folder / marker).write_text(text + "\n" if text else "")
+    except OSError:  # the disk is full: the missing DONE says enough, and the first error is the one to show
+        return
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file that appears whole or not at all."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        Path(partial).chmod(0o644)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
+    """``metrics.json``: one flat object, keys sorted; NaN and infinities as null, which JSON can say."""
+    flat = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+    return write_text(folder / "metrics.json", json.dumps(flat, indent=2) + "\n")
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
+    """A table with one column a name."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return write_text(path, text.getvalue())

@@ -1,0 +1,171 @@
+"""Measure a perturbation set on the test pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.perturbation_sets.likelihood import squared_error
+from latentrobust.perturbation_sets.quality import (
+    PERCENTILES,
+    PairValues,
+    QualitySettings,
+    measure_quality,
+    summarise_norms,
+)
+from latentrobust.transforms import random
+
+
+class QualityTest(pl.LightningModule):
+    """The quality metrics on every test pair; on the first ``detail`` of them also against the radius and an exact set.
+
+    After ``trainer.test`` there are `metrics` (flat, as in ``metrics.json``), `per_example` (a column a name) and
+    `by_radius` (percentile to metrics).
+
+    Args:
+        perturbations: any set.
+        settings: steps and draws.
+        detail: pairs measured at the percentile radii, and samples compared with the exact set.
+        exact: the set that the data was truly drawn from, where it is known.
+        seed: of all draws, by (seed, example).
+    """
+
+    def __init__(
+        self,
+        perturbations: PerturbationSet,
+        settings: QualitySettings,
+        detail: int = 0,
+        exact: PerturbationSet | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.perturbations = perturbations
+        self.settings, self.detail, self.exact, self.seed = settings, detail, exact, seed
+        names = _names(perturbations, settings)
+        self.values = PairValues(names)
+        self.radii = _percentile_radii(perturbations) if detail else {}
+        self.at_radius = torch.nn.ModuleDict({name: PairValues(names) for name in self.radii})
+        self.to_exact = PairValues(["distance"])
+        self.of_exact = PairValues(_names(exact, settings) if exact is not None else [])
+        self.metrics: dict[str, float] = {}
+        self.per_example: dict[str, np.ndarray] = {}
+        self.by_radius: dict[str, dict[str, float]] = {}
+        self._kinds: tuple[str, ...] = ()
+
+    def setup(self, stage: str) -> None:
+        """Check that data and set fit."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if tuple(data.image_shape) != self.perturbations.image_shape:
+            raise InputError(
+                f"data {data.name} has images {list(data.image_shape)}, the perturbation set is for"
+                f" {list(self.perturbations.image_shape)}: choose the data it was learned from"
+                + (f" ({self.perturbations.data})" if self.perturbations.data else "")
+            )
+        self._kinds = data.kinds
+
+    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+        """All metrics of a batch."""
+        keys = random.example_keys(self.seed, batch.index)
+        with torch.inference_mode(False):
+            batch = Pairs(*(part.clone() if isinstance(part, Tensor) else part for part in batch))
+            s = self.perturbations.at(batch.clean)
+            self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys)
+            part = _first(batch, keys, self.detail)
+            if part is not None:
+                self._measure_detail(*part)
+
+    def _measure_detail(self, batch: Pairs, keys: Tensor) -> None:
+        s = self.perturbations.at(batch.clean)
+        for name, radius in self.radii.items():
+            ball = self.perturbations.ball.with_radius(radius)
+            self._measure(self.at_radius[name], self.perturbations, s, ball, batch, keys)  # type: ignore[arg-type]
+        if self.exact is None:
+            return
+        exact = self.exact.at(batch.clean)
+        self._measure(self.of_exact, self.exact, exact, self.exact.ball, batch, keys)
+        sample = s.decode(s.sample(1, random.fold_in(keys, 4)))[0]
+        nearest = exact.decode(self.exact.ball.project(exact.encode(sample)))
+        self.to_exact.update(batch.index, batch.kind, distance=squared_error(nearest, sample))
+
+    def _measure(
+        self, into: PairValues, owner: PerturbationSet, s: SetAt, ball: LatentBall, batch: Pairs, keys: Tensor
+    ) -> None:
+        values = measure_quality(
+            s,
+            batch.perturbed,
+            ball=ball,
+            likelihood=owner.likelihood,
+            keys=keys,
+            settings=self.settings,
+            offset=batch.offset,
+        )
+        into.update(batch.index, batch.kind, **values)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather values over processes and make the metrics."""
+        self.metrics = {"radius": self.perturbations.ball.radius}
+        means = self.values.compute()
+        table = self.values.table()
+        means.pop("latent_norm")
+        self.metrics |= {f"quality/{name}": value for name, value in means.items()}
+        self.metrics |= self._norms(table)
+        for name, radius in self.radii.items():
+            at = self.at_radius[name].compute()  # type: ignore[operator]
+            self.by_radius[name] = {"radius": radius, **at}
+            self.metrics |= {f"quality/{name}/{key}": value for key, value in at.items() if key != "latent_norm"}
+        if self.exact is not None and self.detail:
+            of_exact = self.of_exact.compute()
+            self.metrics |= {
+                f"exact/quality/{name}": value for name, value in of_exact.items() if name != "latent_norm"
+            }
+            self.metrics["quality/sample_to_exact"] = self.to_exact.compute()["distance"]
+        self.per_example = table
+
+    def _norms(self, table: dict[str, np.ndarray]) -> dict[str, float]:
+        norms = table["latent_norm"].astype(np.float64)
+        found = {f"latent_norm/{name}": value for name, value in summarise_norms(norms).items()}
+        if len(self._kinds) > 1:
+            for number, kind in enumerate(self._kinds):
+                if (chosen := table["kind"] == number).any():
+                    part = summarise_norms(norms[chosen])
+                    found |= {f"latent_norm/{kind}/{name}": value for name, value in part.items()}
+        return found
+
+
+def _names(perturbations: PerturbationSet, settings: QualitySettings) -> list[str]:
+    """What `measure_quality` will return, found on one blank pair: metric states must exist before the first batch."""
+    blank = torch.zeros(1, *perturbations.image_shape, device=next(perturbations.parameters(), torch.zeros(())).device)
+    trial = dataclasses.replace(settings, steps=0, draws=1, likelihood_draws=min(settings.likelihood_draws, 1))
+    s = perturbations.at(blank)
+    u = s.sample(1)[0]
+    keys = random.example_keys(0, torch.zeros(1, dtype=torch.int64, device=blank.device))
+    with torch.no_grad():
+        likelihood = perturbations.likelihood
+        found = measure_quality(
+            s, blank, ball=s.ball, likelihood=likelihood, keys=keys, settings=trial, offset=torch.zeros_like(u)
+        )
+    return list(found)
+
+
+def _percentile_radii(perturbations: PerturbationSet) -> dict[str, float]:
+    """The stored percentiles of the validation norms that are usable as radii."""
+    known = {f"p{q}": perturbations.latent_norms.get(f"p{q}", 0.0) for q in PERCENTILES}
+    return {name: radius for name, radius in known.items() if radius > 0 and math.isfinite(radius)}
+
+
+def _first(batch: Pairs, keys: Tensor, count: int) -> tuple[Pairs, Tensor] | None:
+    """The part of a batch whose index is below ``count``."""
+    chosen = batch.index < count
+    if not bool(chosen.any()):
+        return None
+    return Pairs(*(part[chosen] if isinstance(part, Tensor) else part for part in batch)), keys[chosen]

@@ -1,0 +1,33 @@
+"""Pixel noise: what it draws and how it is applied."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latentrobust.transforms.random import uniform
+
+
+@dataclass(frozen=True)
+class UniformNoise:
+    """Uniform noise in [−radius, radius] a pixel, the result clamped to [0, 1] (Wong & Kolter, appendix E.1: ℓ∞, 0.3).
+
+    An offset is the noise before clamping, of the image's shape.
+    """
+
+    radius: float = 0.3
+    name: str = "linf"
+
+    def __post_init__(self) -> None:
+        if not (self.radius > 0 and math.isfinite(self.radius)):
+            raise ValueError(f"the noise radius must be positive and finite, got {self.radius}")
+
+    def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
+        """Noise ``[*batch, *image]`` for keys ``[*batch]``."""
+        return (2 * uniform(keys, tuple(image_shape)) - 1) * self.radius
+
+    def apply(self, images: Tensor, offset: Tensor) -> Tensor:
+        """``[B, *image]`` and noise of the same shape to ``clamp(images + offset)``."""
+        return (images + offset).clamp(0, 1)

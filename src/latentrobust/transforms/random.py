@@ -1,0 +1,94 @@
+"""Random numbers by key: example ``i`` gets the same draws in any batch, order, process or device.
+
+A key is an int64 that stands for one stream of random bits, here the SplitMix64 sequence that starts at it (Steele,
+Lea & Flood 2014, "Fast splittable pseudorandom number generators"). Keys are made from a seed and an example's index,
+``fold_in`` derives new ones, and samplers turn keys of shape ``[*batch]`` into values of shape ``[*batch, *shape]``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as ``value``."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX1 = _signed(0xBF58476D1CE4E5B9)
+_MIX2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    # int64 shifts are arithmetic; the mask makes this one logical.
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which each input bit flips about half the output bits."""
+    bits = (bits ^ _shift_right(bits, 30)) * _MIX1
+    bits = (bits ^ _shift_right(bits, 27)) * _MIX2
+    return bits ^ _shift_right(bits, 31)
+
+
+def fold_in(keys: Tensor, data: Tensor | int) -> Tensor:
+    """Keys derived from ``keys`` and ``data`` (broadcast): different ``data`` give unrelated streams."""
+    data = torch.as_tensor(data, dtype=torch.int64, device=keys.device)
+    return _mix(_mix(keys ^ _MIX2) + (data + 1) * _GAMMA)
+
+
+def example_keys(seed: int, index: Tensor, *context: int) -> Tensor:
+    """Keys of the examples ``index [B]`` (int64) under ``seed`` and, say, an epoch: ``[B]``, on the index's device."""
+    keys = torch.full((), _signed(seed), dtype=torch.int64, device=index.device)
+    for part in context:
+        keys = fold_in(keys, part)
+    return fold_in(keys, index)
+
+
+def fresh_keys(*batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """Keys ``[*batch]`` drawn from a generator, or from PyTorch's global one."""
+    where = generator.device if generator is not None else torch.device("cpu")
+    drawn = torch.randint(-(1 << 63), (1 << 63) - 1, batch, generator=generator, device=where)
+    return drawn.to(device)
+
+
+def _bits(keys: Tensor, count: int) -> Tensor:
+    """The first ``count`` 64-bit words of each stream: ``[*batch, count]``."""
+    counter = torch.arange(1, count + 1, device=keys.device) * _GAMMA
+    return _mix(keys[..., None] + counter)
+
+
+def uniform(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform on [0, 1), exactly representable: ``[*batch, *shape]``."""
+    digits = 53 if dtype == torch.float64 else 24
+    bits = _shift_right(_bits(keys, math.prod(shape)), 64 - digits)
+    return (bits.to(dtype) * 2.0**-digits).reshape(*keys.shape, *shape)
+
+
+def normal(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal, by Box and Muller's transform of two 32-bit uniforms a word: ``[*batch, *shape]``."""
+    count = math.prod(shape)
+    bits = _bits(keys, (count + 1) // 2)
+    # The half keeps the logarithm finite; in float32 the largest radius is 6.66 standard deviations.
+    first = (_shift_right(bits, 32).to(dtype) + 0.5) * 2.0**-32
+    second = (bits & 0xFFFFFFFF).to(dtype) * (2 * math.pi * 2.0**-32)
+    length = first.log().mul(-2).clamp_min_(0).sqrt()
+    values = torch.stack([length * second.cos(), length * second.sin()], -1).flatten(-2)
+    return values[..., :count].reshape(*keys.shape, *shape)
+
+
+def integers(keys: Tensor, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform integers ``low ≤ n < high``: int64 ``[*batch, *shape]``."""
+    bits = _shift_right(_bits(keys, math.prod(shape)), 33)  # 31 bits: the product below cannot overflow
+    return (low + ((bits * (high - low)) >> 31)).reshape(*keys.shape, *shape)
+
+
+def permutation(seed: int, count: int, *context: int) -> Tensor:
+    """A permutation of ``range(count)`` that depends on ``(seed, *context)`` alone: int64 ``[count]``, on the CPU."""
+    keys = example_keys(seed, torch.arange(count), *context)
+    return torch.argsort(keys, stable=True)
