@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from latentrobust.errors import InputError
 
@@ -31,7 +31,7 @@ def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator
     folder = Path(folder).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if rank_zero_only.rank == 0:
+        if writes():
             for marker in (DONE, FAILED):
                 (folder / marker).unlink(missing_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
@@ -46,8 +46,13 @@ def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator
     _mark(folder, DONE, "")
 
 
+def writes() -> bool:
+    """Whether this is the one process of a run that writes to its folder."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _mark(folder: Path, marker: str, text: str) -> None:
-    if rank_zero_only.rank != 0:
+    if not writes():
         return
     try:
         (folder / marker).write_text(text + "\n" if text else "")

@@ -30,7 +30,7 @@ from latentrobust.tasks.quality import QualityTest
 
 @dataclass
 class Run:
-    """What a run leaves in memory: final metrics, its folder, the set, the data, and the module that was fitted or tested."""
+    """What a run leaves in memory: metrics, folder, set, data, and the module that was fitted or tested."""
 
     metrics: dict[str, float]
     folder: Path

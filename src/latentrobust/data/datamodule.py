@@ -21,8 +21,8 @@ SPLITS = ("train", "validation", "test")
 class PairsDataModule(pl.LightningDataModule):
     """Pairs (clean, perturbed) made from a source of clean images and a perturbation.
 
-    Training pairs are drawn anew each epoch (or from ``draws_per_example`` fixed ones); validation and test pairs are the
-    same in every epoch, batch size and number of processes.
+    Training pairs are drawn anew each epoch (or from ``draws_per_example`` fixed ones); validation and test pairs
+    are the same in every epoch, batch size and number of processes.
 
     Args:
         source: called without arguments, gives `Images`.
@@ -101,7 +101,7 @@ class PairsDataModule(pl.LightningDataModule):
         return (channels, self.canvas, self.canvas) if self.canvas else (channels, height, width)
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
-        """The pairs of ``index [B]`` in a split, on the index's device."""
+        """The pairs of examples ``index [B]`` of a split, on the index's device."""
         images, labels = self._resident(split, index.device)
         clean = images[index].float().div_(255)
         if self.canvas is not None:
@@ -111,7 +111,7 @@ class PairsDataModule(pl.LightningDataModule):
             clean=clean,
             perturbed=self.perturbation.apply(clean, offset),
             kind=torch.zeros_like(index),
-            index=index,
+            example=index,
             label=labels[index],
             offset=offset,
             epoch=epoch,
@@ -163,4 +163,4 @@ class PairsDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Pairs:
         """Indices to pairs, on the device the indices have come to."""
-        return self.pairs(batch.split, batch.index, batch.epoch)
+        return self.pairs(batch.split, batch.examples, batch.epoch)

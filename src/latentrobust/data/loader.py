@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from latentrobust.transforms.random import permutation
 class Indices(NamedTuple):
     """Which examples of which split a batch consists of, and in which epoch."""
 
-    index: Tensor
+    examples: Tensor
     split: str
     epoch: int
 
@@ -46,7 +47,7 @@ class IndexLoader:
             # A batch is cut into equal parts, so that the processes take equally many steps.
             return max(self.count // (self.batch_size * self.world), 1)
         own = len(range(self.rank, self.count, self.world))
-        return -(-own // self.batch_size)
+        return math.ceil(own / self.batch_size)
 
     def __iter__(self) -> Iterator[Indices]:
         if self._next_batch and not self._restored:  # the last epoch was left before its end

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """A batch of pairs. Images ``[B, C, H, W]`` float32 in [0, 1]; ``kind``, ``index`` and ``label`` ``[B]`` int64.
+    """A batch of pairs. Images ``[B, C, H, W]`` float32 in [0, 1]; ``kind``, ``example`` and ``label`` ``[B]`` int64.
 
-    ``kind`` counts in the data module's ``kinds``, ``index`` within the split; ``offset`` is the perturbation's own
+    ``kind`` counts in the data module's ``kinds``, ``example`` within the split; ``offset`` is the perturbation's own
     parameters where the data knows them.
     """
 
     clean: Tensor
     perturbed: Tensor
     kind: Tensor
-    index: Tensor
+    example: Tensor
     label: Tensor
     offset: Tensor | None
     epoch: int
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Pairs:
+        """The pairs with every tensor changed: a part of the batch, another device."""
+        return Pairs(
+            clean=change(self.clean),
+            perturbed=change(self.perturbed),
+            kind=change(self.kind),
+            example=change(self.example),
+            label=change(self.label),
+            offset=None if self.offset is None else change(self.offset),
+            epoch=self.epoch,
+        )
 
 
 class Perturbation(Protocol):

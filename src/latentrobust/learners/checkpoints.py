@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from latentrobust.run_folder import writes
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -23,7 +24,7 @@ class BestCheckpoint(ModelCheckpoint):
             super().load_state_dict(state_dict)
             return
         here = Path(self.dirpath) / best.name
-        if rank_zero_only.rank == 0:
+        if writes():
             here.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, here)
         score = state_dict["best_model_score"]

@@ -95,7 +95,7 @@ class CVAELearner(pl.LightningModule):
         """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
         prior = self.network.encode_prior(pairs.clean)
         posterior = self.network.encode_posterior(pairs.clean, pairs.perturbed)
-        keys = random.example_keys(self.seed, pairs.index, pairs.epoch)
+        keys = random.example_keys(self.seed, pairs.example, pairs.epoch)
         z = posterior.mean + posterior.std * random.normal(keys, self.network.latent_shape)
         decoded = self.network.generate(pairs.clean, z)
         return (
@@ -113,8 +113,8 @@ class CVAELearner(pl.LightningModule):
         loss = (reconstruction + beta * kl).mean()
         values = {"train/loss": loss.detach(), "train/reconstruction": reconstruction.mean().detach()}
         values |= {"train/kl": kl.mean().detach()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index))
-        self.log("train/beta", beta, on_step=False, on_epoch=True, batch_size=len(batch.index))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.example))
+        self.log("train/beta", beta, on_step=False, on_epoch=True, batch_size=len(batch.example))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -138,7 +138,7 @@ class CVAELearner(pl.LightningModule):
             "val/kl": kl.mean(),
             "val/encoder_ae": encoder_error(s, batch.perturbed, u, unbounded, squared_error).mean(),
         }
-        self.log_dict(values, on_epoch=True, batch_size=len(batch.index), sync_dist=True)
+        self.log_dict(values, on_epoch=True, batch_size=len(batch.example), sync_dist=True)
         if self._sampled is None:
             self._sampled = batch
 
@@ -161,9 +161,9 @@ class CVAELearner(pl.LightningModule):
         pairs = self._sampled
         s = CVAESet(self.network, self.likelihood, radius).at(pairs.clean)
         ball = LatentBall(self.network.latent_shape, "l2", radius)
-        keys = random.example_keys(self.seed, pairs.index)
+        keys = random.example_keys(self.seed, pairs.example)
         expected = expected_error(s, pairs.perturbed, ball, squared_error, draws=5, keys=keys)
-        self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.index))
+        self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.example))
         self.log_dict(values)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -45,7 +45,8 @@ class NonFiniteGuard(pl.Callback):
         if self.in_a_row >= self.patience:
             raise FloatingPointError(
                 f"the gradients of {self.in_a_row} steps in a row were not finite (up to step {trainer.global_step},"
-                f" learning rate {optimizer.param_groups[0]['lr']:g}): lower optimizer.lr or set trainer.gradient_clip_val"
+                f" learning rate {optimizer.param_groups[0]['lr']:g}): lower the"
+                " learning rate or set trainer.gradient_clip_val"
             )
 
     def state_dict(self) -> dict[str, int]:

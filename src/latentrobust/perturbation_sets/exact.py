@@ -1,4 +1,4 @@
-"""Perturbation sets that can be written down: pixel ℓp balls, and rotation–translation–scale with its true parameters."""
+"""Perturbation sets that can be written down: pixel ℓp balls and rotation–translation–scale."""
 
 from __future__ import annotations
 

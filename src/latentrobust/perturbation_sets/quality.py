@@ -174,7 +174,7 @@ class PairValues(Metric):
 
 
 class LatentNorms(Metric):
-    """Norms of encoded offsets: their maximum (the radius, appendix C), mean, std and percentiles, overall and by kind."""
+    """Norms of encoded offsets: maximum (the radius, appendix C), mean, std, percentiles, overall and by kind."""
 
     full_state_update = False
     norms: list[Tensor]

@@ -1,12 +1,13 @@
 r"""Theorems 1 and 2 of Wong & Kolter (appendix B) as numbers that err only on the safe side.
 
-Notation, a latent at a time: posterior ``N(μ₁, σ₁²)``, prior ``N(μ₂, σ₂²)``, ``v = σ₁²/σ₂²``, ``m = (μ₁ − μ₂)/σ₂``. With
-``2·KL = v + m² − 1 − log v ≤ K`` (assumption 1) follow ``m² ≤ K`` and ``a ≤ v ≤ b``, the two solutions of
-``x − log x = K + 1``. They are found as ``t = log x`` from ``expm1(t) − t = K``, which keeps its digits for K from 1e-20
-to 1e3 (the Lambert W form loses them below 1e-10 and overflows at 745), and rounded outward.
+Notation, a latent at a time: posterior ``N(μ₁, σ₁²)``, prior ``N(μ₂, σ₂²)``, ``v = σ₁²/σ₂²``, ``m = (μ₁ − μ₂)/σ₂``.
+With ``2·KL = v + m² − 1 − log v ≤ K`` (assumption 1) follow ``m² ≤ K`` and ``a ≤ v ≤ b``, the two solutions of
+``x − log x = K + 1``. They are found as ``t = log x`` from ``expm1(t) − t = K``, which keeps its digits for K from
+1e-20 to 1e3 (the Lambert W form loses them below 1e-10 and overflows at 745), and rounded outward.
 
-**Theorem 1.** With ``f(z) = ‖g(z, x) − x̃‖²`` some ``z = μ₁ + σ₁t`` with ``‖t‖ ≤ r`` has ``f(z) ≤ E_q f / P(‖t‖ ≤ r)``, or
-else the integral over that ball alone would exceed ``E_q f``. In the prior's unit ``‖u‖ ≤ B·r + √ΣKᵢ``, ``B = max √bᵢ``.
+**Theorem 1.** Write ``f(z) = ‖g(z, x) − x̃‖²``. Some ``z = μ₁ + σ₁t`` with ``‖t‖ ≤ r`` has
+``f(z) ≤ E_q f / P(‖t‖ ≤ r)``, or else the integral over that ball alone would exceed ``E_q f``. In the prior's unit
+``‖u‖ ≤ B·r + √ΣKᵢ`` with ``B = max √bᵢ``.
 
 **Theorem 2.** Write ``w`` for a coordinate of ``u``, the prior's unit, and ``t = (w − m)/√v`` for the same point in the
 posterior's. Density of the prior against the posterior, both in ``t``:
@@ -16,10 +17,11 @@ posterior's. Density of the prior against the posterior, both in ``t``:
 - for ``v > 1`` (concave) at ``w = m/(1 − v)`` if that is within r: exponent ``½ m²/(v − 1)``, at most ``½(v − 1)r²``
   since then ``|m| ≤ r(v − 1)``; otherwise at the end again.
 
-Hence ``log Hᵢ ≤ ½ log b + ½ max(C₁, C₂)``, ``C₁ = (b − 1)r²``, ``C₂ = [(1 − a)r² + 2r√K + K]/a``. This is the paper's lemma 4
-with ``[a, b]`` read as bounds on the ratio of *variances*, without the ``−K`` in C₁ (only ``−m² ≤ 0`` can be dropped) and with the
-½ that its proof has and its statement lost. ``log_h`` also maximises over the feasible ``(v, m)`` in cells, each bounded from
-above, and takes the smaller of the two bounds. Everything is a logarithm: H itself overflows almost always.
+Hence ``log Hᵢ ≤ ½ log b + ½ max(C₁, C₂)``, ``C₁ = (b − 1)r²``, ``C₂ = [(1 − a)r² + 2r√K + K]/a``. This is the paper's
+lemma 4 with ``[a, b]`` read as bounds on the ratio of *variances*, without the ``−K`` in C₁ (only ``−m² ≤ 0`` can be
+dropped) and with the ½ that its proof has and its statement lost. ``log_h`` also maximises over the feasible
+``(v, m)`` in cells, each bounded from above, and takes the smaller of the two. All are logarithms: H itself overflows
+almost always.
 """
 
 from __future__ import annotations
@@ -90,8 +92,10 @@ def log_h(k: ArrayLike, r: float, cells: int = 512) -> Array:
         c1 = np.expm1(log_b) * r * r
         c2 = (-np.expm1(log_a) * r * r + 2 * r * np.sqrt(k) + k) * np.exp(-log_a)
         closed = log_b / 2 + np.maximum(c1, c2) / 2
-        # Cells are finer near v = 1 and at both ends, where the maximum lies.
-        share = (1 - np.cos(np.linspace(0, np.pi, cells + 1))) / 2
+        # Cells are finest near v = 1 and at both ends, where the maximum lies and m changes like a square root.
+        share = np.linspace(0, 1, cells + 1)
+        for _ in range(2):
+            share = (1 - np.cos(np.pi * share)) / 2
         below = _cells_below(log_a[:, None] * (1 - share), k[:, None], r)
         above = _cells_above(log_b[:, None] * share, k[:, None], r)
         tight = np.maximum(below.max(1), above.max(1))

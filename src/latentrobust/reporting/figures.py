@@ -65,7 +65,7 @@ def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Pairs) -> F
 def samples(perturbations: PerturbationSet, pairs: Pairs, draws: int = 8, seed: int = 0) -> Figure:
     """Random draws from S(x) beside their example."""
     s = perturbations.at(pairs.clean)
-    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.index)))
+    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.example)))
     rows = {f"{number + 1}": [clean, *drawn[:, number]] for number, clean in enumerate(pairs.clean)}
     return image_rows(rows, "Random draws from the perturbation set", ["example x", *["draw"] * draws])
 
@@ -88,7 +88,7 @@ def latent_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str]
     axis = figure.subplots()
     bins = np.linspace(0, max(radius, float(norms.max())) * 1.02, 41)
     for number, name in enumerate(kind_names):
-        axis.hist(norms[kinds == number], bins, density=True, histtype="stepfilled", alpha=0.5, label=name)
+        axis.hist(norms[kinds == number], bins.tolist(), density=True, histtype="stepfilled", alpha=0.5, label=name)
     axis.axvline(radius, color=ORANGE, label=f"radius {radius:.3g}")
     axis.set_xlabel("latent norm ‖u‖ of an encoded test pair")
     axis.set_ylabel("density")

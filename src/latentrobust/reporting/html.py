@@ -43,8 +43,9 @@ def verdict(metrics: Mapping[str, float]) -> str:
     inside = metrics["latent_norm/max"] <= metrics["radius"]
     reach = "every test pair lies within it" if inside else "some test pairs lie outside it and are projected"
     return (
-        f"The nearest point of the set explains {share:.1f} % of the change between a test example and its perturbed version"
-        f" (squared error {reached:.4f} against {unchanged:.4f} without a set). The radius is {metrics['radius']:.3g}; {reach}."
+        f"The nearest point of the set explains {share:.1f} % of the change between a test example and its perturbed"
+        f" version (squared error {reached:.4f} against {unchanged:.4f} without a set). The radius"
+        f" is {metrics['radius']:.3g}; {reach}."
     )
 
 

@@ -16,15 +16,15 @@ from latentrobust.run_folder import write_csv, write_metrics
 from latentrobust.tasks.quality import QualityTest
 
 CAPTIONS = {
-    "pairs": "First row: test examples. Second: the same, perturbed, as observed. Third: the observed perturbation pushed"
-    " through the set (encoded to an offset, projected to the ball, decoded). The closer the third row is to the"
+    "pairs": "First row: test examples. Second: the same, perturbed, as observed. Third: the observed perturbation"
+    " pushed through the set (encoded to an offset, projected to the ball, decoded). The closer the third row is to the"
     " second, the better the set contains what was seen.",
     "samples": "What the set generates on its own: random draws for six examples. They should look like perturbations"
     " that could have been observed.",
     "interpolations": "Straight lines between two offsets. A smooth path means that the set holds the perturbations"
     " between the observed ones too.",
-    "latent_norms": "Every test pair's offset has a length. The radius is the largest one on validation pairs, so nearly"
-    " all observed perturbations lie inside the set.",
+    "latent_norms": "Every test pair's offset has a length. The radius is the largest one on validation pairs, so"
+    " nearly all observed perturbations lie inside the set.",
     "quality": "Distance between the set and observed perturbations. The dashed line is what you get without any set,"
     " by taking the unperturbed example.",
     "quality_by_radius": "A smaller radius makes the set smaller: the farthest point comes closer, and fewer observed"

@@ -75,9 +75,9 @@ class QualityTest(pl.LightningModule):
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """All metrics of a batch."""
-        keys = random.example_keys(self.seed, batch.index)
+        keys = random.example_keys(self.seed, batch.example)
         with torch.inference_mode(False):
-            batch = Pairs(*(part.clone() if isinstance(part, Tensor) else part for part in batch))
+            batch = batch.map(torch.clone)
             s = self.perturbations.at(batch.clean)
             self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys)
             part = _first(batch, keys, self.detail)
@@ -95,7 +95,7 @@ class QualityTest(pl.LightningModule):
         self._measure(self.of_exact, self.exact, exact, self.exact.ball, batch, keys)
         sample = s.decode(s.sample(1, random.fold_in(keys, 4)))[0]
         nearest = exact.decode(self.exact.ball.project(exact.encode(sample)))
-        self.to_exact.update(batch.index, batch.kind, distance=squared_error(nearest, sample))
+        self.to_exact.update(batch.example, batch.kind, distance=squared_error(nearest, sample))
 
     def _measure(
         self, into: PairValues, owner: PerturbationSet, s: SetAt, ball: LatentBall, batch: Pairs, keys: Tensor
@@ -109,7 +109,7 @@ class QualityTest(pl.LightningModule):
             settings=self.settings,
             offset=batch.offset,
         )
-        into.update(batch.index, batch.kind, **values)
+        into.update(batch.example, batch.kind, **values)
 
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
@@ -165,7 +165,7 @@ def _percentile_radii(perturbations: PerturbationSet) -> dict[str, float]:
 
 def _first(batch: Pairs, keys: Tensor, count: int) -> tuple[Pairs, Tensor] | None:
     """The part of a batch whose index is below ``count``."""
-    chosen = batch.index < count
+    chosen = batch.example < count
     if not bool(chosen.any()):
         return None
-    return Pairs(*(part[chosen] if isinstance(part, Tensor) else part for part in batch)), keys[chosen]
+    return batch.map(lambda part: part[chosen]), keys[chosen]

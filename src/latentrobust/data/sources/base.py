@@ -35,7 +35,7 @@ def to_uint8(images: np.ndarray | Tensor, where: str) -> Tensor:
     if array.ndim != 4 or 0 in array.shape:
         raise InputError(f"{where}: expected images [N, C, H, W], got an array of shape {list(array.shape)}")
     if array.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.tensor(array)  # a copy: arrays read from files are not writable
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{where}: expected uint8 images or floats in [0, 1], got {array.dtype}")
     if np.isnan(array).any():

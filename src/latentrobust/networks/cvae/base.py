@@ -20,7 +20,7 @@ class Gaussian(NamedTuple):
         return (self.logvar / 2).exp()
 
     def kl(self, prior: Gaussian) -> Tensor:
-        """``KL(self ‖ prior)`` in nats, summed over latents: ``[B]`` (the formula of Wong & Kolter's objective, eq. 6)."""
+        """``KL(self ‖ prior)`` in nats, summed over latents: ``[B]`` (Wong & Kolter, eq. 6)."""
         return self.kl_per_latent(prior).flatten(1).sum(1)
 
     def kl_per_latent(self, prior: Gaussian) -> Tensor:
@@ -82,5 +82,5 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Sigmoid in float32 or better: bfloat16 rounds it to exactly 1 from 6 on, where the cross-entropy has no gradient."""
+    """Sigmoid in float32 or better: bfloat16 rounds it to 1 from 6 on, where cross-entropy has no gradient."""
     return torch.sigmoid(at_least_float32(logits))

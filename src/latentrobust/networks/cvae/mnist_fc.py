@@ -10,7 +10,7 @@ from latentrobust.networks.cvae.base import CVAE, probabilities
 
 
 class Encoder(nn.Module):
-    """``images [B, *image], … -> (mean, logvar) [B, latent]``: one hidden layer on the flattened, concatenated images."""
+    """``images [B, *image], … -> (mean, logvar) [B, latent]``: one hidden layer on the concatenated pixels."""
 
     def __init__(self, inputs: int, hidden: int, latent: int) -> None:
         super().__init__()

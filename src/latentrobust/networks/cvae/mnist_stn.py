@@ -1,4 +1,4 @@
-"""``mnist_stn``: the CVAE of rotation, translation and scale, built on spatial transformers (Wong & Kolter, appendix E.1)."""
+"""``mnist_stn``: the CVAE of rotation, translation and scale, with spatial transformers (Wong & Kolter, E.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from latentrobust.networks.cvae.base import CVAE, probabilities
 
 
 class Block(nn.Module):
-    """Pre-activation block, ``[B, C, H, W] -> [B, C, H, W]``: batch norm, ReLU and a reflection-padded 5×5 convolution, twice."""
+    """Twice batch norm, ReLU and a reflection-padded 5×5 convolution: ``[B, C, H, W] -> [B, C, H, W]``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Generator(nn.Module):
-    """``(x [B, 1, H, W], z [B, latent]) -> [B, 1, H, W]``: several transformers in parallel, then convolutions that mix them."""
+    """``(x [B, 1, H, W], z [B, latent]) -> [B, 1, H, W]``: parallel transformers, then convolutions."""
 
     def __init__(self, side: int, latent: int, transformers: int) -> None:
         super().__init__()

@@ -1,0 +1,65 @@
+"""Shared helpers: small data, small sets, composed configurations."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from latentrobust.app import CONF
+from latentrobust.networks.cvae import build
+from latentrobust.perturbation_sets import CVAESet
+
+SMALL = [
+    # A run of seconds: ℓ∞ noise on the digits, a narrow network, a few test pairs.
+    "experiment=mnist/linf_fc",
+    "data=digits",
+    "data/perturbation=linf",
+    "data.test_size=24",
+    "data.batch_size=64",
+    "+learner.network.hidden=16",
+    "+learner.network.latent=6",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "evaluation.settings.steps=3",
+    "evaluation.settings.likelihood_draws=4",
+    "evaluation.detail=8",
+    "print_config=false",
+    "callbacks.progress=null",
+]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def composed():
+    """A function that composes a configuration in this process."""
+
+    def make(name="train", *overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return compose(config_name=name, overrides=list(overrides))
+
+    yield make
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def small_set():
+    """A CVAE set with random weights on 1×8×8 images and 5 latents."""
+    torch.manual_seed(1)
+    network = build("mnist_fc", image_shape=[1, 8, 8], hidden=16, latent=5)
+    return CVAESet(network, "bernoulli", radius=3.0).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def repository():
+    return Path(__file__).resolve().parents[1]

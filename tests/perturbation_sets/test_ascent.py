@@ -1,0 +1,86 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from latentrobust.perturbation_sets import LatentBall
+from latentrobust.perturbation_sets.ascent import frozen, projected_ascent
+
+W = torch.tensor([[3.0, -4.0, 0.5], [1.0, 2.0, -2.0]])
+
+
+def linear(u):
+    return (u * W).sum(-1)
+
+
+@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("linf", 1)])
+def test_reaches_the_closed_form_of_a_linear_objective(norm, order):
+    ball = LatentBall((3,), norm, 2.0)
+    found = projected_ascent(linear, torch.zeros(2, 3), ball, steps=60, relative_step=0.05)
+    torch.testing.assert_close(found.values, 2.0 * torch.linalg.vector_norm(W, order, dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(linear(found.offsets), found.values)
+
+
+def test_returns_the_best_iterate_not_the_last():
+    ball = LatentBall((1,), "l2", 10.0)
+    # Steps of 1 jump over the narrow peak at 0 and never come back to its value.
+    found = projected_ascent(lambda u: -u.abs().sum(-1), torch.zeros(1, 1) + 1e-3, ball, steps=5, relative_step=0.1)
+    assert found.values.item() >= -1e-3
+    assert found.offsets.abs().item() <= 1e-3
+
+
+def test_more_steps_are_never_worse():
+    ball = LatentBall((3,), "l2", 3.0)
+    start = ball.project(torch.randn(2, 3))
+
+    def bumpy(u):
+        return (5 * u).sin().sum(-1) - u.square().sum(-1) / 10
+
+    values = [projected_ascent(bumpy, start, ball, steps=n, relative_step=0.1).values for n in range(8)]
+    for fewer, more in pairwise(values):
+        assert (more >= fewer).all()
+
+
+def test_examples_do_not_influence_each_other():
+    ball = LatentBall((3,), "l2", 1.0)
+    start = torch.randn(2, 3)
+    together = projected_ascent(linear, start, ball, steps=7, relative_step=0.1)
+    alone = projected_ascent(lambda u: (u * W[:1]).sum(-1), start[:1], ball, steps=7, relative_step=0.1)
+    torch.testing.assert_close(together.offsets[:1], alone.offsets)
+
+
+def test_works_under_no_grad_and_keeps_leading_dimensions():
+    ball = LatentBall((3,), "linf", 1.0)
+    with torch.no_grad():
+        found = projected_ascent(linear, torch.zeros(4, 2, 3), ball, steps=30, relative_step=0.1)
+    assert found.offsets.shape == (4, 2, 3)
+    torch.testing.assert_close(found.values, W.abs().sum(1).expand(4, 2))
+
+
+def test_nan_objective_is_never_chosen():
+    ball = LatentBall((1,), "l2", 1.0)
+    start = torch.full((1, 1), 0.5)
+    found = projected_ascent(
+        lambda u: torch.where(u[:, 0] > 0.55, torch.nan, u[:, 0]), start, ball, steps=3, relative_step=0.1
+    )
+    assert found.values.item() == pytest.approx(0.5)
+
+
+def test_frozen_restores_modes_and_flags_after_an_exception():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
+    net[0].weight.requires_grad_(False)
+    net[1].eval()
+    seen = []
+
+    def fail():
+        with frozen(net):
+            seen.extend([any(p.requires_grad for p in net.parameters()), any(m.training for m in net.modules())])
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert seen == [False, False]
+    assert net.training
+    assert not net[1].training
+    assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]

@@ -1,0 +1,95 @@
+"""Exact and learned sets behind the one interface."""
+
+import pytest
+import torch
+
+from latentrobust.data.sources import digits
+from latentrobust.perturbation_sets import PixelBall, RTSSet
+from latentrobust.transforms.affine import pad_to
+from latentrobust.transforms.random import example_keys
+
+
+@pytest.fixture(scope="module")
+def digits42():
+    return pad_to(digits().test.images[:8].float() / 255, 42)
+
+
+def every_set(small_set):
+    return [small_set, PixelBall((1, 8, 8), "linf", 0.3), PixelBall((1, 8, 8), "l2", 1.0), RTSSet((1, 8, 8), shift=2)]
+
+
+def test_one_interface(small_set):
+    x = torch.rand(3, 1, 8, 8)
+    for perturbations in every_set(small_set):
+        s = perturbations.at(x)
+        keys = example_keys(0, torch.arange(3))
+        u = s.sample(5, keys)
+        shape = perturbations.ball.shape
+        assert u.shape == (5, 3, *shape)
+        assert (perturbations.ball.size(u) <= perturbations.ball.radius * (1 + 1e-5)).all()
+        images = s.decode(u)
+        assert images.shape == (5, 3, 1, 8, 8)
+        assert images.min() >= 0
+        assert images.max() <= 1 + 1e-6
+        torch.testing.assert_close(s.decode(u[2]), images[2])
+        assert s.encode(images[0], u[0]).shape == (3, *shape)
+        assert torch.equal(s.sample(5, keys), u)
+        assert s.reconstruct(images[0], keys, u[0]).shape == x.shape
+
+
+def test_draws_do_not_depend_on_the_batch(small_set):
+    x, keys = torch.rand(6, 1, 8, 8), example_keys(0, torch.arange(6))
+    for perturbations in every_set(small_set):
+        together = perturbations.at(x).sample(2, keys)
+        apart = torch.cat([perturbations.at(x[i : i + 2]).sample(2, keys[i : i + 2]) for i in (0, 2, 4)], 1)
+        assert torch.equal(together, apart)
+
+
+def test_wrong_image_shape_is_named(small_set):
+    for perturbations in every_set(small_set):
+        with pytest.raises(ValueError, match=r"\[1, 8, 8\].*\[2, 1, 9, 8\]"):
+            perturbations.at(torch.rand(2, 1, 9, 8))
+
+
+def test_cvae_offset_divides_by_the_standard_deviation(small_set):
+    x, x_tilde = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    s = small_set.at(x)
+    mean, logvar = small_set.network.prior(x)
+    expected = (small_set.network.recognition(x, x_tilde)[0] - mean) / (logvar / 2).exp()
+    torch.testing.assert_close(s.encode(x_tilde), expected)
+    torch.testing.assert_close(s.decode(s.encode(x_tilde)), small_set.network.generate(x, s.posterior(x_tilde).mean))
+
+
+def test_kl_matches_torch_distributions(small_set):
+    x, x_tilde = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    s = small_set.at(x)
+    q, p = s.posterior(x_tilde), s.prior
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(q.mean, q.std), torch.distributions.Normal(p.mean, p.std)
+    ).sum(1)
+    torch.testing.assert_close(s.kl(x_tilde), expected)
+
+
+def test_pixel_ball_round_trip_is_exact():
+    x, perturbations = torch.rand(4, 1, 8, 8), PixelBall((1, 8, 8), "linf", 0.3)
+    x_tilde = (x + 0.6 * torch.rand_like(x) - 0.3).clamp(0, 1)
+    s = perturbations.at(x)
+    assert (s.decode(perturbations.ball.project(s.encode(x_tilde))) - x_tilde).abs().max() < 1e-6
+
+
+def test_rts_finds_offsets_it_is_not_told(digits42):
+    perturbations = RTSSet((1, 42, 42))
+    s = perturbations.at(digits42)
+    u = s.sample(1, example_keys(0, torch.arange(8)))[0]
+    x_tilde = s.decode(u)
+    assert torch.equal(s.encode(x_tilde, u), u)
+    found = s.decode(perturbations.ball.project(s.encode(x_tilde)))
+    assert (found - x_tilde).square().mean((1, 2, 3)).max() < 1e-5
+    assert (digits42 - x_tilde).square().mean((1, 2, 3)).min() > 1e-2
+
+
+def test_rts_radius_is_a_share_of_the_bounds():
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        RTSSet((1, 42, 42), radius=1.5)
+    s = RTSSet((1, 8, 8), radius=0.5).at(torch.rand(50, 1, 8, 8))
+    assert s.sample(4, example_keys(0, torch.arange(50))).abs().max() <= 0.5
