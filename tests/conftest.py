@@ -39,16 +39,17 @@ def _seeded():
     torch.manual_seed(0)
 
 
+def compose_in_process(name="train", *overrides):
+    """A configuration as the entry point ``name`` would compose it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return compose(config_name=name, overrides=list(overrides))
+
+
 @pytest.fixture
 def composed():
-    """A function that composes a configuration in this process."""
-
-    def make(name="train", *overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return compose(config_name=name, overrides=list(overrides))
-
-    yield make
+    """`compose_in_process`, with Hydra's global state cleared afterwards."""
+    yield compose_in_process
     GlobalHydra.instance().clear()
 
 

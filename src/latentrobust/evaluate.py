@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.errors import InputError
@@ -21,6 +23,9 @@ def evaluate(cfg: DictConfig) -> Run:
     Raises:
         InputError: for values, files or folders that cannot be used.
     """
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.pop("learner", None)  # came along with experiment=; nothing here learns
     configuration = resolved(cfg)
     check_trainer(cfg)
     with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as (data, trainer):

@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> Run:
         started = time.perf_counter()
         _fit(trainer, learner, data, cfg.ckpt_path)
         fit_seconds = time.perf_counter() - started
-        perturbations = _learned(trainer, learner, folder)
+        perturbations = _learned(trainer, learner, data, folder)
         if trainer.is_global_zero:
             save_perturbation_set(perturbations, folder / FOLDER) if _storable(perturbations) else None
         metrics = {
@@ -110,12 +110,14 @@ def _fit(trainer: pl.Trainer, learner: pl.LightningModule, data: PairsDataModule
         raise
 
 
-def _learned(trainer: pl.Trainer, learner: Any, folder: Path) -> PerturbationSet:
+def _learned(trainer: pl.Trainer, learner: Any, data: PairsDataModule, folder: Path) -> PerturbationSet:
     """The set of the best checkpoint, or of the last weights where none was written (``debug=fdr``)."""
     best = folder / "checkpoints" / "best.ckpt"
     network = learner.network if learner.network.description is None else None
     if best.is_file() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         return load_perturbation_set(best, network=network)
+    if learner.radius is None:  # stopped before the first validation
+        trainer.validate(learner, datamodule=data, verbose=False)
     if learner.radius is None:
         raise FloatingPointError("no radius could be selected: the latent norms on the validation pairs are not finite")
     perturbations = CVAESet(learner.network, learner.likelihood, learner.radius)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -164,7 +165,7 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
     except FileNotFoundError:
         raise InputError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen types for damaged and refused files
-        refused = "Unsupported global" in str(error) or "Unsupported class" in str(error)
+        refused = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
         reason = "it asks to run code (an unsafe pickle)" if refused else _line(error)
         raise InputError(f"cannot read the checkpoint {path}: {reason}") from None
     if not isinstance(checkpoint, dict):

@@ -15,6 +15,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.transforms import random
 
 BLUE, ORANGE, GREY = "#2a6f97", "#d1703c", "#8a8a8a"
+GAP = 2  # white pixels between the images of a grid
 ERROR_NAMES = {
     "pgd_ae": "nearest point found (PGD AE)",
     "encoder_ae": "encoded point (encoder AE)",
@@ -26,30 +27,28 @@ ERROR_NAMES = {
 
 def image_rows(rows: Mapping[str, Sequence[Tensor]], title: str, columns: Sequence[str] = ()) -> Figure:
     """A grid of images ``[C, H, W]`` with one named row a key, and optional column names."""
-    count = max(len(row) for row in rows.values())
-    figure = Figure(figsize=(1.0 * count + 1.5, 1.0 * len(rows) + 0.7), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for number, axis in enumerate(line):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if number < len(images):
-                _show(axis, images[number])
-            else:
-                axis.axis("off")
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    for axis, name in zip(axes[0], columns, strict=False):
-        axis.set_title(name, fontsize=8)
+    height, width = next(iter(rows.values()))[0].shape[-2:]
+    mosaic = np.ones((len(rows) * (height + GAP), max(map(len, rows.values())) * (width + GAP), 3), np.float32)
+    for line, images in enumerate(rows.values()):
+        for number, image in enumerate(images):
+            top, left = line * (height + GAP), number * (width + GAP)
+            mosaic[top : top + height, left : left + width] = _rgb(image)
+    figure = Figure(
+        figsize=(0.95 * mosaic.shape[1] / (width + GAP) + 1.4, 0.95 * len(rows) + 0.7), layout="constrained"
+    )
+    axis = figure.subplots()
+    axis.imshow(mosaic, interpolation="nearest")
+    axis.set_title(title, fontsize=10, pad=18 if columns else 6)
+    axis.set_yticks([line * (height + GAP) + height / 2 for line in range(len(rows))], list(rows), fontsize=8)
+    axis.set_xticks([number * (width + GAP) + width / 2 for number in range(len(columns))], columns, fontsize=8)
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
     return figure
 
 
-def _show(axis: Axes, image: Tensor) -> None:
-    array = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-    if array.shape[-1] == 1:
-        axis.imshow(array[..., 0], cmap="gray", vmin=0, vmax=1)
-    else:
-        axis.imshow(array)
+def _rgb(image: Tensor) -> np.ndarray:
+    """``[C, H, W]`` in [0, 1] to ``[H, W, 3]``, grey repeated."""
+    return image.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 @torch.no_grad()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 import latentrobust
@@ -54,11 +52,11 @@ def write_report(
     perturbations: PerturbationSet,
     data: PairsDataModule,
     metrics: Mapping[str, float],
-    figures: Mapping[str, Figure],
+    pictures: Mapping[str, Path],
     captions: Mapping[str, str],
     configuration: Mapping[str, Any],
 ) -> Path:
-    """Write the report; pictures are embedded."""
+    """Write the report; the pictures (PNG files by name) are embedded."""
     rows = [
         {
             "name": title,
@@ -90,16 +88,14 @@ def write_report(
         norm={"l2": "ℓ2", "linf": "ℓ∞"}[perturbations.ball.norm],
         radius=perturbations.ball.radius,
         figures=[
-            {"name": name.replace("_", " "), "png": _png(figure), "caption": captions[name]}
-            for name, figure in figures.items()
+            {
+                "name": name.replace("_", " "),
+                "png": base64.b64encode(file.read_bytes()).decode(),
+                "caption": captions[name],
+            }
+            for name, file in pictures.items()
         ],
         configuration=OmegaConf.to_yaml(OmegaConf.create(dict(configuration))),
         version=latentrobust.__version__,
     )
     return write_text(path, html)
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()

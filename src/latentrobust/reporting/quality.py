@@ -69,13 +69,14 @@ def write_quality(
     """
     drawn = quality_figures(test, data)
     (folder / "figures").mkdir(exist_ok=True)
+    pictures = {name: folder / "figures" / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+        figure.savefig(pictures[name], dpi=110)
     table = dict(test.per_example)
     kinds = [data.kinds[kind] for kind in table.pop("kind")]
     columns = {"index": table.pop("index").tolist(), "kind": kinds}
     write_csv(folder / "per_example.csv", columns | {name: column.tolist() for name, column in table.items()})
     metrics = {**test.metrics, **extra}
-    write_report(folder / "report.html", test.perturbations, data, metrics, drawn, CAPTIONS, configuration)
+    write_report(folder / "report.html", test.perturbations, data, metrics, pictures, CAPTIONS, configuration)
     write_metrics(folder, metrics)
     return drawn

@@ -1,0 +1,213 @@
+"""Training and evaluation as a user runs them, in this process."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from latentrobust import load_perturbation_set
+from latentrobust.errors import InputError
+from latentrobust.evaluate import evaluate
+from latentrobust.train import train
+
+from ..conftest import SMALL, compose_in_process
+
+TIMES = ("_seconds",)
+
+
+def stable(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if not name.endswith(TIMES)}
+
+
+def start(folder, *overrides, entry="train"):
+    cfg = compose_in_process(entry, *(SMALL if entry == "train" else []), *overrides, f"paths.output_dir={folder}")
+    return (train if entry == "train" else evaluate)(cfg)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return lambda name, *overrides, **how: start(tmp_path / name, *overrides, **how)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One plain run that many tests look at and none changes."""
+    return start(tmp_path_factory.mktemp("runs") / "finished")
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder = finished.folder
+    for name in ("DONE", "config.yaml", "metrics.json", "per_example.csv", "report.html", "logs/metrics.csv"):
+        assert (folder / name).is_file(), name
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (folder / "perturbation_set").iterdir()) == ["config.json", "model.safetensors"]
+    figures = {p.stem for p in (folder / "figures").iterdir()}
+    assert figures == {"pairs", "samples", "interpolations", "latent_norms", "quality", "quality_by_radius"}
+    configuration = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert configuration["learner"]["network"]["name"] == "mnist_fc"
+    assert "${" not in (folder / "config.yaml").read_text()
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    names = [
+        f"quality/{n}{s}"
+        for n in ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
+        for s in ("", "_nll")
+    ]
+    names += ["quality/kl", "quality/log_likelihood", "quality/no_change", "quality/sample_to_exact", "radius"]
+    names += [f"latent_norm/{n}" for n in ("mean", "std", "p25", "p50", "p75", "max")]
+    names += ["quality/p50/pgd_ae", "exact/quality/pgd_ae", "fit_seconds", "test_seconds"]
+    for name in names:
+        assert math.isfinite(metrics[name]), name
+    assert metrics == finished.metrics
+    assert metrics["exact/quality/pgd_ae"] <= 1e-6
+
+    rows = list(csv.DictReader((folder / "per_example.csv").open()))
+    assert [int(row["index"]) for row in rows] == list(range(24))
+    assert {row["kind"] for row in rows} == {"linf"}
+    assert np.mean([float(row["pgd_ae"]) for row in rows]) == pytest.approx(metrics["quality/pgd_ae"], rel=1e-6)
+
+    report = (folder / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 6
+    assert "<script" not in report
+    assert "http" not in report.split("<details>")[0].replace("http-equiv", "")
+
+
+def test_the_stored_set_is_the_best_checkpoint_with_its_radius(finished):
+    best = load_perturbation_set(finished.folder / "checkpoints" / "best.ckpt")
+    shared = load_perturbation_set(finished.folder)
+    for (name, a), (_, b) in zip(best.state_dict().items(), shared.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert best.ball == shared.ball == finished.perturbations.ball
+    pairs = finished.data.pairs("validation", torch.arange(200))
+    with torch.no_grad():
+        norms = shared.ball.size(shared.at(pairs.clean).encode(pairs.perturbed))
+    assert norms.max().item() == pytest.approx(shared.ball.radius, rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(finished, run):
+    again, other = run("again"), run("other", "seed=5")
+    assert stable(again.folder) == stable(finished.folder)
+    assert stable(other.folder) != stable(finished.folder)
+
+
+@pytest.mark.parametrize("steps", [7, 20, 27])
+def test_resumed_training_ends_like_an_uninterrupted_run(finished, run, steps):
+    """20 steps an epoch: stopped in the first epoch, at its end, in the second."""
+    first = run("first", f"+trainer.max_steps={steps}", "callbacks.last.every_n_train_steps=1", "test=false",
+                "callbacks.last.every_n_epochs=null")  # fmt: skip
+    resumed = run("resumed", f"ckpt_path={first.folder}/checkpoints/last.ckpt")
+    assert stable(resumed.folder) == stable(finished.folder)
+
+
+def test_resuming_keeps_a_best_checkpoint_from_before(run):
+    # The second epoch climbs instead of descending, so the best one is the first.
+    explode = ["learner.scheduler.values=[1,1,-1]", "learner.scheduler.epochs=[0,1,1.01]",
+               "learner.scheduler.stretch_to=null"]  # fmt: skip
+    whole = run("whole", *explode)
+    first = run("first", *explode, "+trainer.max_steps=20", "test=false")
+    resumed = run("resumed", *explode, f"ckpt_path={first.folder}/checkpoints/last.ckpt")
+    assert torch.load(resumed.folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert stable(resumed.folder) == stable(whole.folder)
+
+
+def test_evaluation_repeats_the_training_run_s_own_measurement(finished, run):
+    data = [o for o in SMALL if o.startswith(("experiment", "data", "evaluation", "trainer.acc", "print"))]
+    again = run("evaluated", *data, f"perturbation_set.path={finished.folder}", "callbacks=evaluate", entry="evaluate")
+    old, new = stable(finished.folder), stable(again.folder)
+    assert {name: old[name] for name in new} == new
+    wider = run("wider", *data, f"perturbation_set.path={finished.folder}", "perturbation_set.radius=50",
+                "callbacks=evaluate", entry="evaluate")  # fmt: skip
+    assert wider.metrics["radius"] == 50
+    assert wider.metrics["quality/over_ae"] > new["quality/over_ae"]
+
+
+def test_batch_size_does_not_change_the_evaluation(finished, run):
+    data = [o for o in SMALL if o.startswith(("experiment", "data", "evaluation", "trainer.acc", "print"))]
+    path = f"perturbation_set.path={finished.folder}"
+    one, two = (
+        run(f"batch{size}", *data, path, f"data.batch_size={size}", "callbacks=evaluate", entry="evaluate").metrics
+        for size in (24, 7)
+    )
+    for name in one:
+        if not name.endswith(TIMES):
+            assert one[name] == pytest.approx(two[name], rel=1e-4), name
+
+
+def test_exact_sets_are_evaluated_by_the_same_code(run):
+    found = run(
+        "exact", "data=digits", "data.test_size=16", "perturbation_set=rts", "evaluation.settings.steps=3",
+        "evaluation.detail=0", "trainer=cpu", "print_config=false", entry="evaluate",
+    ).metrics  # fmt: skip
+    assert found["quality/encoder_ae"] <= 1e-6
+    assert found["quality/pgd_ae"] <= 1e-6
+    assert "quality/kl" not in found
+
+
+@pytest.mark.parametrize("mode", ["fdr", "overfit", "limit", "profiler"])
+def test_debug_modes_run(run, mode):
+    finished = run(mode, f"debug={mode}")
+    assert (finished.folder / "DONE").is_file()
+
+
+def test_overfitting_three_batches_lowers_the_loss(run):
+    finished = run("overfit", "debug=overfit", "learner.scheduler.values=[1,1,1,1]", "learner.optimizer.lr=0.05")
+    rows = csv.DictReader((finished.folder / "logs" / "metrics.csv").open())
+    losses = [float(row["train/reconstruction"]) for row in rows if row["train/reconstruction"]]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_tensorboard_and_no_logger(run):
+    finished = run("tb", "logger=tensorboard")
+    assert list((finished.folder / "tensorboard").glob("events.out*"))
+    assert not (run("none", "logger=none").folder / "logs").exists()
+
+
+def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):
+    (tmp_path / "their_networks.py").write_text(
+        "from latentrobust.networks.cvae.mnist_fc import mnist_fc\n"
+        "def narrow():\n    return mnist_fc((1, 28, 28), hidden=8, latent=3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    finished = run("own", "~learner.network", "+learner.network._target_=their_networks.narrow")
+    assert finished.perturbations.ball.shape == (3,)
+    with pytest.raises(InputError, match="pass it as network="):
+        load_perturbation_set(finished.folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.validation=5000"], "leaves nothing"),
+        (["data/perturbation=rts", "evaluation=quality"], r"images \[1, 42, 42\], the network is for \[1, 28, 28\]"),
+        (["trainer.precision=16-mixed"], "hundreds of times slower"),
+        (["ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    ],
+)
+def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message) as error:
+        run("bad", *overrides)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "bad" / "DONE").exists()
+    assert not (tmp_path / "bad" / "metrics.json").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, run):
+    with pytest.raises(InputError, match="another model"):
+        run("other", f"ckpt_path={finished.folder}/checkpoints/last.ckpt", "learner.network.hidden=8")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_bf16_on_a_gpu(run):
+    finished = run("gpu", "trainer=gpu_bf16", "trainer.max_epochs=2")
+    assert math.isfinite(finished.metrics["quality/pgd_ae"])
+
+
+def test_bf16_on_the_cpu_stays_close_to_float32(finished, run):
+    bf16 = run("bf16", "trainer.precision=bf16-mixed")
+    assert bf16.metrics["quality/reconstruction"] == pytest.approx(finished.metrics["quality/reconstruction"], rel=0.1)

@@ -1,0 +1,138 @@
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from latentrobust import load_perturbation_set, save_perturbation_set
+from latentrobust.errors import InputError
+from latentrobust.networks.cvae import build
+from latentrobust.perturbation_sets import CVAESet, PixelBall, RTSSet
+from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae
+
+
+def test_a_learned_set_survives_saving(small_set, tmp_path):
+    small_set.latent_norms, small_set.data = {"p50": 1.5}, "digits"
+    folder = save_perturbation_set(small_set, tmp_path / "shared" / "set")
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert os.listdir(tmp_path / "shared") == ["set"]
+    loaded = load_perturbation_set(folder)
+    assert loaded.ball == small_set.ball
+    assert loaded.latent_norms == {"p50": 1.5}
+    assert loaded.data == "digits"
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    x, u = torch.rand(2, 1, 8, 8), torch.randn(2, 5)
+    assert torch.equal(loaded.at(x).decode(u), small_set.at(x).decode(u))
+    assert load_perturbation_set(folder, radius=1.25).ball.radius == 1.25
+
+
+@pytest.mark.parametrize(
+    "perturbations", [PixelBall((1, 8, 8), "l2", 0.7), RTSSet((1, 8, 8), degrees=20.0, shift=2, radius=0.5)]
+)
+def test_exact_sets_survive_saving(perturbations, tmp_path):
+    loaded = load_perturbation_set(save_perturbation_set(perturbations, tmp_path / "set"))
+    assert loaded.ball == perturbations.ball
+    x, u = torch.rand(2, 1, 8, 8), perturbations.ball.uniform(torch.arange(2))
+    assert torch.equal(loaded.at(x).decode(u), perturbations.at(x).decode(u))
+
+
+def test_saving_replaces_an_older_set(small_set, tmp_path):
+    save_perturbation_set(PixelBall((1, 8, 8)), tmp_path / "set")
+    save_perturbation_set(small_set, tmp_path / "set")
+    assert isinstance(load_perturbation_set(tmp_path / "set"), CVAESet)
+
+
+def test_a_network_from_elsewhere_is_stored_without_a_name_and_must_be_given(tmp_path):
+    def own():
+        network = build("mnist_fc", image_shape=[1, 4, 4], hidden=8, latent=3)
+        network.description = None
+        return network
+
+    original = CVAESet(own(), "gaussian", 2.0)
+    folder = save_perturbation_set(original, tmp_path / "set")
+    with pytest.raises(InputError, match="pass it as network="):
+        load_perturbation_set(folder)
+    loaded = load_perturbation_set(folder, network=own())
+    x, u = torch.rand(2, 1, 4, 4), torch.randn(2, 3)
+    assert torch.equal(loaded.at(x).decode(u), original.at(x).decode(u))
+
+
+def changed(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"radius": None}, "stores no radius"),
+        ({"radius": 0}, "must be positive"),
+        ({"radius": -3.0}, "must be positive"),
+        ({"radius": "big"}, "must be positive"),
+        ({"kind": "other"}, "unknown kind"),
+        ({"format": 99}, "format 99"),
+        ({"likelihood": "poisson"}, "poisson"),
+        ({"network": {"name": "os.system", "arguments": {}}}, "no CVAE network is called 'os.system'"),
+        ({"network": {"name": "mnist_fc", "arguments": {"nonsense": 1}}}, "nonsense"),
+        ({"network": {"name": "mnist_conv", "arguments": {"image_shape": [1, 8, 8]}}}, "another model"),
+        ({"image_shape": [1, 9, 9]}, r"\(1, 8, 8\).*\(1, 9, 9\)"),
+    ],
+)
+def test_damaged_configurations_are_named_in_one_line(small_set, tmp_path, values, message):
+    folder = save_perturbation_set(small_set, tmp_path / "set")
+    changed(folder, **values)
+    with pytest.raises(InputError, match=message) as error:
+        load_perturbation_set(folder)
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_damaged_weights_are_named(small_set, tmp_path):
+    folder = save_perturbation_set(small_set, tmp_path / "set")
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[:100])
+    with pytest.raises(InputError, match="cannot read the perturbation set"):
+        load_perturbation_set(folder)
+
+
+def test_nothing_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="no perturbation set at"):
+        load_perturbation_set(tmp_path / "nothing")
+    with pytest.raises(InputError, match="no perturbation set at"):
+        load_perturbation_set(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/latentrobust-was-here",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda file: torch.save({"state_dict": {}, "x": Evil()}, file), "asks to run code"),
+        (lambda file: file.write_bytes(pickle.dumps(Evil())), "cannot read the checkpoint"),
+        (lambda file: file.write_bytes(b"garbage"), "cannot read the checkpoint"),
+        (lambda file: torch.save([1, 2], file), "it holds a list"),
+        (lambda file: torch.save({"state_dict": {}}, file), "not a checkpoint of a perturbation-set learner"),
+    ],
+)
+def test_unsafe_and_unreadable_checkpoints_are_refused(tmp_path, content, message):
+    file = tmp_path / "bad.ckpt"
+    content(file)
+    with pytest.raises(InputError, match=message) as error:
+        load_perturbation_set(file)
+    assert "\n" not in str(error.value)
+    assert not os.path.exists("/tmp/latentrobust-was-here")
+
+
+def test_a_checkpoint_without_a_radius_says_so(small_set, tmp_path):
+    network = small_set.network
+    description = describe_cvae(network, "bernoulli", None, {}, "digits")
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({CHECKPOINT_KEY: description, "state_dict": state}, tmp_path / "x.ckpt")
+    with pytest.raises(InputError, match="stores no radius"):
+        load_perturbation_set(tmp_path / "x.ckpt")
+    assert load_perturbation_set(tmp_path / "x.ckpt", radius=2.0).ball.radius == 2.0

@@ -1,0 +1,59 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+# Rooms that a room may import from; its own files always.
+ALLOWED = {
+    "transforms": set(),
+    "networks": set(),
+    "perturbation_sets": {"networks", "transforms"},
+    "data": {"transforms"},
+    "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
+    "tasks": {"perturbation_sets", "networks", "transforms", "data"},
+    "reporting": {"perturbation_sets", "transforms", "data", "tasks", "run_folder"},
+}
+EVERYWHERE = {"errors", "latentrobust"}  # and the package's own version
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "latentrobust":
+            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[-1] for alias in node.names if alias.name.startswith("latentrobust"))
+
+
+@pytest.mark.parametrize("room", list(ALLOWED))
+def test_imports_point_one_way(repository, room):
+    files = list((repository / "src" / "latentrobust" / room).rglob("*.py"))
+    assert files
+    for file in files:
+        assert set(imported(file)) <= ALLOWED[room] | EVERYWHERE | {room}, file
+
+
+def test_every_room_is_checked(repository):
+    rooms = {path.parent.name for path in (repository / "src" / "latentrobust").glob("*/__init__.py")}
+    assert rooms == set(ALLOWED)
+
+
+def test_the_library_does_without_hydra_wandb_and_lightning():
+    """Loading and using a set must not need the training stack (torchmetrics itself pulls in none of these)."""
+    code = (
+        "import sys, latentrobust\n"
+        "heavy = [m for m in ('hydra', 'wandb', 'pytorch_lightning', 'sklearn', 'matplotlib') if m in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_absolute_paths_of_a_machine_in_tracked_text(repository):
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/")
+    for folder in ("src", "conf", "docs", "notebooks"):
+        for file in (repository / folder).rglob("*"):
+            if file.suffix in {".py", ".yaml", ".md", ".ipynb", ".j2"}:
+                assert not pattern.search(file.read_text()), file

@@ -1,0 +1,94 @@
+"""Importing published checkpoints: safe, and only what fits."""
+
+import io
+import os
+import pickletools
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from latentrobust import load_perturbation_set
+from latentrobust.convert import import_checkpoint, main
+from latentrobust.errors import InputError
+from latentrobust.networks.cvae import build
+
+
+def published(path, name="mnist_conv", **kwargs):
+    """A file as the published training script writes it: a NumPy number in the optimiser's state."""
+    network = build(name)
+    optimizer = torch.optim.Adam(network.parameters(), lr=np.float64(1e-3))
+    checkpoint = {"model_state_dict": network.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    torch.save(checkpoint | {"epoch": 19, "val_loss": 1.0}, path, **kwargs)
+    return network.eval()
+
+
+def rename_module(path):
+    """The same file as NumPy 1 would have written it."""
+    source = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for item in source.infolist():
+            raw = source.read(item)
+            if item.filename.endswith("data.pkl"):
+                raw = raw.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+                assert any(arg == "numpy.core.multiarray scalar" for _, arg, _ in pickletools.genops(raw))
+            target.writestr(item, raw)
+
+
+@pytest.mark.parametrize("numpy1", [False, True])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_published_files_load_safely_and_decode_the_same(tmp_path, numpy1, legacy):
+    if numpy1 and legacy:
+        pytest.skip("the module path is only rewritten in the zip format")
+    file = tmp_path / "checkpoint_best.pth"
+    network = published(file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(Exception, match="weights_only"):
+        torch.load(file, weights_only=True)
+    if numpy1:
+        rename_module(file)
+    perturbations = import_checkpoint(file, "mnist_conv", 29.0)
+    x, z = torch.rand(2, 1, 28, 28), torch.randn(2, 128, 7, 7)
+    assert torch.equal(perturbations.network.generate(x, z), network.generate(x, z))
+
+
+def test_command_writes_a_set(tmp_path, capsys):
+    published(tmp_path / "c.pth", "mnist_stn")
+    main([str(tmp_path / "c.pth"), str(tmp_path / "set"), "--network", "mnist_stn", "--radius", "14"])
+    assert str(tmp_path / "set") in capsys.readouterr().out
+    assert load_perturbation_set(tmp_path / "set").ball.radius == 14
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/latentrobust-was-here",)
+
+
+def test_bad_files_stop_with_one_line_and_write_nothing(tmp_path, capsys):
+    published(tmp_path / "c.pth")
+    torch.save({"model_state_dict": {}, "x": Evil()}, tmp_path / "evil.pth")
+    torch.save({"weights": 1}, tmp_path / "other.pth")
+    cases = [
+        ("c.pth", "mnist_stn", "14", "is not a checkpoint of mnist_stn"),
+        ("evil.pth", "mnist_conv", "14", "asks to run code"),
+        ("other.pth", "mnist_conv", "14", "no model_state_dict"),
+        ("missing.pth", "mnist_conv", "14", "no checkpoint at"),
+        ("c.pth", "mnist_conv", "-1", "--radius must be positive"),
+    ]
+    for file, network, radius, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(tmp_path / file), str(tmp_path / "out"), "--network", network, "--radius", radius])
+        printed = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert message in printed
+        assert printed.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert not os.path.exists("/tmp/latentrobust-was-here")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = build("mnist_conv").state_dict()
+    state["prior.conv1.bias"][0] = torch.nan
+    torch.save({"model_state_dict": state}, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="not finite"):
+        import_checkpoint(tmp_path / "nan.pth", "mnist_conv", 1.0)
