@@ -24,7 +24,7 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_DISK = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -77,9 +77,9 @@ def is_bad_input(error: BaseException) -> bool:
         return isinstance(error.__cause__, ValueError | TypeError | OSError | ImportError | AttributeError) or (
             error.__cause__ is None
         )
-    if isinstance(error, OSError):
-        return error.errno in _DISK
-    return isinstance(error, InputError | HydraException | OmegaConfBaseException)
+    if isinstance(error, InputError | HydraException | OmegaConfBaseException):
+        return True
+    return isinstance(error, OSError) and error.errno in _DISK
 
 
 def _line(error: BaseException) -> str:
@@ -88,8 +88,8 @@ def _line(error: BaseException) -> str:
     if isinstance(error, InstantiationException) and cause is not None:
         key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "")
         return " ".join(f"{cause} {f'({key})' if key else ''}".split())
-    if isinstance(error, OSError) and error.filename:
-        return f"cannot write {error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _DISK and error.filename:
+        return f"cannot use {error.filename}: {error.strerror}"
     return " ".join(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}".split())
 
 

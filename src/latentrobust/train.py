@@ -76,7 +76,12 @@ def train(cfg: DictConfig) -> Run:
 @contextmanager
 def session(cfg: DictConfig, configuration: dict[str, Any]) -> Iterator[tuple[PairsDataModule, pl.Trainer]]:
     """Data and trainer of a run; loggers are closed at the end, so that the next job of a sweep starts its own."""
-    for noise in (".*does not have many workers.*", ".*isn't a pickle.*", ".*`isinstance\\(treespec.*"):
+    for noise in (
+        ".*number of training batches.*",
+        ".*does not have many workers.*",
+        ".*isn't a pickle.*",
+        ".*`isinstance\\(treespec.*",
+    ):
         warnings.filterwarnings("ignore", noise)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     if cfg.print_config:

@@ -98,25 +98,25 @@ def latent_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str]
 
 def quality_bars(metrics: Mapping[str, float]) -> Figure:
     """The errors of the quality table as bars, with the error of changing nothing as a line."""
-    figure = Figure(figsize=(6, 2.8), layout="constrained")
+    figure = Figure(figsize=(6, 3.0), layout="constrained")
     axis = figure.subplots()
     values = [metrics[f"quality/{name}"] for name in ERROR_NAMES]
     bars = axis.barh(list(ERROR_NAMES.values()), values, color=BLUE)
     axis.bar_label(bars, fmt="%.4f", padding=3, fontsize=8)
     unchanged = metrics["quality/no_change"]
-    axis.axvline(unchanged, color=GREY, linestyle="--", label=f"x itself: {unchanged:.4f}")
+    axis.axvline(unchanged, color=GREY, linestyle="--", label=f"no set, x itself: {unchanged:.4f}")
     axis.invert_yaxis()
     axis.set_xlim(0, max(*values, unchanged) * 1.15)
     axis.set_xlabel("squared error, mean over pixels")
-    axis.set_title("Error between the set and observed perturbations", fontsize=10)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.set_title("Error between the set and observed perturbations", fontsize=10, loc="right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower right")
     return _plain(figure, axis)
 
 
 def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]], metrics: Mapping[str, float]) -> Figure:
     """The four errors that depend on the radius, at the percentile radii and the selected one."""
     points = sorted([*by_radius.values(), _at_selected(metrics)], key=lambda point: point["radius"])
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
     for name in ("pgd_ae", "encoder_ae", "expected_ae", "over_ae"):
         radii, errors = [p["radius"] for p in points], [p[name] for p in points]
@@ -125,7 +125,7 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]], metrics: Map
     axis.set_xlabel("radius of the set (25, 50, 75 % of the latent norms, and the selected one)")
     axis.set_ylabel("squared error")
     axis.set_title("Quality against the radius", fontsize=10)
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return _plain(figure, axis)
 
 

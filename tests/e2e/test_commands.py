@@ -1,0 +1,207 @@
+"""The commands as a user types them, in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ..conftest import SMALL
+
+TINY = [*SMALL, "trainer.max_epochs=1", "+trainer.limit_train_batches=2", "data.test_size=8"]
+ENVIRONMENT = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+
+
+def command(module, *arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", f"latentrobust.{module}", *arguments],
+        cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def one_line(text):
+    return len(text.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("train", ["experiment=nonsense"], "nonsense"),
+        ("train", ["no.such.option=1"], "no.such.option"),
+        ("train", [*TINY, "learner.likelihood=poisson"], "poisson"),
+        ("train", [*TINY, "data=mnist", "data.source.download=false", "paths.data_dir=nowhere"], "is missing"),
+        ("train", [*TINY, "paths.output_dir=/proc/nowhere"], "/proc/nowhere"),
+        ("evaluate", ["data=digits"], "perturbation_set.path"),
+        ("evaluate", ["perturbation_set.path=nowhere"], "no perturbation set at nowhere"),
+        ("evaluate", ["perturbation_set=rts", "perturbation_set.radius=-1"], "radius"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(tmp_path, module, arguments, message):
+    done = command(module, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert one_line(done.stderr), done.stderr
+    assert not list(tmp_path.rglob("DONE"))
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_an_output_folder_without_space_stops_with_one_line(tmp_path):
+    """A file-size limit stands in for a full disk: every write past it fails."""
+    run = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from latentrobust.train import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", run, *TINY], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert one_line(done.stderr), done.stderr
+    assert not list(tmp_path.rglob("DONE"))
+
+
+def test_resolved_configuration_can_be_printed(tmp_path):
+    done = command("train", "--cfg", "job", "--resolve", "experiment=mnist/rts", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "epochs:" in done.stdout
+    assert "${" not in done.stdout
+
+
+def read_offline_run(file):
+    """Records of a W&B offline run file: the level-db log format under a 7-byte header."""
+    import struct  # noqa: PLC0415
+
+    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415
+
+    raw, position, block, parts, records = file.read_bytes(), 7, 32768, b"", []
+    assert raw.startswith(b":W&B")
+    while position + 7 <= len(raw):
+        left = block - position % block
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", raw[position : position + 7])
+        parts += raw[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            records.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
+    done = command("train", *TINY, "-m", "seed=1,2", "logger=wandb", "paths.output_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "sweep"
+    for job in "01":
+        for name in ("DONE", "config.yaml", "metrics.json", "report.html", "perturbation_set/config.json"):
+            assert (sweep / job / name).is_file(), name
+    rows = list(csv.DictReader((sweep / "sweep.csv").open()))
+    assert [row["state"] for row in rows] == ["DONE", "DONE"]
+    assert ["seed=1" in row["overrides"] for row in rows] == [True, False]
+    assert rows[0]["quality/pgd_ae"] != rows[1]["quality/pgd_ae"]
+
+    files = sorted(sweep.rglob("*.wandb"))
+    assert len(files) == 2
+    found = [read_offline_run(file) for file in files]
+    runs = [next(record.run for record in records if record.HasField("run")) for records in found]
+    assert runs[0].run_id != runs[1].run_id
+    assert {run.run_group for run in runs} == {"sweep"}
+    assert {run.job_type for run in runs} == {"train"}
+    for records, job in zip(found, "01", strict=True):
+        summary = {}
+        for record in records:
+            for item in record.summary.update:
+                summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        metrics = json.loads((sweep / job / "metrics.json").read_text())
+        assert summary["quality/pgd_ae"] == pytest.approx(metrics["quality/pgd_ae"])
+    assert len(list(sweep.rglob("media/images/**/*.png"))) == 12
+    assert len(list(sweep.rglob("media/table/**/*.json"))) == 2
+
+
+def test_a_failed_job_of_a_sweep_is_named_at_once_and_marked(tmp_path):
+    done = command("train", *TINY, "-m", "data.validation=200,5000", "paths.output_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "job 1 failed: data.validation=5000 leaves nothing" in done.stderr
+    assert (tmp_path / "sweep" / "0" / "DONE").is_file()
+    assert "leaves nothing" in (tmp_path / "sweep" / "1" / "FAILED").read_text()
+    states = [row["state"] for row in csv.DictReader((tmp_path / "sweep" / "sweep.csv").open())]
+    assert states == ["DONE", "FAILED"]
+
+
+def test_interrupting_marks_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "latentrobust.train", *SMALL, "trainer.max_epochs=5000", f"paths.output_dir={folder}"],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not (folder / "checkpoints" / "last.ckpt").is_file() and time.time() < deadline:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "interrupted" in errors
+    assert (folder / "FAILED").read_text().strip() == "interrupted"
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert not (folder / "metrics.json").exists()
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    one = command("train", *SMALL, "paths.output_dir=one", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    data = [o for o in SMALL if o.startswith(("experiment", "data", "evaluation", "print"))]
+    two = command(
+        "evaluate", *data, "perturbation_set.path=one", "trainer=ddp", "trainer.accelerator=cpu", "callbacks=evaluate",
+        "trainer.strategy=ddp", "paths.output_dir=two", cwd=tmp_path,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    for name, value in second.items():
+        if not name.endswith("_seconds"):
+            assert value == pytest.approx(first[name], rel=1e-4), name
+    rows = list(csv.DictReader((tmp_path / "two" / "per_example.csv").open()))
+    assert [int(row["index"]) for row in rows] == list(range(24))
+
+
+def test_training_on_two_processes_finishes(tmp_path):
+    done = command("train", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "paths.output_dir=ddp", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ddp" / "DONE").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["ddp"]
+
+
+def test_ddp_in_a_sweep_is_refused_with_the_remedy(tmp_path):
+    done = command("train", *TINY, "-m", "seed=1,2", "trainer=ddp", "paths.output_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ddp_spawn" in done.stderr
+
+
+def test_a_users_own_configs_are_found(tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nname: own\nseed: 77\n")
+    done = command("train", "--config-dir", "mine", "experiment=own", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "seed: 77" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["demo"])
+def test_runs_started_in_the_same_second_get_their_own_folders(tmp_path, name):
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-m", "latentrobust.train", *TINY, "test=false"], cwd=tmp_path, env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for running in commands:
+        _, errors = running.communicate(timeout=120)
+        assert running.returncode == 0, errors
+    assert len(list(Path(tmp_path).rglob("DONE"))) == 2
