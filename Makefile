@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.latentrobust-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format notebooks clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -38,6 +38,9 @@ lint: $(READY)  ## ruff and mypy
 format: $(READY)  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: $(READY)  ## run the notebooks and save them with their pictures
+	$(BIN)/python notebooks/execute.py
 
 clean:  ## remove the virtual environment and caches (run folders stay)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,33 @@
+"""Notebooks run from top to bottom in a real kernel, and the two formats say the same."""
+
+import time
+
+import jupytext
+import nbclient
+import nbformat
+import pytest
+
+NAMES = ["01_learn_a_perturbation_set"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_script_and_notebook_hold_the_same_cells(repository, name):
+    script = jupytext.read(repository / "notebooks" / f"{name}.py")
+    notebook = nbformat.read(repository / "notebooks" / f"{name}.ipynb", as_version=4)
+    assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells]
+    pictures = [
+        o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})
+    ]
+    assert len(pictures) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_runs(repository, tmp_path, name):
+    notebook = jupytext.read(repository / "notebooks" / f"{name}.py")
+    started = time.perf_counter()
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    print(f"{name}: {time.perf_counter() - started:.0f} s")
+    assert list(tmp_path.iterdir()) == []  # everything goes where the notebook says
