@@ -24,7 +24,17 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_DISK = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_DISK = (
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
 def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
