@@ -125,6 +125,12 @@ def test_an_epoch_left_early_is_not_continued():
     assert batches[0].epoch == 1
 
 
+def test_batches_in_order_are_the_same_in_every_epoch():
+    loader = IndexLoader("validation", 10, 4, shuffle=False)
+    first, second = ([(b.examples.tolist(), b.epoch) for b in loader] for _ in range(2))
+    assert first == second
+
+
 def test_processes_share_the_examples():
     parts = [[b.examples for b in IndexLoader("test", 25, 4, shuffle=False, rank=r, world=2)] for r in range(2)]
     assert sorted(torch.cat([torch.cat(part) for part in parts]).tolist()) == list(range(25))

@@ -61,7 +61,8 @@ class IndexLoader:
             # The position is advanced first: who saves it inside the loop body has seen this batch.
             self.epoch, self._next_batch = (epoch + 1, 0) if batch + 1 == total else (epoch, batch + 1)
             start = (batch * self.world + self.rank) * size if self.shuffle else batch * size
-            yield Indices(own[start : start + size], self.split, epoch)
+            # Validation and test batches are the same in every epoch, also for who draws by the epoch.
+            yield Indices(own[start : start + size], self.split, epoch if self.shuffle else 0)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batch to go on with."""

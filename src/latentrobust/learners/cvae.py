@@ -79,15 +79,13 @@ class CVAELearner(pl.LightningModule):
         self._peak_lr = [float(group["lr"]) for group in optimizer.param_groups]
         return optimizer
 
-    @property
-    def fractional_epoch(self) -> float:
-        """Epochs done, counting the part of the current one."""
-        loop = self.trainer.fit_loop
-        return self.trainer.current_epoch + max(loop.batch_idx, 0) / max(int(self.trainer.num_training_batches), 1)
+    def fractional_epoch(self, batch_idx: int) -> float:
+        """Epochs done before a batch, counting the part of the current one."""
+        return self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
 
     def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
         """Set the learning rate."""
-        factor = self.scheduler(self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1))
+        factor = self.scheduler(self.fractional_epoch(batch_idx))
         for group, peak in zip(self.optimizers().param_groups, self._peak_lr, strict=True):  # type: ignore[union-attr]
             group["lr"] = peak * factor
 
@@ -108,13 +106,13 @@ class CVAELearner(pl.LightningModule):
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """One batch's loss at the current β."""
         reconstruction, kl, _, _ = self.losses(batch)
-        epoch = self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
-        beta = self.beta(epoch)
+        beta = self.beta(self.fractional_epoch(batch_idx))
         loss = (reconstruction + beta * kl).mean()
         values = {"train/loss": loss.detach(), "train/reconstruction": reconstruction.mean().detach()}
         values |= {"train/kl": kl.mean().detach()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.example))
-        self.log("train/beta", beta, on_step=False, on_epoch=True, batch_size=len(batch.example))
+        lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log_dict({"train/beta": beta, "train/lr": lr}, on_step=True, on_epoch=False)
         return loss
 
     def on_validation_epoch_start(self) -> None:
