@@ -42,6 +42,6 @@ format: $(READY)  ## let ruff rewrite the code
 notebooks: $(READY)  ## run the notebooks and save them with their pictures
 	$(BIN)/python notebooks/execute.py
 
-clean:  ## remove the virtual environment and caches (run folders stay)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+clean:  ## remove .venv and caches (run folders and an environment named with VENV stay)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

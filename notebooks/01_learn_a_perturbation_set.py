@@ -15,7 +15,7 @@
 #
 # From pairs of images (an example and the same example perturbed) we learn which perturbations are possible. Here the
 # perturbation is a rotation by up to 45°, so the truth is known. The model is small and the run short: it takes under
-# a minute on two CPU cores, and the pictures are blurred accordingly. `make demo` does it at the paper's size.
+# a minute on two CPU cores, and the pictures are blurred. `experiment=mnist/rts` does it at the paper's size.
 
 # %%
 # %matplotlib inline

@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -71,14 +72,16 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
 
 
 def _name_the_run(cfg: DictConfig) -> None:
-    """In a sweep each job writes to its own folder below the sweep's, which also names the group of runs."""
+    """Every process of a run writes to the folder that Hydra made; in a sweep that is below the sweep's own.
+
+    The processes that DDP starts repeat the command and would otherwise each make up a folder.
+    """
     job = HydraConfig.get()
     with open_dict(cfg):
         cfg.overrides = list(job.overrides.task)
-        if job.mode != RunMode.MULTIRUN:
-            return
         cfg.paths.output_dir = job.runtime.output_dir
-        cfg.sweep = Path(job.sweep.dir).name
+        if job.mode == RunMode.MULTIRUN:
+            cfg.sweep = Path(job.sweep.dir).name
 
 
 def is_bad_input(error: BaseException) -> bool:
@@ -87,7 +90,7 @@ def is_bad_input(error: BaseException) -> bool:
         return isinstance(error.__cause__, ValueError | TypeError | OSError | ImportError | AttributeError) or (
             error.__cause__ is None
         )
-    if isinstance(error, InputError | HydraException | OmegaConfBaseException):
+    if isinstance(error, InputError | HydraException | OmegaConfBaseException | MisconfigurationException):
         return True
     return isinstance(error, OSError) and error.errno in _DISK
 
@@ -126,19 +129,22 @@ def check_trainer(cfg: DictConfig) -> None:
     """Refuse combinations that would fail late or hang.
 
     Raises:
-        InputError: for fp16 on a CPU, a GPU that is not there, or subprocess DDP inside a sweep.
+        InputError: for float16, a GPU that is not there, strategies that lose results, or DDP inside a sweep.
     """
     trainer = cfg.trainer
     accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
-    if precision.startswith("16") and accelerator == "cpu":
+    if precision.startswith("16"):
         raise InputError(
-            f"trainer.precision={precision} is hundreds of times slower on a CPU: use bf16-mixed or 32-true"
+            f"trainer.precision={precision} loses what float16 cannot hold, and is hundreds of times slower on a CPU:"
+            " use bf16-mixed or 32-true"
         )
+    if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and trainer.get("strategy") == "ddp" and trainer.get("devices", 1) not in (1, "1"):
+    if sweeping and str(trainer.get("strategy")).startswith("ddp") and trainer.get("devices", 1) not in (1, "1"):
         raise InputError(
             "trainer.strategy=ddp starts its processes by repeating the command, which would repeat the whole sweep:"
-            " use trainer.strategy=ddp_fork on CPUs or ddp_spawn, or one launcher job a run"
+            " start the jobs one by one, each without -m, or use one device a job"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--likelihood", default="bernoulli", choices=["bernoulli", "gaussian"])
     chosen = parser.parse_args(arguments)
     try:
-        if not chosen.radius > 0:
-            raise InputError(f"--radius must be positive, got {chosen.radius}")
+        if not (chosen.radius > 0 and math.isfinite(chosen.radius)):
+            raise InputError(f"--radius must be positive and finite, got {chosen.radius}")
         perturbations = import_checkpoint(chosen.checkpoint, chosen.network, chosen.radius, chosen.likelihood)
         folder = save_perturbation_set(perturbations, chosen.out)
     except (InputError, OSError) as error:

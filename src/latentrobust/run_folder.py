@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,7 @@ def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if writes():
-            for marker in (DONE, FAILED):
-                (folder / marker).unlink(missing_ok=True)
+            _clear(folder)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
     except OSError as error:
         raise InputError(f"cannot write to the run folder {folder}: {error.strerror or error}") from None
@@ -44,6 +44,14 @@ def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator
         _mark(folder, FAILED, reason)
         raise
     _mark(folder, DONE, "")
+
+
+def _clear(folder: Path) -> None:
+    """Take away what an earlier run left here that could pass for this one's results."""
+    for name in (DONE, FAILED, "metrics.json", "per_example.csv", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("figures", "perturbation_set"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def writes() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -19,8 +20,15 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.errors import InputError
+from latentrobust.learners.checkpoints import BestCheckpoint
 from latentrobust.perturbation_sets import CVAESet, PerturbationSet
-from latentrobust.perturbation_sets.store import FOLDER, load_perturbation_set, read_checkpoint, save_perturbation_set
+from latentrobust.perturbation_sets.store import (
+    CHECKPOINT_KEY,
+    FOLDER,
+    load_perturbation_set,
+    read_checkpoint,
+    save_perturbation_set,
+)
 from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.quality import write_quality
 from latentrobust.reporting.terminal import print_configuration, print_quality
@@ -51,15 +59,21 @@ def train(cfg: DictConfig) -> Run:
     configuration = resolved(cfg)
     check_trainer(cfg)
     with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as (data, trainer):
-        if cfg.ckpt_path is not None:
-            read_checkpoint(cfg.ckpt_path)  # a clear error now, before any work
+        # Clear errors now, before any work.
+        if cfg.ckpt_path is not None and not {CHECKPOINT_KEY, "pytorch-lightning_version"} <= set(
+            read_checkpoint(cfg.ckpt_path)
+        ):
+            raise InputError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another model: it is not this learner's")
+        if cfg.test:
+            instantiate(cfg.evaluation.settings)
+            instantiate(cfg.evaluation.exact, _convert_="all")
         learner: pl.LightningModule = instantiate(cfg.learner, _convert_="all")
         started = time.perf_counter()
         _fit(trainer, learner, data, cfg.ckpt_path)
         fit_seconds = time.perf_counter() - started
-        perturbations = _learned(trainer, learner, data, folder)
+        perturbations = _learned(trainer, learner, data)
         if trainer.is_global_zero:
-            save_perturbation_set(perturbations, folder / FOLDER) if _storable(perturbations) else None
+            save_perturbation_set(perturbations, folder / FOLDER)
         metrics = {
             "fit_seconds": fit_seconds,
             "epochs": float(trainer.current_epoch),
@@ -93,7 +107,14 @@ def session(cfg: DictConfig, configuration: dict[str, Any]) -> Iterator[tuple[Pa
             logger.log_hyperparams(configuration)
         data: PairsDataModule = instantiate(cfg.data, _convert_="all")
         callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
-        yield data, instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, _convert_="all")
+        # Not "auto": Apple's GPUs, which Lightning would take, have no float64.
+        accelerator = cfg.trainer.accelerator
+        if accelerator == "auto":
+            accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+        trainer = instantiate(
+            cfg.trainer, logger=loggers or False, callbacks=callbacks, accelerator=accelerator, _convert_="all"
+        )
+        yield data, trainer
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
@@ -115,11 +136,12 @@ def _fit(trainer: pl.Trainer, learner: pl.LightningModule, data: PairsDataModule
         raise
 
 
-def _learned(trainer: pl.Trainer, learner: Any, data: PairsDataModule, folder: Path) -> PerturbationSet:
+def _learned(trainer: pl.Trainer, learner: Any, data: PairsDataModule) -> PerturbationSet:
     """The set of the best checkpoint, or of the last weights where none was written (``debug=fdr``)."""
-    best = folder / "checkpoints" / "best.ckpt"
     network = learner.network if learner.network.description is None else None
-    if best.is_file() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    # Asked of the callback: a file of that name may be another run's.
+    best = next((callback.best_model_path for callback in _checkpoints(trainer) if callback.best_model_path), "")
+    if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         return load_perturbation_set(best, network=network)
     if learner.radius is None:  # stopped before the first validation
         trainer.validate(learner, datamodule=data, verbose=False)
@@ -130,8 +152,8 @@ def _learned(trainer: pl.Trainer, learner: Any, data: PairsDataModule, folder: P
     return perturbations.eval().requires_grad_(False)
 
 
-def _storable(perturbations: PerturbationSet) -> bool:
-    return isinstance(perturbations, CVAESet)
+def _checkpoints(trainer: pl.Trainer) -> list[BestCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
 
 
 def measure(

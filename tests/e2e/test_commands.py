@@ -13,7 +13,7 @@ import pytest
 
 from ..conftest import SMALL
 
-TINY = [*SMALL, "trainer.max_epochs=1", "+trainer.limit_train_batches=2", "data.test_size=8"]
+TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.test_size=8"]
 ENVIRONMENT = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 
 
@@ -160,7 +160,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
     data = [o for o in SMALL if o.startswith(("experiment", "data", "evaluation", "print"))]
     two = command(
         "evaluate", *data, "perturbation_set.path=one", "trainer=ddp", "trainer.accelerator=cpu", "callbacks=evaluate",
-        "trainer.strategy=ddp", "paths.output_dir=two", cwd=tmp_path,
+        "paths.output_dir=two", cwd=tmp_path,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
@@ -172,16 +172,19 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
 
 def test_training_on_two_processes_finishes(tmp_path):
-    done = command("train", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "paths.output_dir=ddp", cwd=tmp_path)
+    """With the default folder, which each process would name by its own clock."""
+    done = command("train", *TINY, "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "ddp" / "DONE").is_file()
-    assert [p.name for p in tmp_path.iterdir()] == ["ddp"]
+    runs = list((tmp_path / "outputs" / "mnist" / "linf_fc").iterdir())
+    assert len(runs) == 1
+    assert (runs[0] / "DONE").is_file()
+    assert len(list(csv.DictReader((runs[0] / "per_example.csv").open()))) == 8
 
 
 def test_ddp_in_a_sweep_is_refused_with_the_remedy(tmp_path):
     done = command("train", *TINY, "-m", "seed=1,2", "trainer=ddp", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2
-    assert "ddp_spawn" in done.stderr
+    assert "one by one" in done.stderr
 
 
 def test_a_users_own_configs_are_found(tmp_path):

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from latentrobust import load_perturbation_set
+from latentrobust.app import _line, is_bad_input
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
 from latentrobust.train import train
@@ -98,7 +100,7 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(finished, 
 @pytest.mark.parametrize("steps", [7, 20, 27])
 def test_resumed_training_ends_like_an_uninterrupted_run(finished, run, steps):
     """20 steps an epoch: stopped in the first epoch, at its end, in the second."""
-    first = run("first", f"+trainer.max_steps={steps}", "callbacks.last.every_n_train_steps=1", "test=false",
+    first = run("first", f"trainer.max_steps={steps}", "callbacks.last.every_n_train_steps=1", "test=false",
                 "callbacks.last.every_n_epochs=null")  # fmt: skip
     resumed = run("resumed", f"ckpt_path={first.folder}/checkpoints/last.ckpt")
     assert stable(resumed.folder) == stable(finished.folder)
@@ -109,7 +111,7 @@ def test_resuming_keeps_a_best_checkpoint_from_before(run):
     explode = ["learner.scheduler.values=[1,1,-1]", "learner.scheduler.epochs=[0,1,1.01]",
                "learner.scheduler.stretch_to=null"]  # fmt: skip
     whole = run("whole", *explode)
-    first = run("first", *explode, "+trainer.max_steps=20", "test=false")
+    first = run("first", *explode, "trainer.max_steps=20", "test=false")
     resumed = run("resumed", *explode, f"ckpt_path={first.folder}/checkpoints/last.ckpt")
     assert torch.load(resumed.folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
     assert stable(resumed.folder) == stable(whole.folder)
@@ -159,6 +161,9 @@ def test_overfitting_three_batches_lowers_the_loss(run):
     rows = csv.DictReader((finished.folder / "logs" / "metrics.csv").open())
     losses = [float(row["train/reconstruction"]) for row in rows if row["train/reconstruction"]]
     assert losses[-1] < 0.9 * losses[0]
+    loader = finished.data.train_dataloader()
+    first, second = ([(b.examples.tolist(), b.epoch) for b in loader] for _ in range(2))
+    assert first == second
 
 
 def test_tensorboard_and_no_logger(run):
@@ -185,15 +190,51 @@ def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):
         (["data.validation=5000"], "leaves nothing"),
         (["data/perturbation=rts", "evaluation=quality"], r"images \[1, 42, 42\], the network is for \[1, 28, 28\]"),
         (["trainer.precision=16-mixed"], "hundreds of times slower"),
+        (["evaluation.settings.draws=0"], "draws ≥ 1"),
+        (["trainer.strategy=ddp_spawn"], "use ddp"),
         (["ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     ],
 )
 def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, overrides, message):
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises((InputError, InstantiationException), match=message) as error:
         run("bad", *overrides)
-    assert "\n" not in str(error.value)
+    assert is_bad_input(error.value)
+    assert "\n" not in _line(error.value)
     assert not (tmp_path / "bad" / "DONE").exists()
     assert not (tmp_path / "bad" / "metrics.json").exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(run, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(InputError, match="another model"):
+        run("other", f"ckpt_path={tmp_path}/x.ckpt")
+
+
+def test_a_reused_folder_keeps_nothing_of_the_run_before(run, finished):
+    first = run("again")
+    with pytest.raises(InputError):
+        run("again", "data.validation=5000")
+    assert not (first.folder / "metrics.json").exists()
+    assert not (first.folder / "perturbation_set").exists()
+    second = run("again", "seed=3", "trainer.check_val_every_n_epoch=10")  # never validates, so never saves a best one
+    assert stable(second.folder) != stable(finished.folder)
+
+
+def test_gradient_clipping_works_in_both_precisions(run):
+    for precision in ("32-true", "bf16-mixed"):
+        run(precision, "trainer.gradient_clip_val=0.5", f"trainer.precision={precision}", "test=false")
+
+
+@pytest.mark.parametrize("limit", [1.0, 7])
+def test_resuming_after_a_whole_epoch(run, limit):
+    """Lightning restores no loader state then, also not the number of the epoch."""
+    limited = [f"trainer.limit_train_batches={limit}", "test=false"]
+    stretch = ["learner.scheduler.stretch_to=3", "learner.beta.stretch_to=3"]
+    whole = run("whole", *limited, "trainer.max_epochs=3")
+    first = run("first", *limited, "trainer.max_epochs=1", *stretch)
+    resumed = run("resumed", *limited, "trainer.max_epochs=3", f"ckpt_path={first.folder}/checkpoints/last.ckpt")
+    for (name, a), (_, b) in zip(whole.module.state_dict().items(), resumed.module.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, run):

@@ -59,6 +59,13 @@ def test_a_network_from_elsewhere_is_stored_without_a_name_and_must_be_given(tmp
     assert torch.equal(loaded.at(x).decode(u), original.at(x).decode(u))
 
 
+def test_saving_never_replaces_something_else(small_set, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="something other than a perturbation set"):
+        save_perturbation_set(small_set, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 def changed(folder, **values):
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
@@ -76,6 +83,7 @@ def changed(folder, **values):
         ({"likelihood": "poisson"}, "poisson"),
         ({"network": {"name": "os.system", "arguments": {}}}, "no CVAE network is called 'os.system'"),
         ({"network": {"name": "mnist_fc", "arguments": {"nonsense": 1}}}, "nonsense"),
+        ({"network": {"name": "mnist_fc", "arguments": {"latent": -3}}}, "damaged"),
         ({"network": {"name": "mnist_conv", "arguments": {"image_shape": [1, 8, 8]}}}, "another model"),
         ({"image_shape": [1, 9, 9]}, r"\(1, 8, 8\).*\(1, 9, 9\)"),
     ],

@@ -50,6 +50,13 @@ def test_non_square_images_rotate_without_shear():
     torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
 
 
+def test_autocast_does_not_touch_positions(images):
+    offset = RTS.draw(example_keys(0, torch.arange(6)), (1, 42, 42))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = RTS.apply(images, offset)
+    assert torch.equal(under, RTS.apply(images, offset))
+
+
 def test_draws_stay_within_the_bounds_and_shift_by_whole_pixels():
     offset = RTS.draw(example_keys(0, torch.arange(2000)), (1, 42, 42))
     assert offset.abs().max() <= 1

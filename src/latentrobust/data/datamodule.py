@@ -150,15 +150,25 @@ class PairsDataModule(pl.LightningDataModule):
         return self._loader("test")
 
     def _loader(self, split: str) -> IndexLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        rank, world, clock, limit, overfit = 0, 1, None, None, False
+        if self.trainer is not None:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            trainer = self.trainer
+            if split == "train":  # resumed after a whole epoch, Lightning restores no loader state
+                clock = lambda: trainer.current_epoch  # noqa: E731
+            overfit = bool(getattr(self.trainer, "overfit_batches", 0))
+            if split == "train" and isinstance(self.trainer.limit_train_batches, int):
+                limit = self.trainer.limit_train_batches
         return IndexLoader(
             split,
             len(self.splits[split].images),
             self.batch_size,
-            shuffle=split == "train",
+            shuffle=split == "train" and not overfit,  # to overfit is to see the same batches again
             seed=self.seed,
             rank=rank,
             world=world,
+            limit=limit,
+            clock=clock,
         )
 
     def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Pairs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -31,13 +31,27 @@ class IndexLoader:
         seed: of the permutations.
         rank: of this process; it sees every ``world``-th batch when shuffled, every ``world``-th example otherwise.
         world: number of processes.
+        limit: batches an epoch at most; the rest of the examples is left out.
+        clock: tells the epoch when one begins (a trainer's, which knows it after resuming); else they are counted.
     """
 
     def __init__(
-        self, split: str, count: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        split: str,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        limit: int | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.split, self.count, self.batch_size = split, count, batch_size
         self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
+        self.limit = limit
+        self.clock = clock
         self.epoch = 0
         self._next_batch = 0
         self._restored = False
@@ -45,7 +59,8 @@ class IndexLoader:
     def __len__(self) -> int:
         if self.shuffle:
             # A batch is cut into equal parts, so that the processes take equally many steps.
-            return max(self.count // (self.batch_size * self.world), 1)
+            whole = max(self.count // (self.batch_size * self.world), 1)
+            return whole if self.limit is None else min(whole, self.limit)
         own = len(range(self.rank, self.count, self.world))
         return math.ceil(own / self.batch_size)
 
@@ -53,6 +68,8 @@ class IndexLoader:
         if self._next_batch and not self._restored:  # the last epoch was left before its end
             self.epoch, self._next_batch = self.epoch + 1, 0
         self._restored = False
+        if self.clock is not None and self.clock() != self.epoch:
+            self.epoch, self._next_batch = self.clock(), 0
         order = permutation(self.seed, self.count, self.epoch) if self.shuffle else torch.arange(self.count)
         size = self.batch_size
         own = order if self.shuffle else order[self.rank :: self.world]

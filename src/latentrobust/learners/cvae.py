@@ -164,6 +164,11 @@ class CVAELearner(pl.LightningModule):
         self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.example))
         self.log_dict(values)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the radius: the next checkpoint may be written before the next validation."""
+        stored = checkpoint.get(CHECKPOINT_KEY, {})
+        self.radius, self.latent_norms = stored.get("radius"), dict(stored.get("latent_norms", {}))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the set's configuration, plain containers only."""
         checkpoint[CHECKPOINT_KEY] = describe_cvae(

@@ -32,8 +32,7 @@ class NonFiniteGuard(pl.Callback):
     ) -> None:
         """Drop the gradients if any of them is not finite."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch._foreach_norm(gradients)
-        if not gradients or bool(torch.stack(norms).isfinite().all()):
+        if not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
             self.in_a_row = 0
             return
         self.skipped += 1

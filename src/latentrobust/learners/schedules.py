@@ -24,7 +24,7 @@ class PiecewiseLinear:
         rising = all(a < b for a, b in pairwise(epochs))
         if not values or len(values) != len(epochs) or not rising or epochs[0] != 0:
             raise ValueError(f"a schedule needs as many values as epochs, rising from 0; got {values} over {epochs}")
-        scale = stretch_to / epochs[-1] if stretch_to and epochs[-1] else 1.0
+        scale = stretch_to / epochs[-1] if stretch_to is not None and stretch_to > 0 and epochs[-1] else 1.0
         self.values = np.array(values, dtype=np.float64)
         self.epochs = np.array(epochs, dtype=np.float64) * scale
 

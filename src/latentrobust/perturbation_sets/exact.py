@@ -60,6 +60,8 @@ class RTSSet(PerturbationSet):
     ) -> None:
         if not 0 < radius <= 1:
             raise ValueError(f"the radius of an RTS set is a share of its bounds, in (0, 1], got {radius}")
+        if not isinstance(transform, RotationTranslationScale | None):
+            raise ValueError(f"an RTS set needs an RTS transform, got {type(transform).__name__}: is this RTS data?")
         super().__init__(image_shape, LatentBall((4,), "linf", radius), checked(likelihood))
         self.transform = transform or RotationTranslationScale(**bounds)
 
@@ -100,7 +102,7 @@ def nearest_offset(
     """Offsets ``[B, 4]`` whose warps of ``x [B, C, H, W]`` come nearest to ``target`` in squared error.
 
     A grid over angle and scale with every whole-pixel shift (scored at once as a correlation, by FFT), then gradient
-    refinement of the best few. Not a proof of optimality, but the grid is finer than the images' own detail.
+    refinement of the best few. What it finds is an upper bound on the distance, not a proof of the minimum.
     """
     found = [
         _nearest(transform, a, b, ball, angles, scales, candidates)

@@ -30,6 +30,8 @@ from latentrobust.perturbation_sets.likelihood import (
 from latentrobust.transforms import random
 
 PERCENTILES = (25, 50, 75)
+# What an example's key is used for, so that no two metrics share their noise.
+EXPECTED, OVER, RECONSTRUCTION, LIKELIHOOD = 0, 1, 2, 3
 ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
 
 
@@ -52,14 +54,14 @@ def expected_error(
     s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, draws: int, keys: Tensor
 ) -> Tensor:
     """Expected approximation error ``[B]``: the mean over draws from the set's prior."""
-    return measure(s.decode(s.sample(draws, keys, ball)), x_tilde).mean(0)
+    return measure(s.decode(s.sample(draws, random.fold_in(keys, EXPECTED), ball)), x_tilde).mean(0)
 
 
 def over_error(
     s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, steps: int, relative_step: float, keys: Tensor
 ) -> Ascent:
     """Over-approximation error: the largest error found in the ball, from a uniform random start; ``values [B]``."""
-    start = ball.uniform(random.fold_in(keys, 1))
+    start = ball.uniform(random.fold_in(keys, OVER))
     return projected_ascent(
         lambda v: measure(s.decode(v), x_tilde), start, ball, steps=steps, relative_step=relative_step
     )
@@ -131,13 +133,15 @@ def measure_quality(
         values[f"expected_ae{suffix}"] = expected_error(s, x_tilde, ball, measure, draws=settings.draws, keys=keys)
         over = over_error(s, x_tilde, ball, measure, **search, keys=keys)  # type: ignore[arg-type]
         values[f"over_ae{suffix}"] = over.values
-        values[f"reconstruction{suffix}"] = measure(s.reconstruct(x_tilde, random.fold_in(keys, 2), offset), x_tilde)
+        values[f"reconstruction{suffix}"] = measure(
+            s.reconstruct(x_tilde, random.fold_in(keys, RECONSTRUCTION), offset), x_tilde
+        )
     if settings.own_likelihood and likelihood == "gaussian":  # its loss is the squared error
         values |= {f"{name}_nll": values[name] for name in ERRORS}
     if (kl := s.kl(x_tilde)) is not None:
         values["kl"] = kl
     if settings.likelihood_draws:
-        draws = {"draws": settings.likelihood_draws, "keys": random.fold_in(keys, 3)}
+        draws = {"draws": settings.likelihood_draws, "keys": random.fold_in(keys, LIKELIHOOD)}
         values["log_likelihood"] = log_likelihood(s, x_tilde, ball, likelihood, **draws)  # type: ignore[arg-type]
     return values
 
@@ -162,15 +166,50 @@ class PairValues(Metric):
             getattr(self, name).append(value.detach())
 
     def table(self) -> dict[str, np.ndarray]:
-        """All values by name, in the order of the index."""
+        """All values by name, of all processes, in the order of the index."""
+        with self.sync_context():
+            return self._columns()
+
+    def _columns(self) -> dict[str, np.ndarray]:
         columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.names}
         order = np.lexsort((columns["kind"], columns["index"]))
         return {name: column[order] for name, column in columns.items()}
 
     def compute(self) -> dict[str, float]:
         """Means over all pairs, in double precision."""
-        columns = self.table()
+        columns = self._columns()  # `compute` runs synchronised
         return {name: float(columns[name].astype(np.float64).mean()) for name in self.names[2:]}
+
+
+class SetQuality(PairValues):
+    """`measure_quality` as a metric: every value of every pair, gathered over batches and processes.
+
+    Args:
+        names: that `measure_quality` returns for this kind of set.
+        settings: how quality is measured.
+    """
+
+    def __init__(self, names: list[str], settings: QualitySettings, **kwargs: Any) -> None:
+        super().__init__(names, **kwargs)
+        self.settings = settings
+
+    def update(  # type: ignore[override]
+        self,
+        index: Tensor,
+        kind: Tensor,
+        *,
+        s: SetAt,
+        x_tilde: Tensor,
+        ball: LatentBall,
+        likelihood: Likelihood,
+        keys: Tensor,
+        offset: Tensor | None = None,
+    ) -> None:
+        """Measure the pairs ``(s.x, x_tilde)`` within ``ball``, which may be another than the set's own."""
+        found = measure_quality(
+            s, x_tilde, ball=ball, likelihood=likelihood, keys=keys, settings=self.settings, offset=offset
+        )
+        super().update(index, kind, **found)
 
 
 class LatentNorms(Metric):

@@ -82,11 +82,13 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
     """Write the set as a folder, which appears whole or not at all; an older one there is replaced.
 
     Raises:
-        InputError: for a set that has no format on disk.
+        InputError: for a set that has no format on disk, or a folder that holds something else.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
     configuration = _describe(perturbations)
+    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {CONFIG, WEIGHTS}):
+        raise InputError(f"{folder} holds something other than a perturbation set: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -198,7 +200,7 @@ def _build(configuration: dict[str, Any], radius: float | None, network: CVAE | 
             raise InputError(f"{path} holds a set of unknown kind {kind!r}")
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"the configuration of {path} is damaged: {_line(error)}") from None
     if perturbations.image_shape != image_shape:
         raise InputError(f"{path}: the network is for images {perturbations.image_shape}, the set for {image_shape}")

@@ -113,9 +113,9 @@ def quality_bars(metrics: Mapping[str, float]) -> Figure:
     return _plain(figure, axis)
 
 
-def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]], metrics: Mapping[str, float]) -> Figure:
-    """The four errors that depend on the radius, at the percentile radii and the selected one."""
-    points = sorted([*by_radius.values(), _at_selected(metrics)], key=lambda point: point["radius"])
+def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The four errors that depend on the radius, at the percentile radii and the selected one, on the same pairs."""
+    points = sorted(by_radius.values(), key=lambda point: point["radius"])
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
     for name in ("pgd_ae", "encoder_ae", "expected_ae", "over_ae"):
@@ -127,10 +127,6 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]], metrics: Map
     axis.set_title("Quality against the radius", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return _plain(figure, axis)
-
-
-def _at_selected(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {"radius": metrics["radius"], **{name: metrics[f"quality/{name}"] for name in ERROR_NAMES}}
 
 
 def _plain(figure: Figure, axis: Axes) -> Figure:

@@ -54,6 +54,7 @@ def write_report(
     metrics: Mapping[str, float],
     pictures: Mapping[str, Path],
     captions: Mapping[str, str],
+    detail: int,
     configuration: Mapping[str, Any],
 ) -> Path:
     """Write the report; the pictures (PNG files by name) are embedded."""
@@ -80,6 +81,7 @@ def write_report(
         data=data.name,
         kinds=data.kinds,
         pairs=len(data.splits["test"].images),
+        detail=detail,
         verdict=verdict(metrics),
         rows=rows,
         has_exact=any(row["exact"] is not None for row in rows),

@@ -23,8 +23,8 @@ CAPTIONS = {
     " that could have been observed.",
     "interpolations": "Straight lines between two offsets. A smooth path means that the set holds the perturbations"
     " between the observed ones too.",
-    "latent_norms": "Every test pair's offset has a length. The radius is the largest one on validation pairs, so"
-    " nearly all observed perturbations lie inside the set.",
+    "latent_norms": "Every test pair's offset has a length. By default the radius is the largest one on"
+    " validation pairs, so that nearly all observed perturbations lie inside the set.",
     "quality": "Distance between the set and observed perturbations. The dashed line is what you get without any set,"
     " by taking the unperturbed example.",
     "quality_by_radius": "A smaller radius makes the set smaller: the farthest point comes closer, and fewer observed"
@@ -48,7 +48,7 @@ def quality_figures(test: QualityTest, data: PairsDataModule, device: torch.devi
         "quality": figures.quality_bars(test.metrics),
     }
     if test.by_radius:
-        found["quality_by_radius"] = figures.quality_by_radius(test.by_radius, test.metrics)
+        found["quality_by_radius"] = figures.quality_by_radius(test.by_radius)
     return found
 
 
@@ -77,6 +77,8 @@ def write_quality(
     columns = {"index": table.pop("index").tolist(), "kind": kinds}
     write_csv(folder / "per_example.csv", columns | {name: column.tolist() for name, column in table.items()})
     metrics = {**test.metrics, **extra}
-    write_report(folder / "report.html", test.perturbations, data, metrics, pictures, CAPTIONS, configuration)
+    write_report(
+        folder / "report.html", test.perturbations, data, metrics, pictures, CAPTIONS, test.detail, configuration
+    )
     write_metrics(folder, metrics)
     return drawn

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import squared_error
@@ -20,10 +21,13 @@ from latentrobust.perturbation_sets.quality import (
     PERCENTILES,
     PairValues,
     QualitySettings,
+    SetQuality,
     measure_quality,
     summarise_norms,
 )
 from latentrobust.transforms import random
+
+SAMPLE = 4  # a purpose of an example's key, beside those of `perturbation_sets.quality`
 
 
 class QualityTest(pl.LightningModule):
@@ -52,11 +56,11 @@ class QualityTest(pl.LightningModule):
         self.perturbations = perturbations
         self.settings, self.detail, self.exact, self.seed = settings, detail, exact, seed
         names = _names(perturbations, settings)
-        self.values = PairValues(names)
+        self.values = SetQuality(names, settings)
         self.radii = _percentile_radii(perturbations) if detail else {}
-        self.at_radius = torch.nn.ModuleDict({name: PairValues(names) for name in self.radii})
+        self.at_radius = torch.nn.ModuleDict({name: SetQuality(names, settings) for name in self.radii})
         self.to_exact = PairValues(["distance"])
-        self.of_exact = PairValues(_names(exact, settings) if exact is not None else [])
+        self.of_exact = SetQuality(_names(exact, settings) if exact is not None else [], settings)
         self.metrics: dict[str, float] = {}
         self.per_example: dict[str, np.ndarray] = {}
         self.by_radius: dict[str, dict[str, float]] = {}
@@ -76,7 +80,7 @@ class QualityTest(pl.LightningModule):
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """All metrics of a batch."""
         keys = random.example_keys(self.seed, batch.example)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), frozen(self.perturbations):
             batch = batch.map(torch.clone)
             s = self.perturbations.at(batch.clean)
             self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys)
@@ -93,23 +97,23 @@ class QualityTest(pl.LightningModule):
             return
         exact = self.exact.at(batch.clean)
         self._measure(self.of_exact, self.exact, exact, self.exact.ball, batch, keys)
-        sample = s.decode(s.sample(1, random.fold_in(keys, 4)))[0]
+        sample = s.decode(s.sample(1, random.fold_in(keys, SAMPLE)))[0]
         nearest = exact.decode(self.exact.ball.project(exact.encode(sample)))
         self.to_exact.update(batch.example, batch.kind, distance=squared_error(nearest, sample))
 
     def _measure(
-        self, into: PairValues, owner: PerturbationSet, s: SetAt, ball: LatentBall, batch: Pairs, keys: Tensor
+        self, into: SetQuality, owner: PerturbationSet, s: SetAt, ball: LatentBall, batch: Pairs, keys: Tensor
     ) -> None:
-        values = measure_quality(
-            s,
-            batch.perturbed,
+        into.update(
+            batch.example,
+            batch.kind,
+            s=s,
+            x_tilde=batch.perturbed,
             ball=ball,
             likelihood=owner.likelihood,
             keys=keys,
-            settings=self.settings,
             offset=batch.offset,
         )
-        into.update(batch.example, batch.kind, **values)
 
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
@@ -119,6 +123,10 @@ class QualityTest(pl.LightningModule):
         means.pop("latent_norm")
         self.metrics |= {f"quality/{name}": value for name, value in means.items()}
         self.metrics |= self._norms(table)
+        if self.radii:  # the selected radius on the same pairs as the others
+            chosen = table["index"] < self.detail
+            part = {key: float(column[chosen].astype(np.float64).mean()) for key, column in table.items()}
+            self.by_radius["selected"] = {**part, "radius": self.perturbations.ball.radius}
         for name, radius in self.radii.items():
             at = self.at_radius[name].compute()  # type: ignore[operator]
             self.by_radius[name] = {"radius": radius, **at}

@@ -76,5 +76,6 @@ class RotationTranslationScale:
             ],
             1,
         ).to(images.dtype)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        with torch.autocast(images.device.type, enabled=False):  # it would round positions to 8 bits
+            grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+            return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

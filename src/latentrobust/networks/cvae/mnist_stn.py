@@ -56,8 +56,9 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, latent_map: Tensor) -> Tensor:  # noqa: D102
         theta = self.affine(latent_map)
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        return F.grid_sample(x.to(grid), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        with torch.autocast(x.device.type, enabled=False):
+            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+            return F.grid_sample(x.to(grid), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 class Generator(nn.Module):
