@@ -97,7 +97,7 @@ def read_offline_run(file):
 
 
 def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
-    done = command("train", *TINY, "-m", "seed=1,2", "logger=wandb", "paths.output_dir=sweep", cwd=tmp_path)
+    done = command("train", "-m", *TINY, "seed=1,2", "logger=wandb", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sweep = tmp_path / "sweep"
     for job in "01":
@@ -127,7 +127,7 @@ def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
 
 
 def test_a_failed_job_of_a_sweep_is_named_at_once_and_marked(tmp_path):
-    done = command("train", *TINY, "-m", "data.validation=200,5000", "paths.output_dir=sweep", cwd=tmp_path)
+    done = command("train", "-m", *TINY, "data.validation=200,5000", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2
     assert "job 1 failed: data.validation=5000 leaves nothing" in done.stderr
     assert (tmp_path / "sweep" / "0" / "DONE").is_file()
@@ -182,7 +182,7 @@ def test_training_on_two_processes_finishes(tmp_path):
 
 
 def test_ddp_in_a_sweep_is_refused_with_the_remedy(tmp_path):
-    done = command("train", *TINY, "-m", "seed=1,2", "trainer=ddp", "paths.output_dir=sweep", cwd=tmp_path)
+    done = command("train", "-m", *TINY, "seed=1,2", "trainer=ddp", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2
     assert "one by one" in done.stderr
 

@@ -1,4 +1,4 @@
-"""One table over the runs of a sweep, written by Hydra when the last job has ended."""
+"""One table over the runs of a sweep, kept up to date as its jobs end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from latentrobust.run_folder import DONE, FAILED, write_csv
@@ -14,6 +15,11 @@ from latentrobust.run_folder import DONE, FAILED, write_csv
 
 class SweepTable(Callback):
     """Writes ``sweep.csv``: a row a job with its folder, state, overrides and final metrics."""
+
+    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """After each job, since Hydra does not reach the sweep's end when one has failed."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            self.on_multirun_end(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather the jobs' folders."""
