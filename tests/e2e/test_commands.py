@@ -141,12 +141,17 @@ def test_interrupting_marks_the_run_and_keeps_the_last_checkpoint(tmp_path):
     running = subprocess.Popen(
         [sys.executable, "-m", "latentrobust.train", *SMALL, "trainer.max_epochs=5000", f"paths.output_dir={folder}"],
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A suite that runs in the background inherits an ignored SIGINT; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
-    deadline = time.time() + 120
-    while not (folder / "checkpoints" / "last.ckpt").is_file() and time.time() < deadline:
-        time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    try:
+        deadline = time.time() + 120
+        while not (folder / "checkpoints" / "last.ckpt").is_file() and time.time() < deadline:
+            time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130, errors
     assert "interrupted" in errors
     assert (folder / "FAILED").read_text().strip() == "interrupted"
