@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
 from latentrobust.data.datamodule import PairsDataModule
@@ -32,11 +31,11 @@ CAPTIONS = {
 }
 
 
-def quality_figures(test: QualityTest, data: PairsDataModule, device: torch.device | str = "cpu") -> dict[str, Figure]:
+def quality_figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
     """All figures by name; a few test pairs serve as pictures."""
     perturbations = test.perturbations
-    shown = data.first_pairs("test", 8, device)
-    six = data.first_pairs("test", 6, device)
+    shown = data.first_pairs("test", 8)
+    six = data.first_pairs("test", 6)
     table = test.per_example
     found = {
         "pairs": figures.pairs_and_reconstructions(perturbations, shown),
