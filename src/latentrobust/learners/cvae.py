@@ -25,7 +25,9 @@ Schedule = Callable[[float], float]
 
 
 class CVAELearner(pl.LightningModule):
-    """Minimises ``reconstruction + β·KL``, summed over pixels and latents, averaged over the batch (Wong & Kolter, 6).
+    """Minimises ``reconstruction + β·KL`` (Wong & Kolter, eq. 6).
+
+    Both terms are summed over pixels or latents and averaged over the batch.
 
     Each validation selects the radius (the largest latent norm, appendix C) and logs the loss at the *final* β, which
     compares epochs that were trained with different ones; checkpoints carry radius and norms with the weights.
