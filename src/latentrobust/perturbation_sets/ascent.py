@@ -1,10 +1,10 @@
-"""The one projected-ascent loop: quality searches and attacks differ only in what they climb."""
+"""The one projected-ascent loop: searches, attacks and adversarial training differ in what they climb and how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,92 @@ from torch import Tensor, nn
 from latentrobust.perturbation_sets.ball import LatentBall
 
 
+class Objective(Protocol):
+    """What is climbed. It sees every iterate and may drop examples that need no more of them."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Values ``[*batch]`` at offsets ``[*batch, *shape]``, each a function of its own offset alone."""
+
+    def narrow(self) -> Tensor | None:
+        """Indices of the examples to go on with, which later calls will then be about; None for all."""
+
+
+class Rule(Protocol):
+    """How the search moves; whatever it remembers is by example."""
+
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """The next offsets, inside the ball."""
+
+    def select(self, chosen: Tensor) -> None:
+        """Forget all examples but these."""
+
+
+class FixedStep:
+    """Normalised gradient steps of one length, ``relative_step`` times the radius (the paper's ε/20 is 0.05)."""
+
+    def __init__(self, ball: LatentBall, relative_step: float) -> None:
+        self.ball, self.length = ball, relative_step * ball.radius
+
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """One step of steepest ascent, projected."""
+        return self.ball.ascent_step(u, gradient, self.length)
+
+    def select(self, chosen: Tensor) -> None:
+        """Nothing is remembered."""
+
+
+def climb(objective: Objective, start: Tensor, rule: Rule, steps: int, *, evaluate_last: bool = True) -> Tensor:
+    """Walk ``steps`` gradient steps from ``start`` and return the last iterate; the objective keeps what it likes.
+
+    With ``evaluate_last`` the objective sees the last iterate too: ``steps + 1`` evaluations, else ``steps``.
+    """
+    u = start.detach()
+    for _ in range(steps):
+        with torch.inference_mode(False), torch.enable_grad():
+            u = u.clone().requires_grad_()
+            value = objective(u)
+            (gradient,) = torch.autograd.grad(value.sum(), u)
+        u, value = u.detach(), value.detach()
+        if (chosen := objective.narrow()) is not None:
+            u, value, gradient = u[chosen], value[chosen], gradient[chosen]
+            rule.select(chosen)
+            if not len(chosen):
+                return u
+        u = rule.next(u, value, gradient)
+    if evaluate_last:
+        with torch.no_grad():
+            objective(u)
+    return u
+
+
 class Ascent(NamedTuple):
     """The best iterate of each example: ``offsets [*batch, *shape]`` and the objective there, ``values [*batch]``."""
 
     offsets: Tensor
     values: Tensor
+
+
+class _Best:
+    """An objective that remembers each example's best iterate."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], start: Tensor, ball: LatentBall) -> None:
+        self.function, self.ball = function, ball
+        batch = start.shape[: start.dim() - len(ball.shape)]
+        self.found = Ascent(start, torch.full(batch, -torch.inf, device=start.device, dtype=start.dtype))
+
+    def __call__(self, u: Tensor) -> Tensor:
+        value = self.function(u)
+        with torch.no_grad():
+            better = value > self.found.values
+            spread = better.reshape(*better.shape, *[1] * len(self.ball.shape))
+            self.found = Ascent(
+                torch.where(spread, u.detach(), self.found.offsets),
+                torch.where(better, value.detach(), self.found.values),
+            )
+        return value
+
+    def narrow(self) -> Tensor | None:
+        return None
 
 
 def projected_ascent(
@@ -34,21 +115,10 @@ def projected_ascent(
     Returns:
         The best of all iterates, the start included, so that more steps never give less.
     """
-    u = ball.project(start.detach())
-    best_u, best = u, torch.full(u.shape[: u.dim() - len(ball.shape)], -torch.inf, device=u.device, dtype=u.dtype)
-    for step in range(steps + 1):
-        last = step == steps
-        with torch.inference_mode(False), torch.set_grad_enabled(not last):
-            u = u.clone().requires_grad_(not last)
-            value = objective(u)
-            gradient = None if last else torch.autograd.grad(value.sum(), u)[0]
-        u, value = u.detach(), value.detach()
-        better = value > best
-        best = torch.where(better, value, best)
-        best_u = torch.where(better.reshape(*better.shape, *[1] * len(ball.shape)), u, best_u)
-        if gradient is not None:
-            u = ball.ascent_step(u, gradient, relative_step * ball.radius)
-    return Ascent(best_u, best)
+    start = ball.project(start.detach())
+    best = _Best(objective, start, ball)
+    climb(best, start, FixedStep(ball, relative_step), steps)
+    return best.found
 
 
 @contextmanager

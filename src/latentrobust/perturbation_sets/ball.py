@@ -55,8 +55,13 @@ class LatentBall:
             return u.clamp(-self.radius, self.radius)
         return u * self._spread(self.radius / self.size(u).clamp_min(self.radius))
 
-    def ascent_step(self, u: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """Steepest ascent by ``step`` in this norm, then projection; a zero gradient moves nothing."""
+    def ascent_step(self, u: Tensor, gradient: Tensor, step: float | Tensor) -> Tensor:
+        """Steepest ascent by ``step`` (one number, or one an example ``[*batch]``) in this norm, then projection.
+
+        A zero gradient moves nothing.
+        """
+        if isinstance(step, Tensor):
+            step = self._spread(step)
         if self.norm == "linf":
             return self.project(u + step * gradient.sign())
         # Scale by the largest entry first: the squares of a tiny gradient underflow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -53,6 +54,12 @@ class SetAt(ABC):
     def reconstruct(self, x_tilde: Tensor, keys: Tensor, offset: Tensor | None = None) -> Tensor:
         """An observed perturbation encoded and decoded without projection, by a posterior sample where there is one."""
         return self.decode(self.encode(x_tilde, offset))
+
+    def select(self, chosen: Tensor) -> SetAt:
+        """The set at some of the examples (int64 indices), without conditioning again."""
+        part = copy.copy(self)
+        part.x = self.x[chosen]
+        return part
 
     def kl(self, x_tilde: Tensor) -> Tensor | None:
         """``KL(q(z | x̃, x) ‖ p(z | x))`` ``[B]`` in nats, for sets with a posterior."""

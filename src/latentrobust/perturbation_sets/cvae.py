@@ -41,6 +41,14 @@ class CVAESetAt(SetAt):
         self.prior = network.encode_prior(x)
         self._prior_std = self.prior.std
 
+    def select(self, chosen: Tensor) -> CVAESetAt:
+        """The set at some of the examples, with the prior that is already known."""
+        part = super().select(chosen)
+        assert isinstance(part, CVAESetAt)
+        part.prior = Gaussian(self.prior.mean[chosen], self.prior.logvar[chosen])
+        part._prior_std = self._prior_std[chosen]
+        return part
+
     def posterior(self, x_tilde: Tensor) -> Gaussian:
         """``q(z | x̃, x)``."""
         return self.network.encode_posterior(self.x, x_tilde)

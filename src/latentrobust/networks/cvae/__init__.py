@@ -7,11 +7,13 @@ from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.networks.cvae.mnist_conv import mnist_conv
 from latentrobust.networks.cvae.mnist_fc import mnist_fc
 from latentrobust.networks.cvae.mnist_stn import mnist_stn
+from latentrobust.networks.cvae.resnet import resnet
 
 NETWORKS: dict[str, Callable[..., CVAE]] = {
     "mnist_fc": mnist_fc,
     "mnist_conv": mnist_conv,
     "mnist_stn": mnist_stn,
+    "resnet": resnet,
 }
 
 __all__ = ["CVAE", "NETWORKS", "Gaussian", "build"]

@@ -1,0 +1,40 @@
+"""Classifiers by name: what a configuration, and the ``config.json`` of a shared model, may ask for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier
+from latentrobust.networks.classifiers.resnets import preactresnet18, wide_resnet
+
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": lenet5,
+    "mnist_classifier": mnist_classifier,
+    "preactresnet18": preactresnet18,
+    "wide_resnet": wide_resnet,
+}
+
+__all__ = ["CLASSIFIERS", "build", "description_of"]
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """The classifier ``name`` of this package, built with ``arguments``, which it remembers.
+
+    Raises:
+        ValueError: for a name or an argument that the package does not have.
+    """
+    if name not in CLASSIFIERS:
+        raise ValueError(f"no classifier is called {name!r}; there are {', '.join(sorted(CLASSIFIERS))}")
+    try:
+        model = CLASSIFIERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"classifier {name!r}: {error}") from None
+    model.description = {"name": name, "arguments": dict(arguments)}  # type: ignore[assignment]
+    return model
+
+
+def description_of(model: nn.Module) -> dict[str, Any] | None:
+    """Name and arguments of a classifier from `build`; None for one from elsewhere."""
+    description = getattr(model, "description", None)
+    return description if isinstance(description, dict) else None

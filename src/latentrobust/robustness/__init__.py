@@ -1,0 +1,1 @@
+"""Algorithms on a model over a perturbation set: attacks, training perturbations, smoothing, assessment."""

@@ -1,0 +1,238 @@
+"""What all attacks share: radii, chunks, bookkeeping of the worst image found, and leaving the model as it was."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.robustness.checks import RobustnessWarning, check_images, check_model
+from latentrobust.robustness.criteria import Classification, Criterion, cross_entropy
+from latentrobust.transforms import random
+
+IndexedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Logits, labels, and which examples of the chunk they are about, to losses ``[N]``."""
+
+
+class Found(NamedTuple):
+    """The worst that was found at each of R radii for each of B examples.
+
+    Images ``[R, B, *image]``; offsets ``[R, B, *shape]``; the criterion's score (lowest is worst), the cross-entropy
+    there, whether the score is negative, and the model evaluations spent on the example up to this radius, ``[R, B]``.
+    """
+
+    radii: tuple[float, ...]
+    images: Tensor
+    offsets: Tensor
+    score: Tensor
+    loss: Tensor
+    fooled: Tensor
+    queries: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An attack on a model over a perturbation set; immutable, and called with what it attacks.
+
+    Args:
+        criterion: when an image counts as fooling, and which image is worse.
+        chunk: examples attacked at once, which bounds memory.
+        checks: warn about models whose figures would mean little.
+    """
+
+    criterion: Criterion = field(default_factory=Classification)
+    chunk: int = 256
+    checks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise InputError(f"an attack's chunk must be positive, got {self.chunk}")
+
+    @abstractmethod
+    def search(self, problem: Problem, ball: LatentBall) -> None:
+        """Try offsets of ``ball`` on the examples of ``problem`` that are not fooled yet."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet,
+        x: Tensor,
+        y: Tensor,
+        *,
+        radii: Sequence[float] | None = None,
+        keys: Tensor | None = None,
+        x_tilde: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Found:
+        """Attack ``model`` at ``x``.
+
+        Radii are taken in rising order, each starting from what the smaller ones found; an example that is fooled is
+        not attacked again. Radius 0 is the centre of the set.
+
+        Args:
+            model: images in [0, 1] to logits.
+            perturbations: any set for images of this shape.
+            x: ``[B, *image]``.
+            y: labels ``[B]``, or ``[B, H, W]`` for a criterion per pixel.
+            radii: in the unit of ``u``; the set's own by default.
+            keys: of the random starts, ``[B]``; by default of seed 0 and the position in ``x``.
+            x_tilde: observed perturbations, for ``start="encoded"``.
+            offset: their true offsets, where the data knows them.
+
+        Raises:
+            InputError: for radii that are negative or not finite, labels, images or logits that do not fit.
+        """
+        chosen = _checked_radii([perturbations.ball.radius] if radii is None else radii, perturbations)
+        if len(x) != len(y) or not len(x):
+            raise InputError(f"an attack needs as many labels as images, and at least one; got {len(y)} and {len(x)}")
+        if keys is None:
+            keys = random.example_keys(0, torch.arange(len(x), device=x.device))
+        found = []
+        with frozen(model, perturbations), torch.inference_mode(False), torch.no_grad():
+            if self.checks:
+                check_images(x)
+            for start in range(0, len(x), self.chunk):
+                part = slice(start, start + self.chunk)
+                # Tensors made under inference mode cannot take part in a gradient; clones can.
+                examples = _Examples(
+                    *(None if t is None else t[part].clone() for t in (x, y, keys, x_tilde, offset))  # type: ignore[arg-type]
+                )
+                problem = Problem(model, perturbations, examples, self.criterion)
+                if self.checks and start == 0:
+                    check_model(model, examples.x, examples.y)
+                found.append(self._attack(problem, perturbations.ball, chosen))
+        return Found(
+            tuple(float(r) for r in chosen),
+            *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
+        )
+
+    def _attack(self, problem: Problem, ball: LatentBall, radii: Sequence[float]) -> Found:
+        snapshots: dict[float, tuple[Tensor, ...]] = {}
+        for radius in sorted(set(radii)):
+            if radius > 0:
+                self.search(problem, ball.with_radius(radius))
+            snapshots[radius] = problem.snapshot()
+        columns = zip(*(snapshots[radius] for radius in radii), strict=True)
+        return Found(tuple(radii), *(torch.stack(column) for column in columns))
+
+
+class _Examples(NamedTuple):
+    x: Tensor
+    y: Tensor
+    keys: Tensor
+    x_tilde: Tensor | None
+    offset: Tensor | None
+
+
+class Problem:
+    """One chunk of examples under attack, and the worst image found for each so far. Starts at the set's centre."""
+
+    def __init__(
+        self, model: nn.Module, perturbations: PerturbationSet, examples: _Examples, criterion: Criterion
+    ) -> None:
+        self.model, self.criterion, self.examples = model, criterion, examples
+        x, y = examples.x, examples.y
+        self.s = perturbations.at(x, y if perturbations.needs_label else None)
+        shape = (len(x), *perturbations.ball.shape)
+        self.offsets = torch.zeros(shape, device=x.device, dtype=x.dtype)
+        self.images = self.s.decode(self.offsets)
+        self.centre_logits = _float(model(self.images))
+        criterion.check(self.centre_logits, y)
+        self.score = criterion(self.centre_logits, y)
+        self.loss = cross_entropy(self.centre_logits, y)
+        self.queries = torch.ones(len(x), dtype=torch.int64, device=x.device)
+
+    def search(self, loss: IndexedLoss) -> Search | None:
+        """A search over the examples that are not fooled, or None where all are."""
+        index = (self.score >= 0).nonzero()[:, 0]
+        return Search(self, index, loss) if len(index) else None
+
+    def record(self, index: Tensor, u: Tensor, images: Tensor, logits: Tensor, score: Tensor) -> None:
+        """Note an evaluation of the examples ``index``."""
+        if bool(score.isnan().any()):
+            raise InputError("the model returns NaN for a perturbed image: it cannot be evaluated")
+        self.queries[index] += 1
+        better = score < self.score[index]
+        rows = index[better]
+        self.score[rows], self.offsets[rows], self.images[rows] = score[better], u[better], images[better]
+        self.loss[rows] = cross_entropy(logits, self.examples.y[index])[better]
+
+    def snapshot(self) -> tuple[Tensor, ...]:
+        """Images, offsets, score, loss, fooled, queries as they are now."""
+        state = (self.images, self.offsets, self.score, self.loss, self.score < 0, self.queries)
+        return tuple(tensor.clone() for tensor in state)
+
+
+class Search:
+    """The objective of one search: evaluates offsets, tells its problem, and drops examples once they are fooled."""
+
+    def __init__(self, problem: Problem, index: Tensor, loss: IndexedLoss) -> None:
+        self.problem, self.index, self.loss = problem, index, loss
+        self.s: SetAt = problem.s if len(index) == len(problem.score) else problem.s.select(index)
+        self._score = problem.score[index]
+
+    @property
+    def keys(self) -> Tensor:
+        """Of the examples in the search."""
+        return self.problem.examples.keys[self.index]
+
+    @property
+    def offsets(self) -> Tensor:
+        """The worst found so far for the examples in the search."""
+        return self.problem.offsets[self.index]
+
+    def encoded(self) -> Tensor:
+        """Offsets of the observed perturbations of the examples in the search."""
+        _, _, _, x_tilde, offset = self.problem.examples
+        if x_tilde is None:
+            raise InputError("start=encoded needs the observed perturbations: pass x_tilde to the attack")
+        return self.s.encode(x_tilde[self.index], None if offset is None else offset[self.index])
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The loss at offsets ``u [N, *shape]``: ``[N]``."""
+        images = self.s.decode(u)
+        logits = _float(self.problem.model(images))
+        y = self.problem.examples.y[self.index]
+        with torch.no_grad():
+            self._score = self.problem.criterion(logits.detach(), y)
+            self.problem.record(self.index, u.detach(), images.detach(), logits.detach(), self._score)
+        return self.loss(logits, y, self.index)
+
+    def narrow(self) -> Tensor | None:
+        """Go on without the examples that the last evaluation fooled."""
+        if bool((self._score >= 0).all()):
+            return None
+        chosen = (self._score >= 0).nonzero()[:, 0]
+        self.index, self.s, self._score = self.index[chosen], self.s.select(chosen), self._score[chosen]
+        return chosen
+
+
+def _float(logits: Tensor) -> Tensor:
+    # Margins in bfloat16 are ties.
+    return logits.float() if isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _checked_radii(radii: Sequence[float], perturbations: PerturbationSet) -> list[float]:
+    if not len(radii):
+        raise InputError("an attack needs at least one radius")
+    for radius in radii:
+        if not (math.isfinite(radius) and radius >= 0):
+            raise InputError(f"attack radii must be finite and not negative, got {radius}")
+    largest, own = max(radii), perturbations.ball.radius
+    if largest > own * (1 + 1e-6):
+        warnings.warn(
+            f"radius {largest:g} exceeds the set's own of {own:g}: beyond it the set was not measured",
+            RobustnessWarning,
+            stacklevel=3,
+        )
+    return [float(radius) for radius in radii]

@@ -1,0 +1,182 @@
+"""Attacks that follow gradients in ``u``: PGD with a fixed step, APGD with an adaptive one."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import FixedStep, Rule, climb
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.robustness.attacks.base import Attack, IndexedLoss, Problem, Search
+from latentrobust.robustness.attacks.losses import TARGETED, Loss, named_loss, ranked_targets, targeted_dlr
+from latentrobust.transforms import random
+
+Start = Literal["zero", "random", "encoded"]
+STARTS = ("zero", "random", "encoded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAttack(Attack):
+    """A walk along the gradient of a loss, ``restarts`` times, which keeps the worst of all iterates.
+
+    Args:
+        steps: gradient steps a walk; each walk costs ``steps + 1`` evaluations.
+        start: ``"zero"``, ``"random"`` (uniform in the ball) or ``"encoded"`` (the observed perturbation); restarts
+            after the first are random.
+        restarts: walks (for targeted losses: walks a target).
+        loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"``, ``"targeted_dlr"``, or a function of logits and labels.
+        targets: for the targeted loss, the so many most likely wrong classes one after the other.
+    """
+
+    steps: int = 50
+    start: Start = "random"
+    restarts: int = 1
+    loss: str | Loss = "cross_entropy"
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 0 or self.restarts < 1 or self.targets < 1:
+            raise InputError(
+                "an attack needs steps ≥ 0, restarts ≥ 1, targets ≥ 1;"
+                f" got {self.steps}, {self.restarts}, {self.targets}"
+            )
+        if self.start not in STARTS:
+            raise InputError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if self.loss != TARGETED:
+            named_loss(self.loss)
+
+    purpose: ClassVar[int]  # of an example's key, so that two attacks do not start at the same points
+
+    @abstractmethod
+    def rule(self, ball: LatentBall) -> Rule:
+        """How a walk moves."""
+
+    def search(self, problem: Problem, ball: LatentBall) -> None:
+        """All walks, until every example is fooled."""
+        for restart in range(self.restarts):
+            for loss in self._losses(problem):
+                search = problem.search(loss)
+                if search is None:
+                    return
+                climb(search, self._begin(search, ball, restart), self.rule(ball), self.steps)
+
+    def _losses(self, problem: Problem) -> Iterator[IndexedLoss]:
+        if self.loss == TARGETED:
+            for target in ranked_targets(problem.centre_logits, problem.examples.y, self.targets):
+                yield _towards(target)
+        else:
+            loss = named_loss(self.loss)
+            yield lambda logits, y, index: loss(logits, y)
+
+    def _begin(self, search: Search, ball: LatentBall, restart: int) -> Tensor:
+        if restart == 0 and self.start == "zero":
+            return torch.zeros_like(search.offsets)
+        if restart == 0 and self.start == "encoded":
+            return ball.project(search.encoded())
+        return ball.uniform(random.fold_in(search.keys, self.purpose + restart), search.offsets.dtype)
+
+
+def _towards(target: Tensor) -> IndexedLoss:
+    return lambda logits, y, index: targeted_dlr(logits, y, target[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(GradientAttack):
+    """Projected gradient descent on the model's success (Madry et al. 2018; Wong & Kolter, appendix D).
+
+    Args:
+        relative_step: step length as a share of the radius; the paper's evaluation takes ε/20.
+    """
+
+    relative_step: float = 0.05
+    purpose: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.relative_step > 0 and math.isfinite(self.relative_step)):
+            raise InputError(f"relative_step must be positive and finite, got {self.relative_step}")
+
+    def rule(self, ball: LatentBall) -> Rule:
+        """Steps of one length."""
+        return FixedStep(ball, self.relative_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(GradientAttack):
+    """PGD with momentum and a step that halves when progress stalls (Croce & Hein 2020, algorithm 1), from 2ε."""
+
+    purpose: ClassVar[int] = 1 << 19
+
+    def rule(self, ball: LatentBall) -> Rule:
+        """An adaptive step an example."""
+        return _AdaptiveStep(ball, self.steps)
+
+
+class _AdaptiveStep:
+    """The step sizes of APGD, one an example; all state is indexed by example, so that examples can be dropped."""
+
+    MOMENTUM, PROGRESS = 0.75, 0.75
+
+    def __init__(self, ball: LatentBall, steps: int) -> None:
+        self.ball = ball
+        self.checkpoints = _checkpoints(steps)
+        self.iteration = 0
+        self.state: dict[str, Tensor] = {}
+
+    def select(self, chosen: Tensor) -> None:
+        """Forget all examples but these."""
+        self.state = {name: value[chosen] for name, value in self.state.items()}
+
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """A step with momentum; at checkpoints, where it stalled, back to the best iterate with half the step."""
+        k, state = self.iteration, self.state
+        self.iteration += 1
+        if k == 0:
+            length = torch.full_like(value, 2 * self.ball.radius)
+            zeros = torch.zeros_like(value)
+            self.state = {
+                "step": length, "step_before": length, "gains": zeros, "last": value,
+                "best": value, "best_before": value, "best_u": u, "best_gradient": gradient, "previous": u,
+            }  # fmt: skip
+            return self.ball.ascent_step(u, gradient, length)
+        state["gains"] = state["gains"] + (value > state["last"])
+        state["last"] = value
+        better = value > state["best"]
+        state["best"] = torch.where(better, value, state["best"])
+        state["best_u"] = self._where(better, u, state["best_u"])
+        state["best_gradient"] = self._where(better, gradient, state["best_gradient"])
+        previous = state["previous"]
+        if k in self.checkpoints:
+            slow = state["gains"] < self.PROGRESS * self.checkpoints[k]
+            stuck = (state["step"] == state["step_before"]) & (state["best"] == state["best_before"])
+            halve = slow | stuck
+            state["step_before"], state["best_before"] = state["step"], state["best"]
+            state["step"] = torch.where(halve, state["step"] / 2, state["step"])
+            state["gains"] = torch.zeros_like(value)
+            u = self._where(halve, state["best_u"], u)
+            gradient = self._where(halve, state["best_gradient"], gradient)
+            previous = self._where(halve, u, previous)
+        ahead = self.ball.ascent_step(u, gradient, state["step"])
+        state["previous"] = u
+        return self.ball.project(u + self.MOMENTUM * (ahead - u) + (1 - self.MOMENTUM) * (u - previous))
+
+    def _where(self, chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(chosen.reshape(-1, *[1] * len(self.ball.shape)), a, b)
+
+
+def _checkpoints(steps: int) -> dict[int, int]:
+    """The iterations at which APGD looks back, and how many iterations lie between each and the one before."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    points = sorted({math.ceil(share * steps) for share in shares if share <= 1})
+    return {after: after - before for before, after in pairwise(points)}

@@ -1,0 +1,95 @@
+"""What counts as a success of an attack: criteria for one label an image, and for one label a pixel.
+
+Logits are ``[N, K, *positions]`` and labels ``[N, *positions]`` with no positions for classification and ``H, W`` for
+segmentation. A negative label marks a position that does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentrobust.errors import InputError
+
+
+def class_margins(logits: Tensor, y: Tensor) -> Tensor:
+    """The true class's logit minus the largest other one, ``[N, *positions]``; where ``y`` is negative, of class 0."""
+    label = y.clamp_min(0)[:, None]
+    others = logits.scatter(1, label, -torch.inf).amax(1)
+    return logits.gather(1, label)[:, 0] - others
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Per example ``[N]``, averaged over the positions that count; ``y`` may also be probabilities ``[N, K]``."""
+    if y.dtype.is_floating_point:
+        return F.cross_entropy(logits, y, reduction="none")
+    return over_positions(F.cross_entropy(logits, y, reduction="none", ignore_index=-1), y)
+
+
+def over_positions(values: Tensor, y: Tensor) -> Tensor:
+    """Mean of ``values [N, *positions]`` over the positions whose label is not negative: ``[N]``."""
+    if values.dim() == 1:
+        return values
+    counted = y >= 0
+    return torch.where(counted, values, 0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+
+
+class Criterion(Protocol):
+    """When an image counts as fooling: where its score is negative. The lowest score is the worst case."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Scores ``[N]``."""
+
+    def check(self, logits: Tensor, y: Tensor) -> None:
+        """Refuse outputs and labels that do not fit, with an `InputError` of one line."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One label an image: the score is the margin; a tie counts as fooled, whatever ``argmax`` would make of it."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Margins ``[N]``, below zero for a wrong or tied prediction."""
+        margin = class_margins(logits, y)
+        return torch.where(margin == 0, -torch.finfo(margin.dtype).tiny, margin)
+
+    def check(self, logits: Tensor, y: Tensor) -> None:
+        """Logits ``[N, K]``, labels ``[N]`` in 0..K−1."""
+        _check(logits, y, "[B, classes]", 2)
+        if bool((y < 0).any()):
+            raise InputError(f"labels must be 0 to {logits.shape[1] - 1}, got {int(y.min())}")
+
+
+@dataclass(frozen=True)
+class PixelAccuracy:
+    """One label a pixel: the score is the share of right pixels minus ``threshold``.
+
+    With threshold 0 no image counts as fooled, and an attack goes on lowering the share to its end.
+    """
+
+    threshold: float = 0.0
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Shares of right pixels among those that count, minus the threshold: ``[N]``."""
+        right = (logits.argmax(1) == y).to(logits.dtype)
+        return over_positions(right, y) - self.threshold
+
+    def check(self, logits: Tensor, y: Tensor) -> None:
+        """Logits ``[N, K, H, W]``, labels ``[N, H, W]`` below K."""
+        _check(logits, y, "[B, classes, H, W]", 4)
+
+
+def _check(logits: Tensor, y: Tensor, expected: str, dimensions: int) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != dimensions or len(logits) != len(y) or logits.shape[1] < 2:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model must return logits {expected} for {len(y)} images, got {shape}")
+    if y.dtype.is_floating_point or y.shape != logits.shape[:1] + logits.shape[2:]:
+        raise InputError(f"labels {list(y.shape)} of {y.dtype} do not fit logits {list(logits.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise InputError("the model returns NaN or infinite logits on unperturbed images: it cannot be evaluated")
+    if bool((y >= logits.shape[1]).any()):
+        raise InputError(f"labels must be 0 to {logits.shape[1] - 1}, got {int(y.max())}")
