@@ -100,6 +100,12 @@ class PairsDataModule(pl.LightningDataModule):
         channels, height, width = self.splits["train"].images.shape[1:]
         return (channels, self.canvas, self.canvas) if self.canvas else (channels, height, width)
 
+    @property
+    def classes(self) -> int:
+        """Number of classes: labels are 0 to this minus one."""
+        self.setup()
+        return int(max(split.labels.max() for split in self.splits.values())) + 1
+
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
         """The pairs of examples ``index [B]`` of a split, on the index's device."""
         images, labels = self._resident(split, index.device)

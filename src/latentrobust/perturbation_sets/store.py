@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,21 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
         InputError: for a set that has no format on disk, or a folder that holds something else.
         OSError: if the folder cannot be written.
     """
+    return write_folder(folder, _describe(perturbations), perturbations.state_dict(), "perturbation set")
+
+
+def write_folder(
+    folder: str | Path, configuration: dict[str, Any], state: Mapping[str, torch.Tensor], what: str
+) -> Path:
+    """Write ``config.json`` and ``model.safetensors`` to a folder of a ``what``; see `save_perturbation_set`."""
     folder = Path(folder)
-    configuration = _describe(perturbations)
     if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {CONFIG, WEIGHTS}):
-        raise InputError(f"{folder} holds something other than a perturbation set: name a new folder")
+        raise InputError(f"{folder} holds something other than a {what}: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (partial / CONFIG).write_text(json.dumps(configuration, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in perturbations.state_dict().items()}, partial / WEIGHTS)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
         partial.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -116,14 +123,9 @@ def load_perturbation_set(
     Raises:
         InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
     """
-    path = Path(path)
+    path = stored_at(Path(path), FOLDER)
     if path.is_dir():
-        if (path / FOLDER / CONFIG).is_file():
-            path = path / FOLDER
-        elif not (path / CONFIG).is_file():
-            path = path / "checkpoints" / "best.ckpt"
-    if path.is_dir():
-        configuration, state = _read_folder(path)
+        configuration, state = read_folder(path, "perturbation set")
     elif path.is_file():
         configuration, state = _read_checkpoint(path)
     else:
@@ -138,12 +140,26 @@ def load_perturbation_set(
     return perturbations
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def stored_at(path: Path, folder: str) -> Path:
+    """Where something lies that is named by its own folder, by a run's folder, or by a file."""
+    if not path.is_dir() or (path / CONFIG).is_file():
+        return path
+    return path / folder if (path / folder / CONFIG).is_file() else path / "checkpoints" / "best.ckpt"
+
+
+def read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and weights of a folder that `write_folder` wrote.
+
+    Raises:
+        InputError: if they are missing or damaged.
+    """
     try:
         configuration = json.loads((folder / CONFIG).read_text())
         state = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot read the perturbation set in {folder}: {_line(error)}") from None
+        raise InputError(f"cannot read the {what} in {folder}: {_line(error)}") from None
+    if not isinstance(configuration, dict):
+        raise InputError(f"cannot read the {what} in {folder}: {CONFIG} holds no object")
     return configuration, state
 
 

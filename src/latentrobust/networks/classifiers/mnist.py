@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 with ReLU and average pooling (Yüksel et al., appendix): images ``[B, C, H, W]`` to logits ``[B, classes]``.
+    """LeNet-5 with ReLU and average pooling (Yüksel et al., appendix): ``[B, C, H, W]`` to logits ``[B, classes]``.
 
     Weights start from a unit normal cut at two standard deviations and scaled by 0.1.
     """

@@ -13,6 +13,9 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 class Normalize(nn.Module):
     """``(x − mean) / std``, channel by channel; buffers are named as in the published checkpoints."""
 
+    mu: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mu", torch.tensor(list(mean)).reshape(-1, 1, 1))

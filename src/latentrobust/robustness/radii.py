@@ -1,0 +1,31 @@
+"""Radii as users name them: numbers, percentiles of the set's latent norms, or the set's own."""
+
+from __future__ import annotations
+
+import math
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.base import PerturbationSet
+
+
+def resolve_radius(radius: float | str | None, perturbations: PerturbationSet) -> tuple[str, float]:
+    """A radius by name and value: ``("p50", 3.1)``, ``("full", 14.0)``, or ``("", 2.7)`` for a number.
+
+    Args:
+        radius: a number, ``"p25"``, ``"p50"``, ``"p75"`` (of the norms stored with the set), or ``"full"`` or None.
+        perturbations: the set.
+
+    Raises:
+        InputError: for a negative, infinite or NaN number, or a percentile that the set does not store.
+    """
+    if radius is None or radius == "full":
+        return "full", perturbations.ball.radius
+    if isinstance(radius, str):
+        if radius not in perturbations.latent_norms or not radius.startswith("p"):
+            known = [name for name in perturbations.latent_norms if name.startswith("p")]
+            instead = f"it stores {', '.join(known)}" if known else "it stores no latent norms: give numbers"
+            raise InputError(f"the perturbation set has no radius {radius!r}; {instead}")
+        return radius, perturbations.latent_norms[radius]
+    if isinstance(radius, bool) or not (math.isfinite(radius) and radius >= 0):
+        raise InputError(f"radii must be finite and not negative, got {radius}")
+    return "", float(radius)

@@ -1,0 +1,246 @@
+"""Randomized smoothing in the latent space of a perturbation set (Cohen et al. 2019; Wong & Kolter, algorithm 2).
+
+What a certificate says: at a fixed image x, the smoothed classifier ``G_x(u) = argmax_c P_η[model(g(u + η, x)) = c]``
+with ``η ~ N(0, σ²I)`` returns one class for all offsets within the radius. The condition stays x. It says nothing
+outside the set, and nothing about a deployed model that sees only a perturbed image and would condition on that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.robustness.statistics import (
+    Fixed,
+    GroupSequential,
+    Procedure,
+    certified_radius,
+    check_prediction_budget,
+    decided,
+    lower_bound,
+    two_sided_p_value,
+)
+from latentrobust.transforms import random
+
+PROMISE = (
+    "At a fixed image x, the smoothed model's class does not change for any latent offset within the certified radius."
+    " It promises nothing outside the set, nor for a model that only sees the perturbed image and conditions on it."
+)
+ABSTAIN = -1
+# Purposes of an example's key: selection, estimation and prediction draws are independent.
+SELECTION, ESTIMATION, PREDICTION = 10, 11, 12
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Classes ``[B, *positions]`` (−1 where the test does not tell the two most frequent apart), and p-values."""
+
+    prediction: Tensor
+    p_value: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Certificates of a batch; positions are none for classification and ``H, W`` for one label a pixel.
+
+    Attributes:
+        prediction: class ``[B, *positions]``, −1 for an abstention.
+        radius: certified ℓ2 radius in the unit of ``u``, float64 ``[B, *positions]``, 0 for an abstention.
+        p_lower: lower bound on the probability of the predicted class, float64.
+        counts: estimation draws by class, int64 ``[B, K, *positions]``.
+        draws: estimation draws spent, int64 ``[B]``.
+        sigma: standard deviation of the noise.
+    """
+
+    prediction: Tensor
+    radius: Tensor
+    p_lower: Tensor
+    counts: Tensor
+    draws: Tensor
+    sigma: float
+
+    def certified(self, radius: float) -> Tensor:
+        """Whether the class is certified at ``radius``: decided by the bound itself, not by a rounded radius."""
+        return (self.prediction != ABSTAIN) & (self.p_lower >= level_for(radius, self.sigma))
+
+
+def level_for(radius: float, sigma: float) -> float:
+    """The probability that certifies ``radius``: ``Φ(r/σ)``; just above one half for radius 0."""
+    if not (radius >= 0 and math.isfinite(radius)):
+        raise InputError(f"radii to certify must be finite and not negative, got {radius}")
+    return max(float(stats.norm.cdf(radius / sigma)), math.nextafter(0.5, 1))
+
+
+class SmoothedModel:
+    """A model that votes over noisy offsets.
+
+    Args:
+        model: images in [0, 1] to logits ``[N, K, *positions]``.
+        perturbations: any set that does not need the true label.
+        sigma: standard deviation of the noise, in the unit of ``u``; the noise is not cut to the set's ball.
+        batch: images that go through the model at once: draws and examples together.
+        tick: called with the number of model evaluations after each batch, for progress bars.
+
+    Raises:
+        InputError: for a ``sigma`` that is not positive, or a set that needs labels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet,
+        sigma: float,
+        *,
+        batch: int = 512,
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
+        if not (sigma > 0 and math.isfinite(sigma)):
+            raise InputError(f"sigma must be positive and finite, got {sigma}")
+        if batch < 1:
+            raise InputError(f"batch must be positive, got {batch}")
+        if perturbations.needs_label:
+            raise InputError(
+                "a set that needs the true label cannot be certified: the certificate would know the answer"
+            )
+        self.model, self.perturbations, self.sigma, self.batch, self.tick = model, perturbations, sigma, batch, tick
+
+    def predict(self, x: Tensor, keys: Tensor | None = None, *, n: int = 100, alpha: float = 0.001) -> Prediction:
+        """PREDICT: the most frequent class of ``n`` draws, or an abstention by the two-sided binomial test.
+
+        Args:
+            x: ``[B, *image]``.
+            keys: of the noise, ``[B]``; by default of seed 0 and the position in ``x``.
+            n: draws.
+            alpha: probability of a wrong class where it does not abstain.
+
+        Raises:
+            InputError: for ``n`` and ``alpha`` that always abstain, or a model that does not fit.
+        """
+        check_prediction_budget(n, alpha)
+        keys = _keys(x, keys)
+        with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+            parts = []
+            for part in _parts(len(x), self.batch):
+                s = self.perturbations.at(x[part].clone())
+                parts.append(self._count(s, random.fold_in(keys[part], PREDICTION), 0, n))
+        counts = torch.cat(parts)
+        top = counts.topk(2, 1)
+        p_value = two_sided_p_value(top.values[:, 0].cpu().numpy(), top.values[:, 1].cpu().numpy())
+        p = torch.from_numpy(p_value).to(counts.device)
+        return Prediction(torch.where(p <= alpha, top.indices[:, 0], ABSTAIN), p, counts)
+
+    def certify(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        n0: int = 100,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        adaptive: bool = False,
+        targets: Sequence[float] = (),
+    ) -> Certificate:
+        """CERTIFY: a class from ``n0`` draws, a bound on its probability from further ones, and the radius.
+
+        Each position's certificate holds with probability ``1 − alpha`` on its own.
+
+        Args:
+            x: ``[B, *image]``.
+            keys: of the noise, ``[B]``; by default of seed 0 and the position in ``x``.
+            n0: draws that choose the class.
+            n: draws that bound its probability, at most so many if adaptive.
+            alpha: error probability.
+            adaptive: stop an example once all ``targets`` are decided (`GroupSequential`, with the same guarantee).
+            targets: radii to decide; radius 0, whether to abstain, always is one.
+
+        Raises:
+            InputError: for ``n`` and ``alpha`` that can certify nothing, or a model that does not fit.
+        """
+        procedure: Procedure = GroupSequential(n, alpha) if adaptive else Fixed(n, alpha)
+        if n0 < 1:
+            raise InputError(f"n0 must be positive, got {n0}")
+        levels = [level_for(radius, self.sigma) for radius in (0.0, *targets)]
+        keys = _keys(x, keys)
+        with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+            parts = [
+                self._certify(x[part].clone(), keys[part], n0, procedure, levels) for part in _parts(len(x), self.batch)
+            ]
+        prediction, radius, p_lower, counts, draws = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Certificate(prediction, radius, p_lower, counts, draws, self.sigma)
+
+    def _certify(
+        self, x: Tensor, keys: Tensor, n0: int, procedure: Procedure, levels: Sequence[float]
+    ) -> tuple[Tensor, ...]:
+        s = self.perturbations.at(x)
+        selection = self._count(s, random.fold_in(keys, SELECTION), 0, n0)
+        candidate = selection.argmax(1)
+        counts, draws = torch.zeros_like(selection), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        bound = np.zeros(candidate.shape)
+        active, before = torch.arange(len(x), device=x.device), 0
+        noise = random.fold_in(keys, ESTIMATION)
+        for look, (total, alpha) in enumerate(procedure.looks):
+            counts[active] += self._count(s, noise[active], before, total)
+            draws[active], before = total, total
+            k = counts[active].gather(1, candidate[active][:, None])[:, 0].cpu().numpy()
+            rows = active.cpu().numpy()
+            bound[rows] = np.maximum(bound[rows], lower_bound(k, total, alpha))
+            done = decided(k, bound[rows], look, procedure, levels).reshape(len(rows), -1).all(1)
+            if done.any():
+                going = torch.from_numpy(~done).to(active.device).nonzero()[:, 0]
+                active, s = active[going], s.select(going)
+            if not len(active):
+                break
+        p_lower = torch.from_numpy(bound).to(x.device)
+        radius = torch.from_numpy(certified_radius(bound, self.sigma)).to(x.device)
+        prediction = torch.where(p_lower > 0.5, candidate, ABSTAIN)
+        return prediction, radius, p_lower, counts, draws
+
+    def _count(self, s: SetAt, keys: Tensor, start: int, stop: int) -> Tensor:
+        """Votes of the draws ``start`` to ``stop − 1`` of each example by class, int64 ``[b, K, *positions]``."""
+        counts: Tensor | None = None
+        at_once = max(self.batch // len(keys), 1)
+        for first in range(start, stop, at_once):
+            draws = torch.arange(first, min(first + at_once, stop), device=keys.device)
+            u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
+            images = s.decode(u.to(s.x.dtype)).flatten(0, 1)
+            logits = self.model(images)
+            if logits.dim() < 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
+                raise InputError(
+                    f"the model must return finite logits [B, classes, …] for {len(images)} images, got"
+                    f" {list(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
+                )
+            votes = logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:])
+            counts = _add_votes(counts, votes, logits.shape[1])
+            if self.tick is not None:
+                self.tick(len(images))
+        assert counts is not None
+        return counts
+
+
+def _add_votes(counts: Tensor | None, votes: Tensor, classes: int) -> Tensor:
+    """Add votes ``[S, b, *positions]`` to counts ``[b, K, *positions]``."""
+    where = votes.shape[1:]
+    cells = torch.arange(math.prod(where), device=votes.device).reshape(where) * classes
+    new = torch.bincount((cells + votes).flatten(), minlength=math.prod(where) * classes)
+    new = new.reshape(*where, classes).movedim(-1, 1)
+    return new.contiguous() if counts is None else counts + new
+
+
+def _keys(x: Tensor, keys: Tensor | None) -> Tensor:
+    if not len(x):
+        raise InputError("there are no images to certify")
+    return random.example_keys(0, torch.arange(len(x), device=x.device)) if keys is None else keys
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]

@@ -1,0 +1,205 @@
+"""Binomial statistics of randomized smoothing (Cohen et al. 2019; Wong & Kolter, algorithm 2), in double precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from latentrobust.errors import InputError
+
+Floats = NDArray[np.float64]
+
+
+def lower_bound(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
+    """One-sided Clopper–Pearson: ``p ≥`` this with confidence ``1 − alpha``, for ``k`` successes of ``n``.
+
+    Arrays of any (broadcast) shape. Each different pair of counts is computed once, so that a map of pixels costs as
+    much as the different counts in it.
+    """
+    return _each_count(k, n, lambda successes, draws: stats.beta.ppf(alpha, successes, draws - successes + 1), 0.0)
+
+
+def upper_bound(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
+    """One-sided Clopper–Pearson from above: ``p ≤`` this with confidence ``1 − alpha``."""
+    k, n = np.broadcast_arrays(np.asarray(k), np.asarray(n))
+    return 1 - lower_bound(n - k, n, alpha)
+
+
+def _each_count(k: ArrayLike, n: ArrayLike, bound, at_zero: float) -> Floats:  # type: ignore[no-untyped-def]
+    k, n = np.broadcast_arrays(np.asarray(k, np.int64), np.asarray(n, np.int64))
+    if k.size == 0:
+        return np.zeros(k.shape)
+    if k.min() < 0 or (k > n).any():
+        raise InputError("counts must lie between 0 and the number of draws")
+    pairs, inverse = np.unique(np.stack([k.ravel(), n.ravel()]), axis=1, return_inverse=True)
+    values = np.full(pairs.shape[1], at_zero)
+    some = pairs[0] > 0
+    values[some] = bound(pairs[0][some].astype(float), pairs[1][some].astype(float))
+    return values[inverse.ravel()].reshape(k.shape)
+
+
+def certified_radius(p_lower: ArrayLike, sigma: float) -> Floats:
+    """``σ·Φ⁻¹(p)`` where ``p > ½``, else 0."""
+    p = np.asarray(p_lower, np.float64)
+    return np.where(p > 0.5, sigma * stats.norm.ppf(np.maximum(p, 0.5)), 0.0)
+
+
+def two_sided_p_value(count: ArrayLike, other: ArrayLike) -> Floats:
+    """P-values of ``p = ½`` for two counts (Hung & Fithian 2019): the test by which PREDICT abstains.
+
+    The distribution is symmetric, so the p-value is twice a tail, at most 1.
+    """
+    a, b = np.broadcast_arrays(np.asarray(count, np.int64), np.asarray(other, np.int64))
+    return np.minimum(2 * stats.binom.sf(np.maximum(a, b) - 1, a + b, 0.5), 1.0)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """All ``n`` draws for every example, one bound at the end: the published procedure."""
+
+    n: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_budget(self.n, self.alpha)
+
+    @property
+    def looks(self) -> tuple[tuple[int, float], ...]:
+        """The one look: after how many draws, and the error probability spent there."""
+        return ((self.n, self.alpha),)
+
+
+@dataclass(frozen=True)
+class GroupSequential:
+    """Looks after a growing number of draws, each with its own share of ``alpha``; stops once all targets are decided.
+
+    The looks are fixed in advance, after ``first``, 2·``first``, 4·``first``, … and ``n`` draws, and look j spends
+    ``alpha_j`` with ``Σ alpha_j = alpha``: four fifths on the last look, the rest evenly on the others (Bonferroni's
+    form of α-spending, Lan & DeMets 1983).
+
+    *The guarantee is that of the fixed procedure.* Let ``L_j`` be the Clopper–Pearson bound of look j at ``alpha_j``.
+    For a fixed candidate class ``P(L_j > p) ≤ alpha_j`` for every j, so by the union bound ``P(any L_j > p) ≤ alpha``.
+    Outside that event *every* look's bound is valid, hence also the one at which the procedure stops, by whatever rule
+    it stops, and the largest of those seen so far. The candidate comes from draws of its own, so it is fixed here.
+
+    An example is given up for a target when even an optimistic guess (the upper bound at confidence 1 − ``futility``)
+    would not reach it by the last look. Giving up certifies nothing, so it needs no guarantee and costs at most
+    twice ``futility`` a look in power.
+    """
+
+    n: int
+    alpha: float
+    first: int = 100
+    futility: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_budget(self.n, self.alpha)
+        if self.first < 1 or not 0 < self.futility < 1:
+            raise InputError(f"needs first ≥ 1 and futility in (0, 1), got {self.first} and {self.futility}")
+
+    @property
+    def looks(self) -> tuple[tuple[int, float], ...]:
+        """Draws and error probability of each look."""
+        counts = []
+        count = self.first
+        while count < self.n:
+            counts.append(count)
+            count *= 2
+        if not counts:
+            return ((self.n, self.alpha),)
+        early = 0.2 * self.alpha / len(counts)
+        return (*((count, early) for count in counts), (self.n, self.alpha - early * len(counts)))
+
+
+Procedure = Fixed | GroupSequential
+
+
+def check_budget(n: int, alpha: float) -> None:
+    """Refuse a number of draws and an error probability that cannot certify any radius.
+
+    Raises:
+        InputError: unless ``0 < alpha < ½`` and the bound of ``n`` successes exceeds one half.
+    """
+    if not 0 < alpha < 0.5:
+        raise InputError(f"alpha must be in (0, 0.5), got {alpha}")
+    needed = math.floor(math.log(alpha) / math.log(0.5)) + 1
+    if n < needed:
+        raise InputError(f"n = {n} draws can certify nothing at alpha = {alpha:g}: at least {needed} are needed")
+
+
+def check_prediction_budget(n: int, alpha: float) -> None:
+    """Refuse a number of draws with which PREDICT must always abstain.
+
+    Raises:
+        InputError: unless ``n`` equal votes pass the two-sided test at ``alpha``.
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha must be in (0, 1), got {alpha}")
+    needed = math.ceil(1 - math.log2(alpha) - 1e-9)
+    if n < needed:
+        raise InputError(f"n = {n} draws always abstain at alpha = {alpha:g}: at least {needed} are needed")
+
+
+def noise_level(radius: float, n: int = 10_000, alpha: float = 0.001, procedure: Procedure | None = None) -> float:
+    """The smallest σ with which ``n`` unanimous draws certify ``radius``: ``r / Φ⁻¹(bound)`` (Wong & Kolter, app. D).
+
+    Args:
+        radius: to certify, positive.
+        n: draws.
+        alpha: error probability.
+        procedure: instead of the fixed one with this ``n`` and ``alpha``; its last look counts.
+
+    Raises:
+        InputError: for a radius that is not positive and finite, or a budget that certifies nothing.
+    """
+    if not (radius > 0 and math.isfinite(radius)):
+        raise InputError(f"a noise level needs a positive, finite radius, got {radius}")
+    draws, spent = (procedure or Fixed(n, alpha)).looks[-1]
+    return radius / float(stats.norm.ppf(lower_bound(draws, draws, spent)))
+
+
+@lru_cache(maxsize=4096)
+def required_count(p: float, n: int, alpha: float) -> int:
+    """The smallest count of ``n`` whose lower bound is at least ``p``; ``n + 1`` where none is."""
+    low, high = 0, n + 1
+    while low < high:
+        middle = (low + high) // 2
+        if middle == n + 1 or float(lower_bound(middle, n, alpha)) >= p:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def decided(
+    k: ArrayLike, p_lower: Floats, look: int, procedure: Procedure, levels: Sequence[float]
+) -> NDArray[np.bool_]:
+    """Whether every probability of ``levels`` is reached or given up after a look; counts and bounds of any one shape.
+
+    Args:
+        k: successes so far.
+        p_lower: the largest bound so far.
+        look: which of the procedure's.
+        procedure: that is followed.
+        levels: probabilities that the target radii need.
+    """
+    looks = procedure.looks
+    k = np.asarray(k, np.int64)
+    if look == len(looks) - 1:
+        return np.ones(k.shape, bool)
+    assert isinstance(procedure, GroupSequential)
+    n = looks[look][0]
+    last, spent = looks[-1]
+    hopeful = upper_bound(k, n, procedure.futility)
+    # The count that so hopeful a probability will not exceed by the end, but for the same small probability.
+    reach = k + stats.binom.ppf(1 - procedure.futility, last - n, hopeful)
+    done = np.ones(k.shape, bool)
+    for level in levels:
+        done &= (p_lower >= level) | (reach < required_count(level, last, spent))
+    return done

@@ -1,0 +1,105 @@
+"""What the stages of one run share: its data, its loggers, and how a trainer is made and run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.reporting.terminal import print_configuration
+
+
+class Session:
+    """Data and loggers of a run; every stage gets a trainer of its own.
+
+    Args:
+        cfg: the whole configuration.
+        configuration: the same, resolved.
+    """
+
+    def __init__(self, cfg: DictConfig, configuration: dict[str, Any]) -> None:
+        self.configuration = configuration
+        self._loggers: list[Logger] = []
+        self.data: PairsDataModule = instantiate(cfg.data, _convert_="all")
+
+    def trainer(self, cfg: DictConfig, prefix: str = "", test: bool = False) -> pl.Trainer:
+        """A trainer for a stage, configured as ``cfg`` says.
+
+        Args:
+            cfg: the stage's configuration.
+            prefix: of what the stage logs.
+            test: whether the stage only tests, with none of the fit's callbacks.
+        """
+        named = {"prefix": prefix} if prefix else {}
+        loggers: list[Logger] = [
+            instantiate(logger, **named, _convert_="all") for logger in (cfg.logger or {}).values()
+        ]
+        for logger in loggers:
+            logger.log_hyperparams(self.configuration)
+        self._loggers += loggers
+        wanted = {name: callback for name, callback in (cfg.callbacks or {}).items() if callback is not None}
+        if test:
+            wanted = {name: callback for name, callback in wanted.items() if name == "progress"}
+        # Not "auto": Apple's GPUs, which Lightning would take, have no float64.
+        accelerator = cfg.trainer.accelerator
+        if accelerator == "auto":
+            accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+        return instantiate(
+            cfg.trainer,
+            logger=loggers or False,
+            callbacks=[instantiate(callback) for callback in wanted.values()],
+            accelerator=accelerator,
+            _convert_="all",
+        )
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """All loggers made so far; those of one kind write to one run."""
+        return self._loggers
+
+    def close(self) -> None:
+        """Finish the loggers, so that the next job of a sweep starts its own."""
+        for logger in self._loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+            logger.finalize("finished")
+
+
+@contextmanager
+def session(cfg: DictConfig, configuration: dict[str, Any]) -> Iterator[Session]:
+    """A `Session`, closed at the end whatever happens."""
+    for noise in (
+        ".*number of training batches.*",
+        ".*does not have many workers.*",
+        ".*isn't a pickle.*",
+        ".*`isinstance\\(treespec.*",
+    ):
+        warnings.filterwarnings("ignore", noise)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    if cfg.print_config:
+        print_configuration(configuration)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    shared = Session(cfg, configuration)
+    try:
+        yield shared
+    finally:
+        shared.close()
+
+
+def run_trainer(trainer: pl.Trainer, run: Callable[[], Any]) -> None:
+    """Call Lightning, turning its way out of an interrupt into the usual one."""
+    try:
+        run()
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise

@@ -1,0 +1,191 @@
+"""Train a classifier on perturbed images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.robustness.attacks import Attack
+from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.objectives import TrainingObjective
+from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
+from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
+from latentrobust.transforms import random
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Schedule = Callable[[float], float]
+ACCURACIES = ("clean", "perturbed", "robust")
+
+
+class ClassificationTask(pl.LightningModule):
+    """A classifier trained on what ``training_perturbation`` makes of each batch, under an objective.
+
+    Validation logs ``val/accuracy/clean``, ``…/perturbed`` (on the data's own perturbed images) and, in the epochs with
+    an attack, ``…/robust`` at the set's radius.
+
+    Args:
+        model: images in [0, 1] to logits; any module.
+        training_perturbation: where the training images come from.
+        objective: what is minimised on them.
+        optimizer: called with the parameters; its learning rate is the peak.
+        scheduler: fractional epoch to a factor of the peak learning rate, set at every step.
+        perturbations: the set, for perturbations and attacks that need one.
+        validation_attack: null for none.
+        attack_every_n_epochs: epochs between two validation attacks.
+        attack_examples: validation examples that are attacked, the first ones.
+        select_on: ``"clean"``, ``"perturbed"`` or ``"robust"``: the accuracy by which the best checkpoint is chosen.
+        seed: of perturbations, drawn by (seed, epoch, example).
+
+    Raises:
+        InputError: for settings that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training_perturbation: TrainingPerturbation,
+        objective: TrainingObjective,
+        optimizer: Optimizer,
+        scheduler: Schedule,
+        perturbations: PerturbationSet | None = None,
+        validation_attack: Attack | None = None,
+        attack_every_n_epochs: int = 1,
+        attack_examples: int = 256,
+        select_on: Literal["clean", "perturbed", "robust"] = "robust",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if select_on not in ACCURACIES:
+            raise InputError(f"task.select_on must be one of {', '.join(ACCURACIES)}, got {select_on!r}")
+        if select_on == "robust" and (validation_attack is None or perturbations is None):
+            raise InputError(
+                "task.select_on=robust needs a perturbation_set and a task.validation_attack: give both, or"
+                " task.select_on=clean"
+            )
+        if attack_every_n_epochs < 1 or attack_examples < 1:
+            raise InputError("task.attack_every_n_epochs and task.attack_examples must be positive")
+        self.model = model
+        self.training_perturbation, self.objective = training_perturbation, objective
+        self.make_optimizer, self.scheduler = optimizer, scheduler
+        # In a tuple, so that checkpoints and DDP leave the frozen set alone.
+        self._set = (perturbations,)
+        self.validation_attack, self.attack_every_n_epochs = validation_attack, attack_every_n_epochs
+        self.attack_examples, self.select_on, self.seed = attack_examples, select_on, seed
+        self.accuracies = nn.ModuleDict({name: MeanMetric() for name in ACCURACIES})
+        self._peak_lr: list[float] = []
+
+    @property
+    def perturbations(self) -> PerturbationSet | None:
+        """The set, frozen, on this module's device."""
+        return self._set[0]
+
+    def setup(self, stage: str) -> None:
+        """Check that data, set and model fit."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
+        if self.perturbations is not None:
+            if self.perturbations.image_shape != self.image_shape:
+                raise InputError(
+                    f"data {data.name} has images {list(self.image_shape)}, the perturbation set is for"
+                    f" {list(self.perturbations.image_shape)}: choose the data it was learned from, or data.canvas"
+                )
+            self.perturbations.eval().requires_grad_(False).to(self.device)
+        check_fit(self.model, self.image_shape, self.classes)
+
+    def on_fit_start(self) -> None:
+        """Take the set along to the training device."""
+        if self.perturbations is not None:
+            self.perturbations.to(self.device)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
+        optimizer = self.make_optimizer(self.model.parameters())
+        self._peak_lr = [float(group["lr"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        """Set the learning rate."""
+        done = self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
+        factor = self.scheduler(done)
+        for group, peak in zip(self.optimizers().param_groups, self._peak_lr, strict=True):  # type: ignore[union-attr]
+            group["lr"] = peak * factor
+
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """Perturb, then one step of the objective."""
+        keys = random.example_keys(self.seed, batch.example, batch.epoch)
+        examples = Examples(batch.clean, batch.label, keys, batch.epoch, batch.perturbed, batch.offset)
+        setting = Setting(self.model, self.perturbations, examples, self.objective.attack_loss)
+        images, targets = self.training_perturbation(setting)
+        step = self.objective(self.model, batch.clean, images, targets)
+        loss = step.loss.mean()
+        right = (step.logits.detach().argmax(1) == batch.label).float().mean()
+        self.log_dict(
+            {"train/loss": loss.detach(), "train/accuracy": right},
+            on_step=False, on_epoch=True, batch_size=len(batch.example),
+        )  # fmt: skip
+        lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("train/lr", lr, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
+        for name, images in (("clean", batch.clean), ("perturbed", batch.perturbed)):
+            self._count(name, (self.model(images).argmax(1) == batch.label).float())
+        chosen = batch.example < self.attack_examples
+        if self._attacks_now and bool(chosen.any()):
+            assert self.validation_attack is not None
+            assert self.perturbations is not None
+            part = batch.map(lambda t: t[chosen])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
+                found = self.validation_attack(
+                    self.model, self.perturbations, part.clean, part.label,
+                    keys=random.example_keys(self.seed, part.example), x_tilde=part.perturbed, offset=part.offset,
+                )  # fmt: skip
+            self._count("robust", (~found.fooled[0]).float())
+
+    @property
+    def _attacks_now(self) -> bool:
+        if self.validation_attack is None or self.perturbations is None:
+            return False
+        return (self.current_epoch + 1) % self.attack_every_n_epochs == 0
+
+    def _count(self, name: str, right: Tensor) -> None:
+        metric = self.accuracies[name]
+        metric.update(right)  # type: ignore[operator]
+        self.log(f"val/accuracy/{name}", metric, on_epoch=True, batch_size=len(right))  # type: ignore[arg-type]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the model's configuration, plain containers only."""
+        checkpoint[CHECKPOINT_KEY] = describe_model(self.model, self.image_shape, self.classes, self.data_name)
+
+
+def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a model that does not take the data's images or tell its classes apart.
+
+    Raises:
+        InputError: naming both sides.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, *image_shape, device=device))
+    except RuntimeError as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"the model does not take images {list(image_shape)} ({line}): set its image size") from None
+    finally:
+        model.train(training)
+    Classification().check(logits, torch.zeros(2, dtype=torch.int64, device=device))
+    if logits.shape[1] < classes:
+        raise InputError(f"the model has {logits.shape[1]} classes, the data {classes}: labels are 0 to {classes - 1}")

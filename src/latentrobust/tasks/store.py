@@ -1,0 +1,90 @@
+"""Classifiers on disk: a folder with ``config.json`` and ``model.safetensors``, or a training checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import latentrobust
+from latentrobust.errors import InputError
+from latentrobust.networks.classifiers import build, description_of
+from latentrobust.perturbation_sets.store import read_checkpoint, read_folder, stored_at, write_folder
+
+FORMAT = 1
+FOLDER = "model"
+CHECKPOINT_KEY, PREFIX = "classifier", "model."
+"""Where a checkpoint keeps the classifier's configuration, and how its weights' names start there."""
+
+
+def describe_model(model: nn.Module, image_shape: tuple[int, ...], classes: int, data: str) -> dict[str, Any]:
+    """The configuration of a classifier, plain containers only; ``network`` is null for one from outside."""
+    return {
+        "format": FORMAT,
+        "kind": "classifier",
+        "network": description_of(model),
+        "image_shape": list(image_shape),
+        "classes": classes,
+        "data": data,
+        "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
+    }
+
+
+def save_model(model: nn.Module, folder: str | Path, *, image_shape: tuple[int, ...], classes: int, data: str) -> Path:
+    """Write a classifier as a folder, which appears whole or not at all; an older one there is replaced.
+
+    Raises:
+        InputError: for a folder that holds something else.
+        OSError: if the folder cannot be written.
+    """
+    return write_folder(folder, describe_model(model, image_shape, classes, data), model.state_dict(), "model")
+
+
+def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Module:
+    """The classifier stored at ``path``, in evaluation mode, on the CPU.
+
+    Args:
+        path: a model's folder, a run's folder (its ``model/``, else its best checkpoint), a ``.ckpt`` of a training
+            run, or any ``.pt`` with a state dict (then ``network`` is needed).
+        network: for weights of a network from outside this package: one of the same architecture, to be filled.
+
+    Raises:
+        InputError: if there is nothing to load, it is damaged, or of another model.
+    """
+    path = stored_at(Path(path), FOLDER)
+    if path.is_dir():
+        configuration, state = read_folder(path, "model")
+        if configuration.get("kind") != "classifier":
+            raise InputError(f"{path} does not hold a classifier")
+    elif path.is_file():
+        configuration, state = _read_file(path)
+    else:
+        raise InputError(f"no model at {path}: expected a model's folder, a run's folder or a checkpoint file")
+    if network is None:
+        description = configuration.get("network")
+        if not isinstance(description, dict):
+            raise InputError(f"{path} holds weights of a network from outside this package: pass it as network")
+        try:
+            network = build(description["name"], **description["arguments"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the configuration of {path} is damaged: {error}") from None
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise InputError(f"{path} holds the weights of another model: {details}") from None
+    return network.eval()
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    checkpoint = read_checkpoint(path)
+    if isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
+        state = checkpoint["state_dict"]
+        weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+        return checkpoint[CHECKPOINT_KEY], weights
+    state = checkpoint.get("state_dict", checkpoint.get("model_state_dict", checkpoint))
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} is neither a checkpoint of a classifier nor a state dict")
+    return {}, state
