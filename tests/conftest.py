@@ -26,9 +26,9 @@ SMALL = [
     "learner.network.latent=6",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
-    "evaluation.settings.steps=3",
-    "evaluation.settings.likelihood_draws=4",
-    "evaluation.detail=8",
+    "evaluation.quality.settings.steps=3",
+    "evaluation.quality.settings.likelihood_draws=4",
+    "evaluation.quality.detail=8",
     "print_config=false",
     "callbacks.progress=null",
 ]

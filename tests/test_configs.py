@@ -21,7 +21,7 @@ def test_experiments_build(composed, experiment):
     configuration = resolved(cfg)
     assert configuration["name"] == experiment
     learner = instantiate(cfg.learner, _convert_="all")
-    exact = instantiate(cfg.evaluation.exact, _convert_="all")
+    exact = instantiate(cfg.evaluation.quality.exact, _convert_="all")
     assert learner.network.image_shape == exact.image_shape
     assert learner.scheduler.epochs[-1] == learner.beta.epochs[-1] == cfg.trainer.max_epochs
     assert instantiate(cfg.data, _convert_="all").name == cfg.data.name

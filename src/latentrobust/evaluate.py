@@ -1,4 +1,4 @@
-"""Measure a stored or exact perturbation set on the test pairs of some data: ``python -m latentrobust.evaluate``."""
+"""Measure a perturbation set, or a model over one, on some data's test pairs: ``python -m latentrobust.evaluate``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import copy
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
+from torch import nn
 
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.measure import check_evaluation, measure
 from latentrobust.run_folder import run_folder
-from latentrobust.train import Run, measure, session
+from latentrobust.session import session
+from latentrobust.stages import given_set
+from latentrobust.train import Run
+
+TRAINING_ONLY = ("learner", "task", "training_perturbation", "objective", "models")
 
 
 def evaluate(cfg: DictConfig) -> Run:
-    """Measure ``cfg.perturbation_set``; everything is written to ``cfg.paths.output_dir``.
+    """Measure ``cfg.perturbation_set``, and ``cfg.model`` where there is one, as ``cfg.evaluation`` says.
+
+    Everything is written to ``cfg.paths.output_dir``.
 
     Args:
         cfg: as composed from ``conf/evaluate.yaml``.
@@ -25,16 +32,26 @@ def evaluate(cfg: DictConfig) -> Run:
     """
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):
-        cfg.pop("learner", None)  # came along with experiment=; nothing here learns
+        for key in TRAINING_ONLY:
+            cfg.pop(key, None)  # came along with experiment=; nothing here learns
     configuration = resolved(cfg)
     check_trainer(cfg)
-    with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as (data, trainer):
-        perturbations = instantiate(cfg.perturbation_set, _convert_="all")
-        if not isinstance(perturbations, PerturbationSet):
-            raise InputError(f"perturbation_set must be a perturbation set, got a {type(perturbations).__name__}")
-        perturbations.eval().requires_grad_(False)
-        metrics = measure(cfg, perturbations, data, trainer, folder, configuration, {})
-    return Run(metrics, folder, perturbations, data, trainer.lightning_module)
+    with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:
+        check_evaluation(cfg)
+        perturbations = given_set(cfg)
+        models = {}
+        if cfg.get("model") is not None:
+            model = instantiate(cfg.model, _convert_="all")
+            if not isinstance(model, nn.Module):
+                raise InputError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
+            models[""] = model.eval()
+        if perturbations is None and not models:
+            raise InputError("nothing to evaluate: give perturbation_set, model, or both")
+        wanted = [part for part in ("quality", "accuracy", "robust", "certify") if cfg.evaluation.get(part) is not None]
+        if models and wanted in ([], ["quality"]):
+            raise InputError("this evaluation measures sets, not models: choose evaluation=model or all")
+        metrics, tests = measure(cfg, shared, folder, perturbations, models, {})
+    return Run(metrics, folder, perturbations, shared.data, tests, models)
 
 
 def main() -> None:

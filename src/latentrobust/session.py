@@ -28,7 +28,7 @@ class Session:
 
     def __init__(self, cfg: DictConfig, configuration: dict[str, Any]) -> None:
         self.configuration = configuration
-        self._loggers: list[Logger] = []
+        self._loggers: dict[str, list[Logger]] = {}
         self.data: PairsDataModule = instantiate(cfg.data, _convert_="all")
 
     def trainer(self, cfg: DictConfig, prefix: str = "", test: bool = False) -> pl.Trainer:
@@ -36,16 +36,17 @@ class Session:
 
         Args:
             cfg: the stage's configuration.
-            prefix: of what the stage logs.
+            prefix: of what the stage logs; stages with the same prefix share their loggers.
             test: whether the stage only tests, with none of the fit's callbacks.
         """
-        named = {"prefix": prefix} if prefix else {}
-        loggers: list[Logger] = [
-            instantiate(logger, **named, _convert_="all") for logger in (cfg.logger or {}).values()
-        ]
-        for logger in loggers:
-            logger.log_hyperparams(self.configuration)
-        self._loggers += loggers
+        if prefix not in self._loggers:
+            named = {"prefix": prefix} if prefix else {}
+            self._loggers[prefix] = [
+                instantiate(logger, **named, _convert_="all") for logger in (cfg.logger or {}).values()
+            ]
+            for logger in self._loggers[prefix]:
+                logger.log_hyperparams(self.configuration)
+        loggers = self._loggers[prefix]
         wanted = {name: callback for name, callback in (cfg.callbacks or {}).items() if callback is not None}
         if test:
             wanted = {name: callback for name, callback in wanted.items() if name == "progress"}
@@ -61,14 +62,9 @@ class Session:
             _convert_="all",
         )
 
-    @property
-    def loggers(self) -> list[Logger]:
-        """All loggers made so far; those of one kind write to one run."""
-        return self._loggers
-
     def close(self) -> None:
         """Finish the loggers, so that the next job of a sweep starts its own."""
-        for logger in self._loggers:
+        for logger in (logger for loggers in self._loggers.values() for logger in loggers):
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
             logger.finalize("finished")

@@ -142,8 +142,8 @@ def test_batch_size_does_not_change_the_evaluation(finished, run):
 
 def test_exact_sets_are_evaluated_by_the_same_code(run):
     found = run(
-        "exact", "data=digits", "data.test_size=16", "perturbation_set=rts", "evaluation.settings.steps=3",
-        "evaluation.detail=0", "trainer=cpu", "print_config=false", entry="evaluate",
+        "exact", "data=digits", "data.test_size=16", "perturbation_set=rts", "evaluation.quality.settings.steps=3",
+        "evaluation.quality.detail=0", "trainer=cpu", "print_config=false", entry="evaluate",
     ).metrics  # fmt: skip
     assert found["quality/encoder_ae"] <= 1e-6
     assert found["quality/pgd_ae"] <= 1e-6
@@ -190,7 +190,7 @@ def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):
         (["data.validation=5000"], "leaves nothing"),
         (["data/perturbation=rts", "evaluation=quality"], r"images \[1, 42, 42\], the network is for \[1, 28, 28\]"),
         (["trainer.precision=16-mixed"], "hundreds of times slower"),
-        (["evaluation.settings.draws=0"], "draws ≥ 1"),
+        (["evaluation.quality.settings.draws=0"], "draws ≥ 1"),
         (["trainer.strategy=ddp_spawn"], "use ddp"),
         (["ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     ],

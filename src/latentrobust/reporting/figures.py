@@ -129,6 +129,63 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
     return _plain(figure, axis)
 
 
+def robust_accuracy(curves: Mapping[str, Mapping[float, float]]) -> Figure:
+    """Accuracy in the worst case found, against the radius: a curve a model, radius to accuracy."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, curve in curves.items():
+        axis.plot(list(curve), list(curve.values()), marker="o", markersize=4, label=name)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("radius ε of the set")
+    axis.set_ylabel("accuracy in the worst case found")
+    axis.set_title("Robust accuracy", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return _plain(figure, axis)
+
+
+def smallest_offset(sizes: Mapping[str, np.ndarray], largest: float) -> Figure:
+    """Share of images that some offset up to a norm was found to fool, a curve a model; infinite where none was."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name, norms in sizes.items():
+        reached = np.sort(norms[np.isfinite(norms)])
+        shares = np.arange(1, len(reached) + 1) / max(len(norms), 1)
+        axis.step([0, *reached, largest], [0, *shares, shares[-1] if len(shares) else 0], where="post", label=name)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlim(0, largest)
+    axis.set_xlabel("norm of the smallest offset found that fools")
+    axis.set_ylabel("share of images")
+    axis.set_title("How little it takes", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return _plain(figure, axis)
+
+
+def certified_accuracy(radii: Mapping[str, np.ndarray], targets: Sequence[float]) -> Figure:
+    """Share certified up to a radius, a curve a model; certified radii, −1 where the class is wrong or abstained."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    end = max([*targets, *(float(values.max()) for values in radii.values())]) * 1.05
+    grid = np.linspace(0, max(end, 1e-9), 400)
+    for name, values in radii.items():
+        axis.step(grid, [(values >= radius).mean() for radius in grid], where="post", label=name)
+    for target in targets:
+        axis.axvline(target, color=GREY, linestyle=":", linewidth=1)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlim(0, end)
+    axis.set_xlabel("certified radius of the latent offset")
+    axis.set_ylabel("share right and certified")
+    axis.set_title("Certified accuracy", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return _plain(figure, axis)
+
+
+def adversarial_rows(clean: Tensor, found: Tensor, outcomes: Sequence[str], title: str) -> Figure:
+    """Images, what an attack made of them, and the difference (signed, around grey), with an outcome a column."""
+    rows = {"example x": list(clean), "found x′": list(found), "x′ − x": list(((found - clean) / 2 + 0.5).clamp(0, 1))}
+    return image_rows(rows, title, outcomes)
+
+
 def _plain(figure: Figure, axis: Axes) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     return figure

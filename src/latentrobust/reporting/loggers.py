@@ -13,7 +13,7 @@ def log_results(
     loggers: Sequence[Logger],
     metrics: Mapping[str, float],
     figures: Mapping[str, Figure],
-    norms: np.ndarray,
+    norms: np.ndarray | None,
     step: int,
 ) -> None:
     """Final metrics to every logger; figures and the histogram of latent norms where the logger can show them."""
@@ -24,17 +24,21 @@ def log_results(
         elif isinstance(logger, TensorBoardLogger):
             for name, figure in figures.items():
                 logger.experiment.add_figure(name, figure, global_step=step)
-            logger.experiment.add_histogram("latent_norm", norms, global_step=step)
+            if norms is not None:
+                logger.experiment.add_histogram("latent_norm", norms, global_step=step)
         logger.save()
 
 
 def _to_wandb(
-    logger: WandbLogger, metrics: Mapping[str, float], figures: Mapping[str, Figure], norms: np.ndarray
+    logger: WandbLogger, metrics: Mapping[str, float], figures: Mapping[str, Figure], norms: np.ndarray | None
 ) -> None:
     import wandb  # noqa: PLC0415  (takes a second to import; only those who log to it pay)
 
     logger.experiment.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
-    quality = [[name, value] for name, value in metrics.items() if "quality/" in name]
-    logger.experiment.log({"quality": wandb.Table(columns=["metric", "value"], data=quality)})
-    logger.experiment.log({"latent_norm/histogram": wandb.Histogram(norms.tolist())})
+    for table in ("quality", "accuracy", "robust", "certified", "smoothed"):
+        rows = [[name, value] for name, value in metrics.items() if f"/{table}/" in f"/{name}"]
+        if rows:
+            logger.experiment.log({table: wandb.Table(columns=["metric", "value"], data=rows)})
+    if norms is not None:
+        logger.experiment.log({"latent_norm/histogram": wandb.Histogram(norms.tolist())})
     logger.experiment.summary.update(dict(metrics))

@@ -1,18 +1,35 @@
-"""Everything `evaluate` writes about a perturbation set: figures, tables, the report."""
+"""The report's section about a perturbation set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.reporting import figures
-from latentrobust.reporting.html import write_report
-from latentrobust.run_folder import write_csv, write_metrics
+from latentrobust.reporting.html import Section
 from latentrobust.tasks.quality import QualityTest
+
+ROWS = {
+    "no_change": ("x itself", "Taking the unperturbed example, no set at all: what the other rows must beat."),
+    "pgd_ae": (
+        "PGD AE",
+        "Nearest point of the set that a gradient search finds. Low: the set contains what was observed.",
+    ),
+    "encoder_ae": ("Encoder AE", "The encoder's own guess at that point; an upper bound on the row above."),
+    "reconstruction": ("Reconstruction", "A sample around the encoder's guess, not limited to the ball."),
+    "expected_ae": ("Expected AE", "A random draw from the set. High where many different perturbations are possible."),
+    "over_ae": ("Over AE", "Farthest point that a gradient search finds: how much the set could exaggerate."),
+    "kl": ("KL", "Nats that the encoder needs beyond the prior to tell which perturbation it saw."),
+    "log_likelihood": (
+        "Log-likelihood",
+        "Of an observed perturbation under random draws (nats an image; an estimate from below).",
+    ),
+    "sample_to_exact": ("Sample to exact set", "Distance from a random draw to the nearest image of the exact set."),
+}
+
 
 CAPTIONS = {
     "pairs": "First row: test examples. Second: the same, perturbed, as observed. Third: the observed perturbation"
@@ -31,7 +48,76 @@ CAPTIONS = {
 }
 
 
-def quality_figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
+USAGE = """import latentrobust
+perturbations = latentrobust.load_perturbation_set("this run's folder")
+s = perturbations.at(x)            # x: [B, C, H, W] in [0, 1]
+images = s.decode(s.sample(5))     # [5, B, C, H, W]"""
+
+
+def set_section(test: QualityTest, data: PairsDataModule, metrics: Mapping[str, float]) -> Section:
+    """What was learned, how good it is, and pictures of it; after ``trainer.test``."""
+    perturbations = test.perturbations
+    has_nll = perturbations.likelihood != "gaussian"
+    has_exact = any(name.startswith("exact/") for name in metrics)
+    columns = ["Metric", "Squared error", *["Own loss"] * has_nll, *["Exact set"] * has_exact, "Meaning"]
+    rows = []
+    for name, (title, meaning) in ROWS.items():
+        if f"quality/{name}" in metrics:
+            keys = [f"quality/{name}", *[f"quality/{name}_nll"] * has_nll, *[f"exact/quality/{name}"] * has_exact]
+            rows.append([title, *(metrics.get(key) for key in keys), meaning])
+    return Section(
+        title="The perturbation set",
+        text=_explanation(perturbations),
+        verdict=_verdict(metrics),
+        columns=columns,
+        rows=rows,
+        note=_note(has_nll, has_exact, test.detail),
+        figures={name: (figure, CAPTIONS[name]) for name, figure in _figures(test, data).items()},
+        usage=USAGE,
+    )
+
+
+def _explanation(perturbations: PerturbationSet) -> str:
+    norm = {"l2": "ℓ2", "linf": "ℓ∞"}[perturbations.ball.norm]
+    shape = "×".join(map(str, perturbations.ball.shape))
+    return (
+        "Which perturbations of an image are possible can be learned from pairs, an example and the same example"
+        " perturbed, or written down. Either gives a perturbation set: for each example x, all images g(u, x) with an"
+        f" offset u of {norm} norm at most {perturbations.ball.radius:.3g} ({shape} numbers). A search in that ball"
+        " finds the worst case, and a draw from it is a plausible perturbation."
+    )
+
+
+def _note(has_nll: bool, has_exact: bool, detail: int) -> str:
+    note = "Errors are means over pixels, then over pairs. KL and log-likelihood are in nats."
+    if has_nll:
+        note += (
+            " “Own loss” is the model's binary cross-entropy, searched and measured separately; it is not zero even for"
+            " a perfect answer, because pixels between 0 and 1 have entropy."
+        )
+    if has_exact:
+        note += (
+            " “Exact set” is the set the data was drawn from, measured by the same code on the first"
+            f" {detail} pairs, as is the distance of samples to it (the nearest image that a search finds, so an upper"
+            " bound)."
+        )
+    return note
+
+
+def _verdict(metrics: Mapping[str, float]) -> str:
+    """One sentence: does the set contain what was observed?"""
+    reached, unchanged = metrics["quality/pgd_ae"], metrics["quality/no_change"]
+    share = 100 * (1 - reached / unchanged) if unchanged > 0 else 0.0
+    inside = metrics["latent_norm/max"] <= metrics["radius"]
+    reach = "every test pair lies within it" if inside else "some test pairs lie outside it and are projected"
+    return (
+        f"The nearest point of the set explains {share:.1f} % of the change between a test example and its perturbed"
+        f" version (squared error {reached:.4f} against {unchanged:.4f} without a set). The radius"
+        f" is {metrics['radius']:.3g}; {reach}."
+    )
+
+
+def _figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
     """All figures by name; a few test pairs serve as pictures."""
     perturbations = test.perturbations
     shown = data.first_pairs("test", 8)
@@ -49,35 +135,3 @@ def quality_figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figur
     if test.by_radius:
         found["quality_by_radius"] = figures.quality_by_radius(test.by_radius)
     return found
-
-
-def write_quality(
-    folder: Path, test: QualityTest, data: PairsDataModule, configuration: Mapping[str, Any], extra: Mapping[str, float]
-) -> dict[str, Figure]:
-    """``metrics.json``, ``per_example.csv``, ``figures/*.png`` and ``report.html`` in a run's folder.
-
-    Args:
-        folder: of the run.
-        test: after ``trainer.test``.
-        data: that it ran on.
-        configuration: resolved, for the report.
-        extra: further metrics, such as times.
-
-    Returns:
-        The figures, for the loggers.
-    """
-    drawn = quality_figures(test, data)
-    (folder / "figures").mkdir(exist_ok=True)
-    pictures = {name: folder / "figures" / f"{name}.png" for name in drawn}
-    for name, figure in drawn.items():
-        figure.savefig(pictures[name], dpi=110)
-    table = dict(test.per_example)
-    kinds = [data.kinds[kind] for kind in table.pop("kind")]
-    columns = {"index": table.pop("index").tolist(), "kind": kinds}
-    write_csv(folder / "per_example.csv", columns | {name: column.tolist() for name, column in table.items()})
-    metrics = {**test.metrics, **extra}
-    write_report(
-        folder / "report.html", test.perturbations, data, metrics, pictures, CAPTIONS, test.detail, configuration
-    )
-    write_metrics(folder, metrics)
-    return drawn

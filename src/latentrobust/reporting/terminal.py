@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from latentrobust.reporting.html import ROWS
+from latentrobust.reporting.html import Section
+from latentrobust.reporting.quality import ROWS
 
 
 def print_configuration(configuration: Mapping[str, Any], console: Console | None = None) -> None:
@@ -41,4 +42,15 @@ def print_quality(metrics: Mapping[str, float], console: Console | None = None) 
             continue
         row = [f"quality/{name}", f"quality/{name}_nll", *([f"exact/quality/{name}"] if has_exact else [])]
         table.add_row(title, *(f"{metrics[key]:.5g}" if key in metrics else "" for key in row))
+    (console or Console()).print(table)
+
+
+def print_models(section: Section, console: Console | None = None) -> None:
+    """The comparison table of the models."""
+    table = Table(title=section.title.lower())
+    table.add_column(section.columns[0])
+    for column in section.columns[1:]:
+        table.add_column(column, justify="right")
+    for title, *values in section.rows:
+        table.add_row(str(title), *("" if value is None else f"{value:.4g}" for value in values))
     (console or Console()).print(table)

@@ -96,7 +96,7 @@ class GroupSequential:
     n: int
     alpha: float
     first: int = 100
-    futility: float = 1e-4
+    futility: float = 1e-3
 
     def __post_init__(self) -> None:
         check_budget(self.n, self.alpha)

@@ -21,7 +21,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.attacks.gradient import STARTS, Start
 from latentrobust.robustness.objectives import AttackLoss
 from latentrobust.robustness.radii import resolve_radius
-from latentrobust.robustness.statistics import noise_level
+from latentrobust.robustness.statistics import Fixed, GroupSequential, noise_level
 from latentrobust.transforms import random
 
 # Purposes of an example's key.
@@ -157,6 +157,7 @@ class Gaussian(TrainingPerturbation):
         target: the radius to certify, a number or percentile; used where ``sigma`` is null.
         n: draws of the later certification.
         alpha: its error probability.
+        adaptive: whether it will be adaptive.
         ratio: share perturbed.
     """
 
@@ -166,18 +167,20 @@ class Gaussian(TrainingPerturbation):
         target: float | str | None = None,
         n: int = 10_000,
         alpha: float = 0.001,
+        adaptive: bool = True,
         ratio: float = 1.0,
     ) -> None:
         super().__init__(ratio)
         if sigma is not None and not (sigma > 0 and math.isfinite(sigma)):
             raise InputError(f"sigma must be positive and finite, got {sigma}")
-        self.sigma, self.target, self.n, self.alpha = sigma, target, n, alpha
+        self.sigma, self.target = sigma, target
+        self.procedure = GroupSequential(n, alpha) if adaptive else Fixed(n, alpha)
 
     def level(self, perturbations: PerturbationSet) -> float:
         """The standard deviation of the noise."""
         if self.sigma is not None:
             return self.sigma
-        return noise_level(resolve_radius(self.target, perturbations)[1], self.n, self.alpha)
+        return noise_level(resolve_radius(self.target, perturbations)[1], procedure=self.procedure)
 
     def perturb(self, at: Setting) -> Tensor:
         """One noisy image an example."""

@@ -19,6 +19,7 @@ from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification
 from latentrobust.robustness.objectives import TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
+from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
 from latentrobust.transforms import random
 
@@ -94,11 +95,7 @@ class ClassificationTask(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
         if self.perturbations is not None:
-            if self.perturbations.image_shape != self.image_shape:
-                raise InputError(
-                    f"data {data.name} has images {list(self.image_shape)}, the perturbation set is for"
-                    f" {list(self.perturbations.image_shape)}: choose the data it was learned from, or data.canvas"
-                )
+            check_same_images(data, self.perturbations)
             self.perturbations.eval().requires_grad_(False).to(self.device)
         check_fit(self.model, self.image_shape, self.classes)
 

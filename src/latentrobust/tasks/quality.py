@@ -69,12 +69,7 @@ class QualityTest(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data and set fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if tuple(data.image_shape) != self.perturbations.image_shape:
-            raise InputError(
-                f"data {data.name} has images {list(data.image_shape)}, the perturbation set is for"
-                f" {list(self.perturbations.image_shape)}: choose the data it was learned from"
-                + (f" ({self.perturbations.data})" if self.perturbations.data else "")
-            )
+        check_same_images(data, self.perturbations)
         self._kinds = data.kinds
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
@@ -148,6 +143,20 @@ class QualityTest(pl.LightningModule):
                     part = summarise_norms(norms[chosen])
                     found |= {f"latent_norm/{kind}/{name}": value for name, value in part.items()}
         return found
+
+
+def check_same_images(data: Any, perturbations: PerturbationSet) -> None:
+    """Refuse a set for images of another shape than the data's.
+
+    Raises:
+        InputError: naming both.
+    """
+    if tuple(data.image_shape) != perturbations.image_shape:
+        learned = f" ({perturbations.data})" if perturbations.data else ""
+        raise InputError(
+            f"data {data.name} has images {list(data.image_shape)}, the perturbation set is for"
+            f" {list(perturbations.image_shape)}: choose the data it was learned from{learned}, or data.canvas"
+        )
 
 
 def _names(perturbations: PerturbationSet, settings: QualitySettings) -> list[str]:

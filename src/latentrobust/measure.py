@@ -1,0 +1,166 @@
+"""Measure what a run has made or was given, a set and models over it, and write everything down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.reporting.html import Section, write_report
+from latentrobust.reporting.loggers import log_results
+from latentrobust.reporting.models import models_section
+from latentrobust.reporting.quality import set_section
+from latentrobust.reporting.terminal import print_models, print_quality
+from latentrobust.run_folder import write_csv, write_metrics
+from latentrobust.session import Session, run_trainer
+from latentrobust.tasks.quality import QualityTest
+from latentrobust.tasks.robustness import ModelTest
+
+JOURNAL = "certificates.jsonl"
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """Build what can be built of the evaluation, for clear errors before any work."""
+    evaluation = cfg.evaluation
+    for part in ("robust", "certify", "accuracy"):
+        if evaluation.get(part) is not None:
+            instantiate(evaluation[part], _convert_="all")
+    if evaluation.get("quality") is not None:
+        instantiate(evaluation.quality.settings)
+        instantiate(evaluation.quality.exact, _convert_="all")
+
+
+def measure(
+    cfg: DictConfig,
+    shared: Session,
+    folder: Path,
+    perturbations: PerturbationSet | None,
+    models: Mapping[str, nn.Module],
+    extra: Mapping[str, float],
+) -> tuple[dict[str, float], list[pl.LightningModule]]:
+    """Test the set and the models as ``cfg.evaluation`` says.
+
+    Writes ``metrics.json``, ``per_example.csv``, ``figures/`` and ``report.html``.
+
+    Args:
+        cfg: the run's configuration.
+        shared: the run's session.
+        folder: of the run.
+        perturbations: the set, or None.
+        models: by name; one without a name is not prefixed.
+        extra: further metrics, such as times.
+
+    Returns:
+        All metrics, and the modules that hold the details.
+    """
+    trainer = shared.trainer(cfg, test=True)
+    data, started = shared.data, time.perf_counter()
+    metrics: dict[str, float] = {"radius": perturbations.ball.radius} if perturbations is not None else {}
+    quality: QualityTest | None = None
+    if perturbations is not None and cfg.evaluation.get("quality") is not None:
+        quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
+        run_trainer(trainer, lambda: trainer.test(quality, datamodule=data, verbose=False))
+        metrics |= quality.metrics
+    tests = {}
+    for name, model in models.items():
+        test = tests[name] = _model_test(cfg, folder, name, model, perturbations, list(models))
+        run_trainer(trainer, lambda test=test: trainer.test(test, datamodule=data, verbose=False))  # type: ignore[misc]
+        metrics |= {f"{name}/{key}" if name else key: value for key, value in test.metrics.items()}
+    metrics |= {**extra, "test_seconds": time.perf_counter() - started}
+    if trainer.is_global_zero:
+        sections = []
+        if quality is not None:
+            sections.append(set_section(quality, data, metrics))
+        if tests:
+            sections.append(models_section(tests, data, metrics))
+        figures = _write(folder, shared, sections, metrics, _per_example(quality, tests, data.kinds))
+        norms = quality.per_example["latent_norm"] if quality is not None else None
+        log_results(trainer.loggers, metrics, figures, norms, trainer.global_step)
+        if quality is not None:
+            print_quality(metrics)
+        if tests:
+            print_models(sections[-1])
+        print(f"report: {folder / 'report.html'}")
+    return metrics, [*([quality] if quality is not None else []), *tests.values()]
+
+
+def _model_test(
+    cfg: DictConfig,
+    folder: Path,
+    name: str,
+    model: nn.Module,
+    perturbations: PerturbationSet | None,
+    names: Sequence[str],
+) -> ModelTest:
+    evaluation = cfg.evaluation
+    chosen = evaluation.get("certified_models")
+    if chosen is not None and (unknown := sorted(set(chosen) - set(names))):
+        raise InputError(f"evaluation.certified_models names {', '.join(unknown)}; there are {', '.join(names)}")
+    certify = evaluation.get("certify") if chosen is None or name in chosen else None
+    accuracy = evaluation.get("accuracy") or {}
+    return ModelTest(
+        model,
+        perturbations,
+        robust=instantiate(evaluation.robust, _convert_="all") if evaluation.get("robust") is not None else None,
+        certify=instantiate(certify, _convert_="all") if certify is not None else None,
+        ood=instantiate(accuracy.get("ood"), _convert_="all") if accuracy.get("ood") else None,
+        seed=evaluation.get("seed", 0),
+        journal=folder / "models" / name / JOURNAL if name else folder / JOURNAL,
+    )
+
+
+def _write(
+    folder: Path,
+    shared: Session,
+    sections: Sequence[Section],
+    metrics: Mapping[str, float],
+    per_example: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
+    figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+    if per_example:
+        write_csv(folder / "per_example.csv", per_example)
+    data = shared.data
+    about = f"{data.name} ({', '.join(data.kinds)}), {len(data.splits['test'].images)} test pairs."
+    write_report(folder / "report.html", sections, about, folder / "figures", shared.configuration)
+    write_metrics(folder, metrics)
+    return figures
+
+
+def _per_example(
+    quality: QualityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
+) -> dict[str, list[Any]]:
+    """One table over everything: a row an example and kind, blank where something was not measured."""
+    tables = {"": quality.per_example} if quality is not None else {}
+    for name, test in tests.items():
+        prefix = f"{name}/" if name else ""
+        parts = {"accuracy": "", "robust": "robust/", "certified": "certified/"}
+        tables |= {f"{prefix}{parts[part]}": table for part, table in test.tables.items()}
+    rows = sorted({pair for table in tables.values() for pair in _rows(table)})
+    columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [kinds[row[1]] for row in rows]}
+    place = {row: number for number, row in enumerate(rows)}
+    for prefix, table in tables.items():
+        where = [place[row] for row in _rows(table)]
+        for name, values in table.items():
+            if name in ("index", "kind"):
+                continue
+            column: list[Any] = [""] * len(rows)
+            for number, value in zip(where, values.tolist(), strict=True):
+                column[number] = value
+            columns[f"{prefix}{name}"] = column
+    return columns if rows else {}
+
+
+def _rows(table: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+    return list(zip(table["index"].tolist(), table["kind"].tolist(), strict=True))

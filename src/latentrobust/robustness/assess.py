@@ -1,0 +1,406 @@
+"""How robust a model is over a perturbation set: accuracy, worst case under attacks, certificates.
+
+`Assessor` measures a batch and says what the columns mean; `assess` does it for anybody's model and data in one call.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.robustness.attacks import PGD, Attack, Found
+from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.journal import CertificateJournal, fingerprint
+from latentrobust.robustness.radii import resolve_radius
+from latentrobust.robustness.smoothing import ABSTAIN, PROMISE, SmoothedModel, level_for
+from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
+from latentrobust.transforms import random
+
+Radius = float | str
+Table = dict[str, np.ndarray]
+ATTACK = 20  # purpose of an example's key
+
+
+@dataclass(frozen=True)
+class RobustSettings:
+    """Attacks and radii.
+
+    Args:
+        attacks: by name; the worst case is taken over all of them.
+        radii: numbers, ``"p25"``, ``"p50"``, ``"p75"`` (percentiles of the latent norms stored with the set) or
+            ``"full"``.
+        examples: attack the first so many; null for all.
+    """
+
+    attacks: Mapping[str, Attack] = field(default_factory=lambda: {"pgd": PGD()})
+    radii: Sequence[Radius] = ("p25", "p50", "p75", "full")
+    examples: int | None = 500
+
+    def __post_init__(self) -> None:
+        if not self.attacks or not self.radii or (self.examples is not None and self.examples < 1):
+            raise InputError("evaluation.robust needs at least one attack, one radius and one example")
+
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """How a smoothed model is certified; n₀, n and α are the paper's by default.
+
+    Args:
+        sigma: noise level; null for the smallest that can certify ``target``.
+        target: a radius; null for the largest of ``radii``.
+        radii: at which certified accuracy is reported, named as for `RobustSettings`.
+        n0: draws that choose the class.
+        n: draws that bound its probability.
+        alpha: error probability of each certificate.
+        adaptive: stop an example early once all radii are decided, with the same guarantee.
+        examples: certify the first so many; null for all.
+        batch: images that go through the model at once.
+    """
+
+    sigma: float | None = None
+    target: Radius | None = None
+    radii: Sequence[Radius] = ("p25", "p50", "p75")
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    adaptive: bool = True
+    examples: int | None = 100
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.radii or (self.examples is not None and self.examples < 1):
+            raise InputError("evaluation.certify needs at least one radius and one example")
+        _ = self.procedure
+
+    @property
+    def procedure(self) -> Procedure:
+        """Fixed or group-sequential."""
+        return GroupSequential(self.n, self.alpha) if self.adaptive else Fixed(self.n, self.alpha)
+
+
+class Subjects:
+    """A batch to be assessed: images, labels, indices ``[B]``, and observed perturbations where there are any."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, index: Tensor, x_tilde: Tensor | None = None, offset: Tensor | None = None
+    ) -> None:
+        self.x, self.y, self.index, self.x_tilde, self.offset = x, y, index, x_tilde, offset
+
+    def below(self, limit: int | None) -> Subjects | None:
+        """The part whose index is below a limit, or None where there is none."""
+        if limit is None:
+            return self
+        chosen = (self.index < limit).nonzero()[:, 0]
+        parts = (self.x, self.y, self.index, self.x_tilde, self.offset)
+        return Subjects(*(None if t is None else t[chosen] for t in parts)) if len(chosen) else None  # type: ignore[arg-type]
+
+
+class Assessor:
+    """Measures one model over one set, batch by batch.
+
+    Args:
+        model: images in [0, 1] to logits.
+        perturbations: any set.
+        robust: attacks, or None.
+        certify: certification, or None.
+        seed: of all draws, by (seed, example).
+        journal: file for finished certificates, or None.
+
+    Raises:
+        InputError: for radii or noise levels that do not fit the set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet,
+        robust: RobustSettings | None = None,
+        certify: CertifySettings | None = None,
+        seed: int = 0,
+        journal: Path | None = None,
+    ) -> None:
+        self.model, self.perturbations, self.seed = model, perturbations, seed
+        self.robust, self.certify = robust, certify
+        self.radii = _resolved(robust.radii, perturbations) if robust else {}
+        self.targets = _resolved(certify.radii, perturbations) if certify else {}
+        self.sigma = 0.0
+        self._journal: CertificateJournal | None = None
+        self._progress = _Progress()
+        if certify:
+            self.sigma = self._noise(certify)
+            if journal is not None:
+                settings = {name: getattr(certify, name) for name in ("n0", "n", "alpha", "adaptive")}
+                settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": seed}
+                weights = fingerprint(model, perturbations)
+                self._journal = CertificateJournal(journal, {**settings, "weights": weights})
+
+    def _noise(self, certify: CertifySettings) -> float:
+        target = max(self.targets)
+        if certify.target is not None:
+            target = resolve_radius(certify.target, self.perturbations)[1]
+        if certify.sigma is None:
+            return noise_level(target, procedure=certify.procedure)
+        needed = {radius: noise_level(radius, procedure=certify.procedure) for radius in self.targets if radius > 0}
+        beyond = [f"{radius:g} (needs {level:.5g})" for radius, level in needed.items() if level > certify.sigma]
+        if beyond:
+            warnings.warn(
+                f"sigma={certify.sigma:g} cannot certify the radii {', '.join(beyond)} with n={certify.n},"
+                f" alpha={certify.alpha:g}{', adaptive' if certify.adaptive else ''}",
+                RobustnessWarning,
+                stacklevel=4,
+            )
+        return certify.sigma
+
+    @property
+    def robust_columns(self) -> list[str]:
+        """Names of the attack table's columns."""
+        if self.robust is None:
+            return []
+        each = [f"{attack}/eps={radius:g}" for attack in self.robust.attacks for radius in self.radii]
+        return [*each, "margin", "smallest_fooling_norm", "queries"]
+
+    CERTIFICATE_COLUMNS = ("prediction", "label", "p_lower", "radius", "draws")
+
+    def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether the model is right about each image: float ``[B]``."""
+        with frozen(self.model), torch.no_grad():
+            logits = self.model(x)
+        Classification().check(logits, y)
+        return (logits.argmax(1) == y).float()
+
+    def attack(self, subjects: Subjects) -> tuple[dict[str, Tensor], dict[str, Found]]:
+        """The attack table's columns for a batch, and what each attack found.
+
+        ``<attack>/eps=<ε>`` is 1 where the model stays right. Margin and smallest offset that fools (infinite where
+        none was found) are those of the worst attack, the margin at the largest radius.
+        """
+        assert self.robust is not None
+        keys = random.fold_in(random.example_keys(self.seed, subjects.index), ATTACK)
+        columns: dict[str, Tensor] = {}
+        found: dict[str, Found] = {}
+        smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
+        for name, attack in self.robust.attacks.items():
+            found[name] = attack(
+                self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii), keys=keys,
+                x_tilde=subjects.x_tilde, offset=subjects.offset,
+            )  # fmt: skip
+            for number, radius in enumerate(self.radii):
+                columns[f"{name}/eps={radius:g}"] = (~found[name].fooled[number]).float()
+            sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
+            smallest = torch.minimum(smallest, sizes.amin(0).float())
+        largest = max(range(len(self.radii)), key=lambda i: list(self.radii)[i])
+        columns["margin"] = torch.stack([part.score[largest] for part in found.values()]).amin(0).float()
+        columns["smallest_fooling_norm"] = smallest
+        columns["queries"] = torch.stack([part.queries.amax(0) for part in found.values()]).sum(0).float()
+        return columns, found
+
+    def certificates(self, subjects: Subjects, chunk: int = 8) -> dict[str, Tensor]:
+        """The certificate table's columns for a batch, a few examples at a time; journaled ones are not made again."""
+        assert self.certify is not None
+        settings = self.certify
+        smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
+        values: dict[int, dict[str, float]] = self._journal.done if self._journal is not None else {}
+        todo = [row for row, index in enumerate(subjects.index.tolist()) if index not in values]
+        self._progress.expect(len(todo))
+        for start in range(0, len(todo), chunk):
+            rows = torch.tensor(todo[start : start + chunk], device=subjects.x.device)
+            keys = random.example_keys(self.seed, subjects.index[rows])
+            found = smoothed.certify(
+                subjects.x[rows], keys, n0=settings.n0, n=settings.n, alpha=settings.alpha,
+                adaptive=settings.adaptive, targets=list(self.targets),
+            )  # fmt: skip
+            columns = {
+                "prediction": found.prediction, "label": subjects.y[rows], "p_lower": found.p_lower,
+                "radius": found.radius, "draws": found.draws,
+            }  # fmt: skip
+            new = {
+                index: {name: float(column[place]) for name, column in columns.items()}
+                for place, index in enumerate(subjects.index[rows].tolist())
+            }
+            if self._journal is not None:
+                self._journal.add(new)
+            values = values | new
+            self._progress.done(len(rows))
+        mine = [values[index] for index in subjects.index.tolist()]
+        return {
+            name: torch.tensor([row[name] for row in mine], dtype=torch.float64, device=subjects.x.device)
+            for name in self.CERTIFICATE_COLUMNS
+        }
+
+    def robust_metrics(self, table: Table) -> dict[str, float]:
+        """Robust accuracy by attack and radius, and their worst case: names as in ``metrics.json``."""
+        assert self.robust is not None
+        metrics = {}
+        for radius, name in self.radii.items():
+            right = np.stack([table[f"{attack}/eps={radius:g}"] for attack in self.robust.attacks]).astype(np.float64)
+            for attack, column in zip(self.robust.attacks, right, strict=True):
+                metrics[f"robust/{attack}/eps={radius:g}"] = float(column.mean())
+            metrics[f"robust/eps={radius:g}"] = worst = float(right.min(0).mean())
+            if name:
+                metrics[f"robust/{name}"] = worst
+        metrics["robust/examples"] = float(len(table["margin"]))
+        return metrics
+
+    def certified_metrics(self, table: Table) -> dict[str, float]:
+        """Certified accuracy by radius, smoothed accuracy, abstentions, draws an example."""
+        right = table["prediction"] == table["label"]
+        metrics = {
+            "smoothed/clean": float(right.mean()),
+            "smoothed/abstained": float((table["prediction"] == ABSTAIN).mean()),
+            "smoothed/sigma": self.sigma,
+            "certified/draws": float(table["draws"].mean()),
+            "certified/examples": float(len(right)),
+        }
+        for radius, name in self.targets.items():
+            reached = right & (table["p_lower"] >= level_for(radius, self.sigma))
+            metrics[f"certified/eps={radius:g}"] = float(reached.mean())
+            if name:
+                metrics[f"certified/{name}"] = float(reached.mean())
+        return metrics
+
+
+def _resolved(radii: Sequence[Radius], perturbations: PerturbationSet) -> dict[float, str]:
+    """Values, rising, to names (empty for a plain number)."""
+    named = [resolve_radius(radius, perturbations) for radius in radii]
+    return {value: name for name, value in sorted(named, key=lambda pair: pair[1])}
+
+
+class _Progress:
+    """Tells on standard error, now and then, how many certificates are done and how long the rest will take."""
+
+    INTERVAL = 15.0
+
+    def __init__(self) -> None:
+        self.total = self.finished = 0
+        self.started = self.told = time.monotonic()
+
+    def expect(self, count: int) -> None:
+        if self.finished == self.total:
+            self.started = self.told = time.monotonic()
+            self.total = self.finished = 0
+        self.total += count
+
+    def done(self, count: int) -> None:
+        self.finished += count
+        now = time.monotonic()
+        if now - self.told >= self.INTERVAL and self.finished < self.total:
+            left = (now - self.started) / self.finished * (self.total - self.finished)
+            minutes, seconds = divmod(round(left), 60)
+            print(f"certified {self.finished} of {self.total}, about {minutes}:{seconds:02d} left", file=sys.stderr)
+            self.told = now
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `assess` found.
+
+    Attributes:
+        metrics: flat, names as in ``metrics.json``.
+        per_example: tables (``accuracy``, ``robust``, ``certified``) of columns by name.
+    """
+
+    metrics: dict[str, float]
+    per_example: dict[str, Table]
+
+    def to_json(self) -> str:
+        """The metrics as a JSON object; NaN and infinities as null."""
+        flat = {name: value if math.isfinite(value) else None for name, value in sorted(self.metrics.items())}
+        return json.dumps(flat, indent=2)
+
+    def to_markdown(self) -> str:
+        """The metrics as a table, and what a certificate promises where there are certificates."""
+        lines = ["| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4g} |" for name, value in sorted(self.metrics.items())]
+        if "certified" in self.per_example:
+            lines += ["", PROMISE]
+        return "\n".join(lines) + "\n"
+
+
+def assess(
+    model: nn.Module,
+    perturbations: PerturbationSet,
+    data: Iterable[Sequence[Tensor]] | Sequence[Tensor],
+    *,
+    robust: RobustSettings | None = RobustSettings(),
+    certify: CertifySettings | None = None,
+    seed: int = 0,
+    journal: str | Path | None = None,
+) -> Report:
+    """How robust anybody's model is over a perturbation set.
+
+    Args:
+        model: images in [0, 1] to logits ``[B, classes]``; it comes back as it was.
+        perturbations: any set for these images; moved to the model's device.
+        data: tensors ``(x, y)`` or ``(x, y, x_tilde)``, or batches of them (a ``DataLoader`` will do).
+        robust: attacks and radii; None for no attack. Without stored latent norms, give radii as numbers.
+        certify: certification; None for none.
+        seed: of all draws, by (seed, position in the data).
+        journal: file to keep finished certificates in; an interrupted call with the same settings goes on from it.
+
+    Raises:
+        InputError: for radii, labels, images or models that do not fit, in one line.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    perturbations = perturbations.to(device)
+    path = Path(journal) if journal is not None else None
+    assessor = Assessor(model, perturbations, robust, certify, seed, path)
+    rows: dict[str, list[dict[str, Tensor]]] = {"accuracy": [], "robust": [], "certified": []}
+    count = 0
+    for batch in _batches(data):
+        x, y, *rest = (part.to(device) for part in batch)
+        subjects = Subjects(x, y, torch.arange(count, count + len(x), device=device), rest[0] if rest else None)
+        count += len(x)
+        right = {"index": subjects.index, "clean": assessor.accuracy(x, y)}
+        if subjects.x_tilde is not None:
+            right["perturbed"] = assessor.accuracy(subjects.x_tilde, y)
+        rows["accuracy"].append(right)
+        if robust is not None and (part := subjects.below(robust.examples)) is not None:
+            rows["robust"].append({"index": part.index, **assessor.attack(part)[0]})
+        if certify is not None and (part := subjects.below(certify.examples)) is not None:
+            rows["certified"].append({"index": part.index, **assessor.certificates(part)})
+    if not count:
+        raise InputError("there is no data to assess")
+    tables = {
+        name: {column: torch.cat([row[column] for row in part]).cpu().numpy() for column in part[0]}
+        for name, part in rows.items()
+        if part
+    }
+    metrics = {
+        f"accuracy/{name}": float(column.astype(np.float64).mean())
+        for name, column in tables["accuracy"].items()
+        if name != "index"
+    }
+    if "robust" in tables:
+        metrics |= assessor.robust_metrics(tables["robust"])
+    if "certified" in tables:
+        metrics |= assessor.certified_metrics(tables["certified"])
+    return Report({"radius": perturbations.ball.radius, **metrics}, tables)
+
+
+def _batches(data: Any) -> Iterable[Sequence[Tensor]]:
+    if isinstance(data, Sequence) and data and all(isinstance(part, Tensor) for part in data):
+        data = [data]
+    for batch in data:
+        if (
+            not isinstance(batch, Sequence)
+            or len(batch) not in (2, 3)
+            or not all(isinstance(part, Tensor) and len(part) == len(batch[0]) for part in batch)
+        ):
+            raise InputError("data must be (x, y) or (x, y, x_tilde), tensors of one length, or batches of them")
+        for start in range(0, len(batch[0]), 256):
+            yield [part[start : start + 256] for part in batch]

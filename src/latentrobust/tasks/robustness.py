@@ -1,0 +1,158 @@
+"""Measure a model over a perturbation set on the test pairs: accuracy, attacks, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.robustness.assess import Assessor, CertifySettings, RobustSettings, Subjects
+from latentrobust.robustness.attacks import Found
+from latentrobust.tasks.classification import check_fit
+from latentrobust.tasks.quality import check_same_images
+from latentrobust.transforms import random
+
+OOD = 21  # purpose of an example's key
+SHOWN = 8  # examples whose adversarial images are kept for figures
+
+
+class ModelTest(pl.LightningModule):
+    """Accuracy on all test pairs, robust and certified accuracy on the first ones; equal on any number of processes.
+
+    After ``trainer.test`` there are `metrics` (flat, as in ``metrics.json``), `tables` (``accuracy``, ``robust``,
+    ``certified``: columns by name, ordered by index) and `adversarial` (what the first attack found, for pictures).
+
+    Args:
+        model: images in [0, 1] to logits.
+        perturbations: a set, for attacks and certificates; None measures accuracy alone.
+        robust: attacks and radii, or None.
+        certify: certification, or None.
+        ood: further perturbations by name, applied to the clean test images.
+        seed: of all draws, by (seed, example).
+        journal: file for finished certificates (each further process adds its rank), or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet | None,
+        robust: RobustSettings | None = None,
+        certify: CertifySettings | None = None,
+        ood: Mapping[str, Perturbation] | None = None,
+        seed: int = 0,
+        journal: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.perturbations = model, perturbations
+        self.robust, self.certify = (robust, certify) if perturbations is not None else (None, None)
+        self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
+        self.right = PairValues(["label", "clean", "perturbed", *(f"ood/{name}" for name in self.ood)])
+        self.stays: PairValues | None = None
+        self.certificates: PairValues | None = None
+        self.metrics: dict[str, float] = {}
+        self.tables: dict[str, dict[str, np.ndarray]] = {}
+        self.adversarial: Found | None = None
+        self._kinds: tuple[str, ...] = ()
+        self._assessor: Assessor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check that data, set and model fit; read the radii."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._kinds = data.kinds
+        check_fit(self.model, tuple(data.image_shape), data.classes)
+        if self.perturbations is None:
+            return
+        check_same_images(data, self.perturbations)
+        journal = self.journal
+        if journal is not None and self.trainer.global_rank:
+            journal = journal.with_suffix(f".{self.trainer.global_rank}{journal.suffix}")
+        self._assessor = Assessor(self.model, self.perturbations, self.robust, self.certify, self.seed, journal)
+        if self.robust is not None:
+            self.stays = PairValues(self._assessor.robust_columns).to(self.device)
+        if self.certify is not None:
+            self.certificates = PairValues(list(Assessor.CERTIFICATE_COLUMNS)).to(self.device)
+
+    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Everything about a batch."""
+        with torch.inference_mode(False):
+            batch = batch.map(torch.clone)
+            self._count_right(batch)
+            if self._assessor is None:
+                return
+            if self.stays is not None and self.robust is not None:
+                part = _first(batch, self.robust.examples)
+                if len(part.example):
+                    columns, found = self._assessor.attack(_subjects(part))
+                    self.stays.update(part.example, part.kind, **columns)
+                    if self.adversarial is None:
+                        first = next(iter(found.values()))
+                        self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
+            if self.certificates is not None and self.certify is not None:
+                part = _first(batch, self.certify.examples)
+                if len(part.example):
+                    values = self._assessor.certificates(_subjects(part))
+                    self.certificates.update(part.example, part.kind, **values)
+
+    def _count_right(self, batch: Pairs) -> None:
+        assessor = self._assessor or Assessor(self.model, self.perturbations)  # type: ignore[arg-type]
+        columns = {"label": batch.label, "clean": assessor.accuracy(batch.clean, batch.label)}
+        columns["perturbed"] = assessor.accuracy(batch.perturbed, batch.label)
+        for number, (name, perturbation) in enumerate(self.ood.items()):
+            keys = random.fold_in(random.example_keys(self.seed, batch.example), OOD + (number << 8))
+            drawn = perturbation.draw(keys, tuple(batch.clean.shape[1:]))
+            columns[f"ood/{name}"] = assessor.accuracy(perturbation.apply(batch.clean, drawn), batch.label)
+        self.right.update(batch.example, batch.kind, **columns)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather values over processes and make the metrics."""
+        table = self.tables["accuracy"] = self.right.table()
+        self.metrics = {f"accuracy/{name}": _share(table[name]) for name in ("clean", "perturbed")}
+        if len(self._kinds) > 1:
+            for number, kind in enumerate(self._kinds):
+                if (chosen := table["kind"] == number).any():
+                    self.metrics[f"accuracy/perturbed/{kind}"] = _share(table["perturbed"][chosen])
+        if self.ood:
+            each = {f"accuracy/ood/{name}": _share(table[f"ood/{name}"]) for name in self.ood}
+            self.metrics |= {**each, "accuracy/ood": sum(each.values()) / len(each)}
+        if self._assessor is None:
+            return
+        if self.stays is not None:
+            self.tables["robust"] = self.stays.table()
+            self.metrics |= self._assessor.robust_metrics(self.tables["robust"])
+        if self.certificates is not None:
+            self.tables["certified"] = self.certificates.table()
+            self.metrics |= self._assessor.certified_metrics(self.tables["certified"])
+
+    @property
+    def radii(self) -> dict[float, str]:
+        """Attack radii, rising, to their names."""
+        return self._assessor.radii if self._assessor is not None else {}
+
+    @property
+    def sigma(self) -> float:
+        """Noise level of the certificates."""
+        return self._assessor.sigma if self._assessor is not None else 0.0
+
+
+def _share(column: np.ndarray) -> float:
+    return float(column.astype(np.float64).mean())
+
+
+def _first(batch: Pairs, limit: int | None) -> Pairs:
+    """The part of a batch whose index is below a limit."""
+    if limit is None:
+        return batch
+    chosen = batch.example < limit
+    return batch.map(lambda part: part[chosen])
+
+
+def _subjects(batch: Pairs) -> Subjects:
+    return Subjects(batch.clean, batch.label, batch.example, batch.perturbed, batch.offset)
