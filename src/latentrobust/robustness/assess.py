@@ -33,6 +33,7 @@ from latentrobust.transforms import random
 
 Radius = float | str
 Table = dict[str, np.ndarray]
+PERCENTILE_RADII = ("p25", "p50", "p75")
 ATTACK = 20  # purpose of an example's key
 
 
@@ -43,16 +44,16 @@ class RobustSettings:
     Args:
         attacks: by name; the worst case is taken over all of them.
         radii: numbers, ``"p25"``, ``"p50"``, ``"p75"`` (percentiles of the latent norms stored with the set) or
-            ``"full"``.
+            ``"full"``; null for the percentiles that the set stores, and full.
         examples: attack the first so many; null for all.
     """
 
     attacks: Mapping[str, Attack] = field(default_factory=lambda: {"pgd": PGD()})
-    radii: Sequence[Radius] = ("p25", "p50", "p75", "full")
+    radii: Sequence[Radius] | None = None
     examples: int | None = 500
 
     def __post_init__(self) -> None:
-        if not self.attacks or not self.radii or (self.examples is not None and self.examples < 1):
+        if not self.attacks or _empty(self.radii) or (self.examples is not None and self.examples < 1):
             raise InputError("evaluation.robust needs at least one attack, one radius and one example")
 
 
@@ -63,7 +64,8 @@ class CertifySettings:
     Args:
         sigma: noise level; null for the smallest that can certify ``target``.
         target: a radius; null for the largest of ``radii``.
-        radii: at which certified accuracy is reported, named as for `RobustSettings`.
+        radii: at which certified accuracy is reported, named as for `RobustSettings`; null for the percentiles that the
+            set stores, or its own radius where it stores none.
         n0: draws that choose the class.
         n: draws that bound its probability.
         alpha: error probability of each certificate.
@@ -74,7 +76,7 @@ class CertifySettings:
 
     sigma: float | None = None
     target: Radius | None = None
-    radii: Sequence[Radius] = ("p25", "p50", "p75")
+    radii: Sequence[Radius] | None = None
     n0: int = 100
     n: int = 10_000
     alpha: float = 0.001
@@ -83,7 +85,7 @@ class CertifySettings:
     batch: int = 512
 
     def __post_init__(self) -> None:
-        if not self.radii or (self.examples is not None and self.examples < 1):
+        if _empty(self.radii) or (self.examples is not None and self.examples < 1):
             raise InputError("evaluation.certify needs at least one radius and one example")
         _ = self.procedure
 
@@ -136,8 +138,9 @@ class Assessor:
     ) -> None:
         self.model, self.perturbations, self.seed = model, perturbations, seed
         self.robust, self.certify = robust, certify
-        self.radii = _resolved(robust.radii, perturbations) if robust else {}
-        self.targets = _resolved(certify.radii, perturbations) if certify else {}
+        percentiles: list[Radius] = [name for name in PERCENTILE_RADII if perturbations.latent_norms.get(name, 0) > 0]
+        self.radii = _resolved(robust.radii or [*percentiles, "full"], perturbations) if robust else {}
+        self.targets = _resolved(certify.radii or percentiles or ["full"], perturbations) if certify else {}
         self.sigma = 0.0
         self._journal: CertificateJournal | None = None
         self._progress = _Progress()
@@ -272,6 +275,10 @@ class Assessor:
             if name:
                 metrics[f"certified/{name}"] = float(reached.mean())
         return metrics
+
+
+def _empty(radii: Sequence[Radius] | None) -> bool:
+    return radii is not None and not len(radii)
 
 
 def _resolved(radii: Sequence[Radius], perturbations: PerturbationSet) -> dict[float, str]:

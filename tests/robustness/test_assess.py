@@ -1,0 +1,192 @@
+"""One call for anybody's model, and certificates that survive an interruption."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import latentrobust
+from latentrobust import CertifySettings, RobustSettings, assess
+from latentrobust.errors import InputError
+from latentrobust.robustness import assess as module
+from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
+from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.statistics import GroupSequential, noise_level
+
+from .conftest import SHAPE, Linear, ball
+
+
+def data(count=60, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.4 + 0.2 * torch.rand(count, *SHAPE, generator=generator, dtype=torch.float64)
+    return x, Linear()(x).argmax(1)
+
+
+CERTIFY = CertifySettings(radii=[0.05, 0.1], n=200, n0=20, alpha=0.01, examples=12)
+
+
+def test_everything_about_a_linear_model():
+    x, y = data()
+    model, perturbations = Linear(), ball("l2", 0.2)
+    robust = RobustSettings(
+        attacks={"pgd": PGD(steps=20, start="zero"), "random": RandomSearch(draws=5, refinements=5)},
+        radii=[0.1, "full", 0.05],
+        examples=50,
+    )
+    report = assess(model, perturbations, (x, y, x + 0.01), robust=robust, certify=CERTIFY)
+    distance = (model(x)[:, 0] - model(x)[:, 1]).abs() / (model.weight[0] - model.weight[1]).norm()
+    for radius in (0.05, 0.1, 0.2):
+        expected = (distance[:50] >= radius).double().mean().item()
+        assert report.metrics[f"robust/eps={radius:g}"] == pytest.approx(expected)
+        assert report.metrics[f"robust/pgd/eps={radius:g}"] == pytest.approx(expected)
+        assert report.metrics[f"robust/random/eps={radius:g}"] >= expected
+    assert report.metrics["robust/full"] == report.metrics["robust/eps=0.2"]
+    assert report.metrics["accuracy/clean"] == 1
+    assert report.metrics["accuracy/perturbed"] == (model(x + 0.01).argmax(1) == y).double().mean().item()
+    table = report.per_example["robust"]
+    fooled = np.isfinite(table["smallest_fooling_norm"])
+    assert (table["smallest_fooling_norm"][fooled] >= distance[:50].detach().numpy()[fooled] - 1e-6).all()
+    certified = report.per_example["certified"]
+    assert len(certified["index"]) == 12
+    assert (certified["radius"] <= distance[:12].detach().numpy() * 1.3).all()
+    sigma = noise_level(0.1, procedure=GroupSequential(200, 0.01))
+    assert report.metrics["smoothed/sigma"] == pytest.approx(sigma)
+    assert report.metrics["certified/eps=0.1"] <= report.metrics["certified/eps=0.05"]
+    assert json.loads(report.to_json())["robust/full"] == report.metrics["robust/full"]
+    assert "| robust/full |" in report.to_markdown()
+    assert "does not change for any latent offset within the certified radius" in report.to_markdown()
+
+
+def test_batches_and_one_tensor_give_the_same():
+    x, y = data(30)
+    robust = RobustSettings(attacks={"apgd": APGD(steps=5)}, radii=[0.05])
+    whole = assess(Linear(), ball(), (x, y), robust=robust, certify=CERTIFY)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=7)
+    parts = assess(Linear(), ball(), loader, robust=robust, certify=CERTIFY)
+    assert whole.metrics == parts.metrics
+    for name, table in whole.per_example.items():
+        for column, values in table.items():
+            np.testing.assert_allclose(values, parts.per_example[name][column], err_msg=f"{name}/{column}")
+
+
+def test_a_models_mode_and_weights_come_back(small_set):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    small_set.latent_norms = {"p25": 1.0, "p50": 1.5, "p75": 2.0, "mean": 1.5}
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    report = assess(model, small_set, (x, y), robust=RobustSettings(attacks={"pgd": PGD(steps=2)}))
+    assert {"robust/p25", "robust/p50", "robust/p75", "robust/full", "robust/eps=1.5"} <= set(report.metrics)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Interrupting(Linear):
+    """Stops after so many calls, as an interrupt would."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, x):
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def certify(model, journal):
+    return assess(model, ball(), data(30), robust=None, certify=CertifySettings(
+        radii=[0.1], n=200, n0=20, alpha=0.01, examples=None, batch=400), journal=journal)  # fmt: skip
+
+
+def test_an_interrupted_certification_goes_on_where_it_stopped(tmp_path):
+    whole = certify(Linear(), None)
+    journal = tmp_path / "run" / "certificates.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        certify(Interrupting(9), journal)
+    kept = len(journal.read_text().splitlines()) - 1
+    assert 0 < kept < 30
+    counted = Interrupting(10_000)
+    resumed = certify(counted, journal)
+    assert resumed.metrics == whole.metrics
+    assert len(journal.read_text().splitlines()) == 31
+    fresh = Interrupting(10_000)
+    certify(fresh, None)
+    assert counted.calls > fresh.calls  # some of the work was done before
+    again = Interrupting(1)  # the accuracy only
+    assert certify(again, journal).metrics == whole.metrics
+
+
+def test_damaged_lines_are_certified_again_and_said_so(tmp_path):
+    journal = tmp_path / "certificates.jsonl"
+    whole = certify(Linear(), journal)
+    lines = journal.read_text().splitlines()
+    lines[4] = lines[4].replace('"p_lower": 0.', '"p_lower": 1.')
+    lines[7] = lines[7][:20]
+    lines[-1] = lines[-1][:-3]
+    journal.write_text("\n".join(lines))
+    with pytest.warns(RobustnessWarning, match="3 of 31 lines are damaged; their examples are certified again"):
+        resumed = certify(Linear(), journal)
+    assert resumed.metrics == whole.metrics
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certify(Linear(), journal)  # mended
+    journal.write_bytes(b"\x00\xff garbage")
+    with pytest.warns(RobustnessWarning, match="damaged"):
+        assert certify(Linear(), journal).metrics == whole.metrics
+
+
+def test_certificates_of_other_settings_or_weights_are_not_mixed(tmp_path):
+    journal = tmp_path / "certificates.jsonl"
+    certify(Linear(), journal)
+    before = journal.read_bytes()
+    with pytest.raises(InputError, match="weights="):
+        certify(Linear(seed=3), journal)
+    with pytest.raises(InputError, match="holds certificates with radii="):
+        assess(Linear(), ball(), data(), robust=None, certify=CERTIFY, journal=journal)
+    assert journal.read_bytes() == before
+
+
+def test_progress_tells_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(module._Progress, "INTERVAL", 0.0)
+    certify(Linear(), None)
+    assert "certified 8 of 30, about 0:" in capsys.readouterr().err
+
+
+def test_a_noise_level_that_is_too_low_is_warned_about():
+    settings = CertifySettings(sigma=0.84413, radii=[2.7], n=10_000, alpha=0.001)
+    with pytest.warns(RobustnessWarning, match=r"cannot certify the radii 2\.7 \(needs 0\.84\d+\).*adaptive"):
+        module.Assessor(Linear(), ball("l2", 3.0), certify=settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fixed = CertifySettings(sigma=0.84413, radii=[2.7], adaptive=False)
+        module.Assessor(Linear(), ball("l2", 3.0), certify=fixed)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: assess(Linear(), ball(), data(), robust=RobustSettings(radii=["p25"])), "it stores no latent norms"),
+        (lambda: assess(Linear(), ball(), []), "no data"),
+        (lambda: assess(Linear(), ball(), [(torch.rand(3, *SHAPE),)]), "data must be"),
+        (lambda: assess(Linear(), ball(), (data()[0], data(5)[1])), "data must be"),
+        (lambda: assess(Linear(), ball(), (data()[0], data()[1] + 5)), "labels must be 0 to 1"),
+        (lambda: RobustSettings(radii=[]), "at least one"),
+        (lambda: RobustSettings(attacks={}), "at least one"),
+        (lambda: CertifySettings(n=3), "can certify nothing"),
+        (lambda: assess(Linear(), ball(), data(), robust=RobustSettings(radii=[math.nan])), "finite"),
+    ],
+)
+def test_bad_input_gives_one_line(call, message):
+    with pytest.raises(InputError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_the_package_offers_it():
+    assert latentrobust.assess is assess
+    assert set(latentrobust.__all__) >= {"assess", "load_model", "SmoothedModel", "noise_level"}

@@ -1,0 +1,185 @@
+"""Training perturbations and objectives."""
+
+import pytest
+import torch
+from torch import nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets import PixelBall
+from latentrobust.robustness import training
+from latentrobust.robustness.criteria import cross_entropy
+from latentrobust.robustness.objectives import MaxCleanAdversarial, Standard, Trades
+from latentrobust.robustness.statistics import Fixed, noise_level
+from latentrobust.robustness.training import Examples, Setting
+from latentrobust.transforms import random
+
+from .conftest import SHAPE, Linear, ball
+
+
+def setting(model=None, perturbations=None, count=20, objective=None, pairs=True, epoch=0):
+    x = 0.4 + 0.2 * torch.rand(count, *SHAPE, dtype=torch.float64)
+    keys = random.example_keys(0, torch.arange(count), epoch)
+    x_tilde = (x + 0.01) if pairs else None
+    examples = Examples(x, (x.flatten(1).sum(1) > 6).long(), keys, epoch, x_tilde)
+    return Setting(
+        model or Linear(), perturbations if perturbations is not None else ball("linf", 0.05), examples,
+        (objective or Standard()).attack_loss,
+    )  # fmt: skip
+
+
+EVERY = {
+    "paired_data": training.PairedData,
+    "sample": lambda ratio: training.Sample(ratio=ratio),
+    "gaussian": lambda ratio: training.Gaussian(sigma=0.02, ratio=ratio),
+    "adversarial": lambda ratio: training.Adversarial(steps=3, ratio=ratio),
+    "best": lambda ratio: training.Adversarial(steps=3, keep_best=True, start="zero", ratio=ratio),
+    "encoded": lambda ratio: training.Adversarial(steps=3, start="encoded", ratio=ratio),
+    "fast_adversarial": lambda ratio: training.FastAdversarial(ratio=ratio),
+}
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+def test_ratio_is_the_share_that_is_perturbed(name):
+    at = setting(count=400)
+    changed = [
+        (EVERY[name](ratio)(at).images != at.examples.x).flatten(1).any(1).double().mean() for ratio in (0.0, 0.3, 1.0)
+    ]
+    assert changed[0] == 0
+    assert 0.2 < changed[1] < 0.4
+    assert changed[2] == 1
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+def test_perturbations_are_drawn_by_key_and_stay_in_the_set(name):
+    at = setting()
+    images = EVERY[name](1.0)(at).images
+    assert not images.requires_grad
+    torch.testing.assert_close(images, EVERY[name](1.0)(at).images)
+    part = torch.arange(5, 12)
+    torch.testing.assert_close(EVERY[name](1.0)(at.select(part)).images, images[part])
+    if name != "gaussian":
+        assert (images - at.examples.x).abs().max() <= 0.05 + 1e-9
+
+
+def test_unperturbed_images_are_the_examples():
+    at = setting()
+    assert torch.equal(training.Unperturbed()(at).images, at.examples.x)
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_the_adversary_finds_the_worst_case_of_a_linear_model(keep_best):
+    at = setting()
+    images = training.Adversarial(steps=5, relative_step=0.5, start="zero", keep_best=keep_best)(at).images
+    difference = at.model.weight[1] - at.model.weight[0]
+    toward = torch.where(at.examples.y == 0, 1.0, -1.0)[:, None] * difference.sign()
+    torch.testing.assert_close(images, at.examples.x + 0.05 * toward.reshape_as(images).detach())
+
+
+def test_the_adversary_leaves_model_and_gradients_alone():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2)).double().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training.FastAdversarial(check_every=1, tolerance=0.9)(setting(model))
+    assert model.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_gaussian_takes_the_level_that_certifies_its_target():
+    perturbations = ball()
+    perturbations.latent_norms = {"p50": 0.07}
+    chosen = training.Gaussian(target="p50", n=1000, alpha=0.01, adaptive=False).level(perturbations)
+    assert chosen == pytest.approx(noise_level(0.07, procedure=Fixed(1000, 0.01)))
+    assert training.Gaussian(sigma=0.3).level(perturbations) == 0.3
+    with pytest.raises(InputError, match="no radius 'p25'; it stores p50"):
+        training.Gaussian(target="p25").level(perturbations)
+
+
+def test_a_schedule_changes_with_the_epoch():
+    schedule = training.Schedule(
+        {"first": training.Unperturbed(), "second": training.PairedData(), "third": training.Sample()},
+        {"first": 2, "second": 1, "third": 1},
+    )
+    at = {epoch: setting(epoch=epoch) for epoch in (0, 1, 2, 3, 9)}
+    for epoch in (0, 1):
+        assert torch.equal(schedule(at[epoch]).images, at[epoch].examples.x)
+    assert torch.equal(schedule(at[2]).images, at[2].examples.x_tilde)
+    for epoch in (3, 9):
+        assert torch.equal(schedule(at[epoch]).images, training.Sample()(at[epoch]).images)
+    with pytest.raises(InputError, match="epochs"):
+        training.Schedule({"a": training.Unperturbed()}, {"b": 1})
+
+
+class Masked(nn.Module):
+    """Right about one-step adversarial images and wrong about the others: what overfitting to one step looks like."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.reach = reach
+
+    def forward(self, x):
+        change = (x - 0.5).flatten(1)
+        wrong = (change.abs().mean(1) < self.reach).double()
+        slope = change.sum(1) * self.weight * 0.01
+        return torch.stack([1 - 2 * wrong + slope, torch.zeros_like(slope)], 1)
+
+
+def test_catastrophic_overfitting_stops_with_advice():
+    x = torch.full((32, *SHAPE), 0.5, dtype=torch.float64)
+    examples = Examples(x, torch.zeros(32, dtype=torch.int64), random.example_keys(0, torch.arange(32)), epoch=4)
+    at = Setting(Masked(0.04), PixelBall(SHAPE, "linf", 0.05), examples, Standard().attack_loss)
+    fast = training.FastAdversarial(relative_step=2.5, check_every=3, check_steps=20)
+    fast(at)
+    fast(at)
+    with pytest.raises(training.CatastrophicOverfittingError, match=r"epoch 4: accuracy 1\.00 .* but 0\.\d+ under 20"):
+        fast(at)
+
+
+def test_a_robust_model_is_not_stopped():
+    fast = training.FastAdversarial(check_every=1)
+    for _ in range(3):
+        fast(setting())
+
+
+def test_objectives_by_hand():
+    model = Linear(classes=3)
+    x, y = torch.rand(6, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    perturbed = x + 0.1 * torch.randn(6, *SHAPE, dtype=torch.float64)
+    clean, other = cross_entropy(model(x), y), cross_entropy(model(perturbed), y)
+    torch.testing.assert_close(Standard()(model, x, perturbed, y).loss, other)
+    torch.testing.assert_close(MaxCleanAdversarial()(model, x, perturbed, y).loss, torch.maximum(clean, other))
+    p, q = model(x).softmax(1), model(perturbed).softmax(1)
+    divergence = (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(Trades(2.0)(model, x, perturbed, y).loss, clean + 2 * divergence)
+    torch.testing.assert_close(Trades().attack_loss(model, x, y)(model(perturbed)), divergence)
+    soft = torch.nn.functional.one_hot(y, 3).double()
+    torch.testing.assert_close(Standard()(model, x, perturbed, soft).loss, other)
+
+
+def test_trades_attack_makes_predictions_differ():
+    at = setting(Linear(classes=3), objective=Trades())
+    images = training.Adversarial(steps=10)(at).images
+    loss = at.loss_for(at.model, at.examples.x, at.examples.y)
+    assert (loss(at.model(images)) > loss(at.model(training.Sample()(at).images))).double().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: training.Sample(ratio=1.5), "ratio"),
+        (lambda: training.Adversarial(steps=0), "steps ≥ 1"),
+        (lambda: training.Adversarial(start="best"), "start in"),
+        (lambda: training.Gaussian(sigma=-1), "sigma"),
+        (lambda: training.Gaussian(n=3), "can certify nothing"),
+        (lambda: training.FastAdversarial(tolerance=2), "tolerance"),
+        (lambda: Trades(beta=-1), "beta"),
+        (lambda: training.Adversarial(radius=-1.0)(setting()), "not negative"),
+        (lambda: training.Adversarial(radius="p50")(setting()), "stores no latent norms"),
+        (lambda: training.PairedData()(setting(pairs=False)), "needs pairs"),
+        (lambda: training.Adversarial(start="encoded")(setting(pairs=False)), "needs pairs"),
+        (lambda: training.Sample()(setting()._replace(perturbations=None)), "give perturbation_set"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
