@@ -12,10 +12,11 @@ ALLOWED = {
     "transforms": set(),
     "networks": set(),
     "perturbation_sets": {"networks", "transforms"},
+    "robustness": {"perturbation_sets", "transforms"},
     "data": {"transforms"},
     "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
-    "tasks": {"perturbation_sets", "networks", "transforms", "data"},
-    "reporting": {"perturbation_sets", "transforms", "data", "tasks", "run_folder"},
+    "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
+    "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder"},
 }
 EVERYWHERE = {"errors", "latentrobust"}  # and the package's own version
 

@@ -1,22 +1,38 @@
 """Every configuration composes, resolves, and builds what it names."""
 
+import re
+
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from latentrobust.app import CONF, resolved
-from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets import PerturbationSet, PixelBall
+from latentrobust.robustness.attacks import Attack
+from latentrobust.stages import variants
 from latentrobust.tasks.quality import QualityTest
 
 EXPERIMENTS = sorted(str(f.relative_to(CONF / "experiment").with_suffix("")) for f in CONF.glob("experiment/**/*.yaml"))
+
+
+def _text(experiment):
+    """An experiment's file, and those it is built on."""
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    return text + "".join(_text(name) for name in re.findall(r"- /experiment/(\S+)", text))
 
 
 def options(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiments_build(composed, experiment):
+SETS = [name for name in EXPERIMENTS if "learner: null" not in _text(name)]
+MODELS = [name for name in EXPERIMENTS if name not in SETS or name == "demo"]
+
+
+@pytest.mark.parametrize("experiment", SETS)
+def test_experiments_that_learn_a_set_build(composed, experiment):
     cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x")
     configuration = resolved(cfg)
     assert configuration["name"] == experiment
@@ -48,21 +64,90 @@ def test_table_4_schedules(composed):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_training_experiments_can_be_named_for_evaluation(composed, experiment):
-    cfg = composed("evaluate", f"experiment={experiment}", "perturbation_set.path=x", "paths.output_dir=x")
+    overrides = ["perturbation_set=trained", "perturbation_set.path=x", "paths.output_dir=x"]
+    if experiment in MODELS:
+        overrides += ["model=trained", "model.path=y"]
+    cfg = composed("evaluate", f"experiment={experiment}", *overrides)
     assert resolved(cfg)["perturbation_set"]["path"] == "x"
+    if experiment in MODELS:
+        assert resolved(cfg)["model"] == {"_target_": "latentrobust.load_model", "path": "y", "network": None}
 
 
 @pytest.mark.parametrize(
     ("group", "name"),
     [
         (group, name)
-        for group in ("logger", "trainer", "debug", "data", "learner/network", "evaluation")
+        for group in ("logger", "trainer", "debug", "data", "learner/network", "evaluation", "evaluation/quality")
         for name in options(group)
     ],
 )
 def test_every_option_composes(composed, group, name):
-    linf = ["data/perturbation=linf"] if name == "quality_linf" else []
+    linf = ["data/perturbation=linf"] if name == "linf" else []
     assert resolved(composed("train", f"{group}={name}", "paths.output_dir=x", *linf))
+
+
+TASK = [
+    "task=classification",
+    "model=lenet5",
+    "training_perturbation=none",
+    "objective=standard",
+    "~learner",
+    "callbacks=classification",
+    "evaluation=model",
+    "paths.output_dir=x",
+]
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (group, name)
+        for group in ("model", "training_perturbation", "objective", "evaluation/robust", "evaluation/certify")
+        for name in options(group)
+    ],
+)
+def test_every_option_of_a_model_composes_and_builds(composed, group, name):
+    path = ["model.path=x"] if (group, name) == ("model", "trained") else []
+    cfg = composed("train", *TASK, "perturbation_set=rts", f"{group}={name}", *path)
+    assert resolved(cfg)
+    if not path and (group, name) != ("model", "wrn_28_10"):  # 36 million weights; built in the golden test, smaller
+        for part in ("model", "training_perturbation", "objective"):
+            instantiate(cfg[part], _convert_="all")
+        for part in ("robust", "certify"):
+            instantiate(cfg.evaluation.get(part), _convert_="all")
+
+
+@pytest.mark.parametrize("name", options("attack"))
+def test_every_attack_builds(composed, name):
+    cfg = composed("train", *TASK, "perturbation_set=rts", f"attack@task.validation_attack={name}")
+    assert isinstance(instantiate(cfg.task.validation_attack, _convert_="all"), Attack)
+
+
+@pytest.mark.parametrize("experiment", MODELS)
+def test_experiments_that_train_models_build(composed, experiment):
+    path = [] if experiment in ("demo", "mnist/pixel_linf_adversarial") else ["perturbation_set.path=x"]
+    cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x", *path)
+    assert resolved(cfg)["name"] == experiment
+    for _, variant in variants(cfg):
+        perturbations = PixelBall((1, cfg.data.canvas, cfg.data.canvas))
+        task = instantiate(variant.task, perturbations=perturbations, _convert_="all")
+        assert task.model(torch.zeros(1, *perturbations.image_shape)).shape == (1, 10)
+        assert variant.callbacks.best.monitor == f"val/accuracy/{variant.task.select_on}"
+        assert task.scheduler.epochs[-1] == variant.trainer.max_epochs
+
+
+def test_variants_replace_perturbations_and_merge_the_rest(composed):
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", "trainer.log_every_n_steps=7")
+    found = dict(variants(cfg))
+    assert list(found) == ["standard", "augmentation", "adversarial"]
+    kinds = [v.training_perturbation._target_.rsplit(".", 1)[1] for v in found.values()]
+    assert kinds == ["Unperturbed", "PairedData", "Adversarial"]
+    assert "ratio" not in found["standard"].training_perturbation
+    assert all(v.trainer.log_every_n_steps == 7 for v in found.values())
+    assert found["standard"].callbacks.best.dirpath == "x/models/standard/checkpoints"
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", "+models.standard.data.batch_size=3")
+    with pytest.raises(InputError, match=r"models\.standard may change .* not data"):
+        list(variants(cfg))
 
 
 @pytest.mark.parametrize("name", ["rts", "pixel_ball"])
@@ -73,7 +158,7 @@ def test_exact_sets_can_be_evaluated(composed, name):
 
 def test_evaluation_builds_its_test(composed, small_set):
     cfg = composed("train", "paths.output_dir=x")
-    test = instantiate(cfg.evaluation, perturbations=small_set, _convert_="all")
+    test = instantiate(cfg.evaluation.quality, perturbations=small_set, _convert_="all")
     assert isinstance(test, QualityTest)
     assert test.settings.steps == 50
     assert test.settings.relative_step == 0.05

@@ -1,6 +1,7 @@
 """Importing published checkpoints: safe, and only what fits."""
 
 import io
+import json
 import os
 import pickletools
 import zipfile
@@ -8,10 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from latentrobust import load_perturbation_set
+from latentrobust import load_model, load_perturbation_set
 from latentrobust.convert import import_checkpoint, main
 from latentrobust.errors import InputError
+from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
 
 
@@ -71,7 +74,7 @@ def test_bad_files_stop_with_one_line_and_write_nothing(tmp_path, capsys):
         ("evil.pth", "mnist_conv", "14", "asks to run code"),
         ("other.pth", "mnist_conv", "14", "no model_state_dict"),
         ("missing.pth", "mnist_conv", "14", "no checkpoint at"),
-        ("c.pth", "mnist_conv", "-1", "--radius must be positive"),
+        ("c.pth", "mnist_conv", "-1", "--radius must be given, positive"),
     ]
     for file, network, radius, message in cases:
         with pytest.raises(SystemExit) as stopped:
@@ -90,3 +93,43 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch.save({"model_state_dict": state}, tmp_path / "nan.pth")
     with pytest.raises(InputError, match="not finite"):
         import_checkpoint(tmp_path / "nan.pth", "mnist_conv", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "prefix", "arguments"),
+    [
+        ("mnist_classifier", "model_state_dict", "", []),
+        ("wide_resnet", "model_state_dict", "module.", ["depth=10", "width=1"]),
+        ("lenet5", "model", "model.", ["image_shape=[1,32,32]"]),
+    ],
+)
+def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
+    made = build_classifier(name, **OmegaConf.to_container(OmegaConf.from_dotlist(arguments)))
+    torch.save({key: {prefix + k: v for k, v in made.state_dict().items()}, "epoch": 3}, tmp_path / "c.pth")
+    options = [part for argument in arguments for part in ("--argument", argument)]
+    main([str(tmp_path / "c.pth"), str(tmp_path / "m"), "--network", name, *options])
+    model = load_model(tmp_path / "m")
+    stored = json.loads((tmp_path / "m" / "config.json").read_text())
+    x = torch.rand(2, *stored["image_shape"])
+    torch.testing.assert_close(model(x), made.eval()(x))
+    assert stored["classes"] == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--network", "lenet5", "--radius", "3"], "--radius is for perturbation sets"),
+        (["--network", "mnist_fc"], "--radius must be given"),
+        (["--network", "wide_resnet", "--argument", "depth=11"], "6 n"),
+        (["--network", "wide_resnet", "--argument", "colour=11"], "colour"),
+    ],
+)
+def test_wrong_options_give_one_line(tmp_path, capsys, options, message):
+    torch.save({"model_state_dict": {}}, tmp_path / "c.pth")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "c.pth"), str(tmp_path / "m"), *options])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "m").exists()

@@ -1,4 +1,4 @@
-"""Import published CVAE checkpoints: ``python -m latentrobust.convert FILE OUT --network NAME --radius R``."""
+"""Import published checkpoints: ``python -m latentrobust.convert FILE OUT --network NAME [--radius R]``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core import multiarray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from latentrobust.app import BAD_INPUT, is_bad_input
 from latentrobust.errors import InputError
-from latentrobust.networks.cvae import NETWORKS, build
+from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import read_checkpoint, save_perturbation_set
+from latentrobust.tasks.store import save_model
 
 # The learning rate in their optimiser state came from NumPy. Files written under NumPy 1 name its scalar type by the
 # old module path; these are data types only, no callables beyond NumPy's own reconstruction of a number.
@@ -29,54 +33,90 @@ SAFE_GLOBALS: list[Any] = [
 ]
 
 
-def import_checkpoint(path: str | Path, network: str, radius: float, likelihood: str = "bernoulli") -> CVAESet:
-    """A published ``.pth`` checkpoint of ``network`` as a perturbation set.
+def import_checkpoint(
+    path: str | Path, network: str, radius: float, likelihood: str = "bernoulli", **arguments: Any
+) -> CVAESet:
+    """A published ``.pth`` checkpoint of a CVAE as a perturbation set.
 
     Args:
         path: the file; read with ``weights_only=True`` and NumPy's scalar types allowed, never plainly unpickled.
         network: its name in this package.
         radius: of the set; the checkpoints do not store one.
         likelihood: as the network was trained.
+        arguments: of the network, where they are not the published ones.
 
     Raises:
         InputError: if the file cannot be read safely, or holds another model.
     """
+    module = cvae.build(network, **arguments)
+    _fill(module, path, network)
+    return CVAESet(module.eval(), likelihood, radius)
+
+
+def import_classifier(path: str | Path, network: str, **arguments: Any) -> nn.Module:
+    """A published checkpoint of a classifier, of either project; see `import_checkpoint`."""
+    module = classifiers.build(network, **arguments)
+    _fill(module, path, network)
+    return module.eval()
+
+
+def _fill(module: nn.Module, path: str | Path, network: str) -> None:
     checkpoint = read_checkpoint(path, SAFE_GLOBALS)
-    state = checkpoint.get("model_state_dict")
+    state = checkpoint.get("model_state_dict", checkpoint.get("model"))
     if not isinstance(state, dict):
-        raise InputError(f"{path} has no model_state_dict: it is not a published CVAE checkpoint")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    module = build(network)
+        raise InputError(f"{path} has no model_state_dict: it is not a published checkpoint")
+    # Left by data parallelism, and by the normalising wrapper of the flow project.
+    state = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
+    if not all(bool(value.isfinite().all()) for value in state.values() if torch.is_floating_point(value)):
+        raise InputError(f"{path} holds weights that are not finite")
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} is not a checkpoint of {network}: {details}") from None
-    if not all(bool(value.isfinite().all()) for value in state.values() if torch.is_floating_point(value)):
-        raise InputError(f"{path} holds weights that are not finite")
-    return CVAESet(module.eval(), likelihood, radius)
+
+
+def _convert(chosen: argparse.Namespace) -> str:
+    try:
+        arguments: Any = OmegaConf.to_container(OmegaConf.from_dotlist(chosen.argument))
+    except OmegaConfBaseException as error:
+        raise InputError(f"--argument needs name=value: {error}") from None
+    if chosen.network in cvae.NETWORKS:
+        if chosen.radius is None or not (chosen.radius > 0 and math.isfinite(chosen.radius)):
+            raise InputError(f"--radius must be given, positive and finite, for a set; got {chosen.radius}")
+        perturbations = import_checkpoint(
+            chosen.checkpoint, chosen.network, chosen.radius, chosen.likelihood, **arguments
+        )
+        return f"perturbation set: {save_perturbation_set(perturbations, chosen.out)}"
+    if chosen.radius is not None:
+        raise InputError(f"--radius is for perturbation sets; {chosen.network} is a classifier")
+    model = import_classifier(chosen.checkpoint, chosen.network, **arguments)
+    small = chosen.network in ("lenet5", "mnist_classifier")
+    image_shape = tuple(arguments.get("image_shape", (1, 28, 28) if small else (arguments.get("channels", 3), 32, 32)))
+    with torch.no_grad():
+        classes = model(torch.zeros(1, *image_shape)).shape[1]
+    return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m latentrobust.convert", description=__doc__)
-    parser.add_argument("checkpoint", help="a published .pth file")
+    parser.add_argument("checkpoint", help="a published .pth or .pt file")
     parser.add_argument("out", help="folder to write: config.json and model.safetensors")
-    parser.add_argument("--network", required=True, choices=sorted(NETWORKS))
-    parser.add_argument("--radius", required=True, type=float, help="of the set, e.g. 14 for RTS (table 4)")
-    parser.add_argument("--likelihood", default="bernoulli", choices=["bernoulli", "gaussian"])
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--network", required=True, choices=sorted([*cvae.NETWORKS, *classifiers.CLASSIFIERS]))
+    parser.add_argument("--radius", type=float, help="of a perturbation set, e.g. 14 for RTS (table 4)")
+    parser.add_argument("--likelihood", default="bernoulli", choices=["bernoulli", "gaussian"], help="of a set")
+    parser.add_argument(
+        "--argument", action="append", default=[], metavar="NAME=VALUE",
+        help="of the network, where it is not the published size: --argument depth=10 --argument width=1",
+    )  # fmt: skip
     try:
-        if not (chosen.radius > 0 and math.isfinite(chosen.radius)):
-            raise InputError(f"--radius must be positive and finite, got {chosen.radius}")
-        perturbations = import_checkpoint(chosen.checkpoint, chosen.network, chosen.radius, chosen.likelihood)
-        folder = save_perturbation_set(perturbations, chosen.out)
-    except (InputError, OSError) as error:
-        if not is_bad_input(error):
+        print(_convert(parser.parse_args(arguments)))
+    except (ValueError, OSError) as error:
+        if not (is_bad_input(error) or isinstance(error, ValueError)):
             raise
         print(f"latentrobust convert: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    print(f"perturbation set: {folder}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def evaluate(cfg: DictConfig) -> Run:
     with open_dict(cfg):
         for key in TRAINING_ONLY:
             cfg.pop(key, None)  # came along with experiment=; nothing here learns
+        cfg.callbacks = {name: value for name, value in (cfg.callbacks or {}).items() if name == "progress"}
     configuration = resolved(cfg)
     check_trainer(cfg)
     with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:

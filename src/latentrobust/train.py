@@ -53,11 +53,14 @@ def train(cfg: DictConfig) -> Run:
     Raises:
         InputError: for values, files or folders that cannot be used.
     """
-    configuration = resolved(cfg)
-    check_trainer(cfg)
     learns, trains = cfg.get("learner") is not None, cfg.get("task") is not None
     if not learns and not trains:
         raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
+    missing = [name for name in ("model", "training_perturbation", "objective") if cfg.get(name) is None]
+    if trains and missing:
+        raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
+    configuration = resolved(cfg)
+    check_trainer(cfg)
     if learns and trains and cfg.ckpt_path is not None:
         raise InputError("ckpt_path resumes a run that learns a set or trains a model, not one that does both")
     with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:

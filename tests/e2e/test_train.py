@@ -188,7 +188,10 @@ def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):
     ("overrides", "message"),
     [
         (["data.validation=5000"], "leaves nothing"),
-        (["data/perturbation=rts", "evaluation=quality"], r"images \[1, 42, 42\], the network is for \[1, 28, 28\]"),
+        (
+            ["data/perturbation=rts", "evaluation/quality=default"],
+            r"images \[1, 42, 42\], the network is for \[1, 28, 28\]",
+        ),
         (["trainer.precision=16-mixed"], "hundreds of times slower"),
         (["evaluation.quality.settings.draws=0"], "draws ≥ 1"),
         (["trainer.strategy=ddp_spawn"], "use ddp"),
@@ -233,7 +236,9 @@ def test_resuming_after_a_whole_epoch(run, limit):
     whole = run("whole", *limited, "trainer.max_epochs=3")
     first = run("first", *limited, "trainer.max_epochs=1", *stretch)
     resumed = run("resumed", *limited, "trainer.max_epochs=3", f"ckpt_path={first.folder}/checkpoints/last.ckpt")
-    for (name, a), (_, b) in zip(whole.module.state_dict().items(), resumed.module.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        whole.modules[0].state_dict().items(), resumed.modules[0].state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 

@@ -1,0 +1,56 @@
+"""Speed, measured beside a plain way of doing the same: ``python -m latentrobust.benchmark [LOOP …] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from latentrobust.benchmark.attacks import attack
+from latentrobust.benchmark.certification import certify
+from latentrobust.benchmark.measuring import Row
+from latentrobust.benchmark.pairs import data
+
+LOOPS: dict[str, Callable[..., list[Row]]] = {"data": data, "attack": attack, "certify": certify}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m latentrobust.benchmark", description=__doc__)
+    parser.add_argument(
+        "loops", nargs="*", metavar="LOOP", help=f"which to measure: {', '.join(LOOPS)}; all by default"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--seconds", type=float, default=12.0, help="for each loop, about")
+    parser.add_argument("--bf16", action="store_true", help="our side of attack and certify under bfloat16 autocast")
+    chosen = parser.parse_args(arguments)
+    if unknown := [name for name in chosen.loops if name not in LOOPS]:
+        parser.error(f"unknown loop {', '.join(unknown)}; there are {', '.join(LOOPS)}")
+    if chosen.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda, but PyTorch sees no GPU here")
+    rows = []
+    for name in chosen.loops or LOOPS:
+        options = {"bf16": True} if chosen.bf16 and name != "data" else {}
+        rows += LOOPS[name](torch.device(chosen.device), chosen.seconds, **options)
+    table = Table("loop", "shape", "device", "samples/s", "plain loop", "ratio", "peak MB")
+    for row in rows:
+        shape, ours, plain = (
+            "×".join(map(str, row["shape"])),
+            row["samples_per_second"],
+            row["plain_samples_per_second"],
+        )
+        cells = (row["loop"], shape, row["device"], _number(ours), _number(plain), str(row["ratio"]))
+        table.add_row(*cells, str(row["peak_memory_mb"]))
+    Console().print(table)
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(rows, indent=2) + "\n")

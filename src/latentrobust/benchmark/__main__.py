@@ -1,0 +1,5 @@
+"""The command line of the benchmark."""
+
+from latentrobust.benchmark import main
+
+main()

@@ -1,0 +1,85 @@
+"""How speed is measured: two ways of doing the same, in turns."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentrobust.networks import classifiers, cvae
+from latentrobust.perturbation_sets import CVAESet
+
+Row = dict[str, Any]
+# Name, builder and batch of the classifiers behind the CIFAR-size residual set; weights are random.
+CLASSIFIERS: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("wrn_28_10", {"name": "wide_resnet", "depth": 28, "width": 10}, 8),
+    ("preactresnet18", {"name": "preactresnet18"}, 16),
+)
+RADIUS = 28.0
+
+
+def rate(run: Callable[[], int], seconds: float, least: int = 5) -> float:
+    """Samples a second: ``run`` does some and returns how many; the median of ``least`` or more, after a warm-up."""
+    run()
+    rates: list[float] = []
+    started = time.perf_counter()
+    while len(rates) < least or time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        count = run()
+        rates.append(count / (time.perf_counter() - before))
+    return median(rates)
+
+
+def in_turns(
+    ours: Callable[[], int], plain: Callable[[], int], seconds: float, *, rounds: int = 3, least: int = 5
+) -> tuple[float, float]:
+    """Rates of both, measured in turns, so that a machine that slows down slows both."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for found, run in zip(rates, (ours, plain), strict=True):
+            found.append(rate(run, seconds / (2 * rounds), least))
+    return median(rates[0]), median(rates[1])
+
+
+def row(loop: str, shape: list[int], device: torch.device, rates: tuple[float, float], bf16: bool = False) -> Row:
+    """A line of the table, as in the JSON file."""
+    on_gpu = device.type == "cuda"
+    ours, plain = rates
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {
+        "loop": loop,
+        "shape": shape,
+        "dtype": "bfloat16 (plain: float32)" if bf16 else "float32",
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
+        "samples_per_second": round(ours, 2),
+        "plain_samples_per_second": round(plain, 2),
+        "ratio": round(ours / plain, 2),
+        "peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident, 1),
+    }
+
+
+def done(device: torch.device, samples: int) -> int:
+    """The number of samples, once the device has finished them."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return samples
+
+
+def precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """bfloat16 autocast, or none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def cifar(arguments: dict[str, Any], device: torch.device) -> tuple[nn.Module, CVAESet]:
+    """A classifier and the CIFAR-size residual set, with random weights."""
+    torch.manual_seed(0)
+    model = classifiers.build(**arguments).to(device)
+    perturbations = CVAESet(cvae.build("resnet"), "gaussian", RADIUS).to(device).eval()
+    return model, perturbations

@@ -1,0 +1,297 @@
+"""Training and evaluating models as a user does."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+
+import latentrobust
+from latentrobust import load_model
+from latentrobust.app import _line, is_bad_input
+from latentrobust.errors import InputError
+from latentrobust.evaluate import evaluate
+from latentrobust.robustness.training import CatastrophicOverfittingError
+from latentrobust.train import train
+
+from ..conftest import SMALL, compose_in_process
+from .test_commands import command, one_line
+from .test_train import TIMES, stable
+
+TINY_MODEL = [
+    # Seconds: LeNet-5 on the digits, the exact ℓ∞ ball, a short attack on a few test images.
+    "experiment=mnist/pixel_linf_adversarial",
+    "data=digits",
+    "data/perturbation=linf",
+    "data.test_size=24",
+    "data.batch_size=64",
+    "model=lenet5",
+    "perturbation_set.radius=0.1",
+    "training_perturbation.steps=2",
+    "task.attack_examples=20",
+    "task.validation_attack.steps=2",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "evaluation.robust.attacks.pgd.steps=4",
+    "evaluation.robust.radii=[0.02,full]",
+    "evaluation.robust.examples=20",
+    "evaluation/certify=default",
+    "evaluation.certify.radii=[0.05,0.1]",
+    "evaluation.certify.n=100",
+    "evaluation.certify.n0=20",
+    "evaluation.certify.alpha=0.01",
+    "evaluation.certify.examples=10",
+    "print_config=false",
+    "callbacks.progress=null",
+]
+MEASURED = [
+    option
+    for option in TINY_MODEL
+    if option.startswith(("experiment", "data", "perturbation_set", "evaluation", "print"))
+]
+
+
+def start(folder, *overrides, entry="train", base=TINY_MODEL):
+    cfg = compose_in_process(entry, *base, *overrides, f"paths.output_dir={folder}")
+    return (train if entry == "train" else evaluate)(cfg)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return lambda name, *overrides, **how: start(tmp_path / name, *overrides, **how)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One adversarially trained model that many tests look at and none changes."""
+    return start(tmp_path_factory.mktemp("runs") / "model")
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder = finished.folder
+    for name in ("DONE", "config.yaml", "metrics.json", "per_example.csv", "report.html", "certificates.jsonl"):
+        assert (folder / name).is_file(), name
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures == {"robust_accuracy", "smallest_offset", "certified_accuracy", "adversarial"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    expected = {
+        "accuracy/clean", "accuracy/perturbed", "robust/eps=0.02", "robust/eps=0.1", "robust/full",
+        "robust/pgd/eps=0.1", "certified/eps=0.05", "certified/eps=0.1", "smoothed/clean", "smoothed/abstained",
+        "smoothed/sigma", "radius",
+        "fit_seconds", "test_seconds",
+    }  # fmt: skip
+    assert expected <= set(metrics)
+    assert metrics["robust/eps=0.1"] <= metrics["robust/eps=0.02"]
+    rows = list(csv.DictReader((folder / "per_example.csv").open()))
+    assert [int(row["index"]) for row in rows] == list(range(24))
+    assert np.mean([float(row["clean"]) for row in rows]) == pytest.approx(metrics["accuracy/clean"])
+    attacked = [float(row["robust/pgd/eps=0.1"]) for row in rows if row["robust/pgd/eps=0.1"]]
+    assert len(attacked) == 20
+    assert np.mean(attacked) == pytest.approx(metrics["robust/eps=0.1"])
+    assert sum(bool(row["certified/radius"]) for row in rows) == 10
+    report = (folder / "report.html").read_text()
+    assert "does not change for any latent offset within the certified radius" in report
+    columns = set(next(csv.reader((folder / "logs" / "metrics.csv").open())))
+    assert {"val/accuracy/clean", "val/accuracy/perturbed", "val/accuracy/robust", "train/loss"} <= columns
+
+
+def test_the_stored_model_is_the_one_that_was_measured(finished, run):
+    model = load_model(finished.folder)
+    x = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(model(x), finished.models[""](x))
+    again = run("again", "model=trained", f"model.path={finished.folder}", entry="evaluate", base=MEASURED)
+    stored = json.loads((finished.folder / "metrics.json").read_text())
+    for name, value in again.metrics.items():
+        if not name.endswith(TIMES):
+            assert value == pytest.approx(stored[name], rel=1e-6), name
+
+
+def test_the_same_seed_gives_the_same_metrics(finished, run):
+    assert stable(run("again").folder) == stable(finished.folder)
+    assert stable(run("other", "seed=1").folder) != stable(finished.folder)
+
+
+def test_batch_size_changes_nothing_in_the_evaluation(finished, run):
+    small = run(
+        "small", "model=trained", f"model.path={finished.folder}", "data.batch_size=7", "evaluation.certify.batch=9",
+        "evaluation.robust.attacks.pgd.chunk=3", entry="evaluate", base=MEASURED,
+    )  # fmt: skip
+    for name, value in small.metrics.items():
+        if not name.endswith(TIMES):
+            assert value == pytest.approx(finished.metrics[name], rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        ["trainer.max_epochs=1"],
+        ["trainer.max_steps=28", "callbacks.last.every_n_epochs=null", "callbacks.last.every_n_train_steps=7"],
+    ],
+    ids=["after_an_epoch", "in_mid_epoch"],
+)
+def test_resuming_repeats_an_uninterrupted_run(finished, run, tmp_path, stop):
+    run("first", *stop, "test=false", "task.scheduler.stretch_to=2")
+    resumed = run("rest", f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt", "test=false")
+    states = [torch.load(folder / "checkpoints" / "last.ckpt") for folder in (finished.folder, resumed.folder)]
+    assert states[0]["global_step"] == states[1]["global_step"]
+    for name, value in states[0]["state_dict"].items():
+        if name.startswith("model."):
+            torch.testing.assert_close(value, states[1]["state_dict"][name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training_perturbation=none", "task.select_on=clean"],
+        ["objective=trades"],
+        ["objective=max_clean_adversarial", "training_perturbation.ratio=0.5"],
+        ["trainer.precision=bf16-mixed"],
+    ],
+    ids=["none", "trades", "max_clean", "bf16"],
+)
+def test_other_ways_to_train_run(run, overrides):
+    base = [option for option in TINY_MODEL if not (overrides[0].endswith("none") and "training_pert" in option)]
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=3"]
+    base = [option for option in base if "certify" not in option]
+    metrics = run("other", *overrides, *short, base=base).metrics
+    assert 0 <= metrics["robust/full"] <= metrics["accuracy/clean"] <= 1
+
+
+def test_a_model_of_ones_own_by_target(run, monkeypatch, tmp_path):
+    (tmp_path / "their_models.py").write_text(
+        "from torch import nn\n"
+        "def flat(width):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    base = [option for option in TINY_MODEL if not option.startswith("model=")]
+    theirs = ["~model", "+model._target_=their_models.flat", "+model.width=8"]
+    finished = run("own", *theirs, "trainer.max_epochs=1", base=base)
+    with pytest.raises(InputError, match="from outside this package"):
+        load_model(finished.folder)
+    measured = run(
+        "measured", "model=trained", f"model.path={finished.folder}",
+        "model.network={_target_: their_models.flat, width: 8}", entry="evaluate", base=MEASURED,
+    )  # fmt: skip
+    assert measured.metrics["accuracy/clean"] == finished.metrics["accuracy/clean"]
+    report = latentrobust.assess(
+        finished.models[""], finished.perturbations, torch.utils.data.TensorDataset(*_images(finished, 20)).tensors,
+        robust=latentrobust.RobustSettings(radii=[0.02]),
+    )  # fmt: skip
+    assert report.metrics["accuracy/clean"] == pytest.approx(
+        float(np.mean(finished.modules[-1].tables["accuracy"]["clean"][:20]))
+    )
+
+
+def _images(finished, count):
+    pairs = finished.data.first_pairs("test", count)
+    return pairs.clean, pairs.label
+
+
+def test_a_set_and_several_models_in_one_run(run):
+    base = [option for option in SMALL if not option.startswith("evaluation")]
+    several = [
+        "task=classification", "model=lenet5", "training_perturbation=none", "objective=standard",
+        "evaluation=all", "evaluation.quality.detail=4", "evaluation.quality.settings.steps=2",
+        "evaluation.quality.settings.likelihood_draws=2", "evaluation.robust.attacks.pgd.steps=2",
+        "evaluation.certify.n=100", "evaluation.certify.alpha=0.01", "evaluation.certify.examples=4",
+        "evaluation.certified_models=[sampled]", "+evaluation.accuracy.ood.noise={_target_: "
+        "latentrobust.transforms.noise.UniformNoise, radius: 0.6}",
+        "task.select_on=clean", "+callbacks@models.plain.callbacks=classification",
+        "+callbacks@models.sampled.callbacks=classification", "+models.plain.trainer.max_epochs=1",
+        "models.plain.callbacks.progress=null", "models.sampled.callbacks.progress=null",
+        "+training_perturbation@models.sampled.training_perturbation=sample",
+    ]  # fmt: skip
+    finished = run("several", *several, base=base)
+    metrics = json.loads((finished.folder / "metrics.json").read_text())
+    assert {"quality/pgd_ae", "plain/robust/p50", "sampled/robust/full", "sampled/certified/p25"} <= set(metrics)
+    assert "plain/accuracy/ood/noise" in metrics
+    assert not any(name.startswith("plain/certified") for name in metrics)
+    assert set(finished.models) == {"plain", "sampled"}
+    for name in ("plain", "sampled"):
+        assert (finished.folder / "models" / name / "model" / "config.json").is_file()
+        assert (finished.folder / "models" / name / "logs" / "metrics.csv").is_file()
+    assert (finished.folder / "logs" / "metrics.csv").read_text().count("train/loss") == 1
+    with (finished.folder / "per_example.csv").open() as file:
+        assert {"latent_norm", "plain/clean", "sampled/certified/radius"} <= set(csv.DictReader(file).fieldnames)
+
+
+def test_catastrophic_overfitting_ends_the_run(run, tmp_path, monkeypatch):
+    base = [option for option in TINY_MODEL if "training_perturbation" not in option]
+    fast = ["training_perturbation=fast_adversarial", "training_perturbation.check_every=1", "test=false"]
+    assert run("fast", *fast, "training_perturbation.tolerance=0.99", "trainer.max_epochs=1", base=base).metrics
+
+    def collapse(self, model, one_step, searched, examples):
+        raise CatastrophicOverfittingError("catastrophic overfitting in epoch 0: use …")
+
+    monkeypatch.setattr("latentrobust.robustness.training.FastAdversarial._check", collapse)
+    with pytest.raises(CatastrophicOverfittingError):
+        run("collapsed", *fast, base=base)
+    assert "catastrophic overfitting" in (tmp_path / "collapsed" / "FAILED").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["perturbation_set.radius=-1"], "radius"),
+        (
+            ["perturbation_set.image_shape=[1,30,30]"],
+            r"images \[1, 28, 28\], the perturbation set is for \[1, 30, 30\]",
+        ),
+        (["model.image_shape=[1,42,42]"], r"does not take images \[1, 28, 28\]"),
+        (["model.classes=4"], "the model has 4 classes, the data 10"),
+        (["evaluation.certify.n=5"], "can certify nothing"),
+        (["evaluation.robust.radii=[p50]"], "stores no latent norms"),
+        (["evaluation.robust.radii=[-0.1]"], "not negative"),
+        (["training_perturbation.ratio=2"], "ratio"),
+        (["~perturbation_set"], "select_on=robust needs"),
+        (["evaluation.certified_models=[x]"], "certified_models names x"),
+        (["~learner"], "nothing to train"),
+        (["~objective"], "needs objective=…"),
+    ],
+)
+def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, overrides, message):
+    without = overrides[0].removeprefix("~") if overrides[0].startswith("~") else "nothing"
+    base = [option for option in TINY_MODEL if not option.startswith(without)]
+    if without == "learner":
+        base = ["data=digits"]
+    with pytest.raises((InputError, InstantiationException), match=message) as error:
+        run("bad", *overrides, "trainer.limit_train_batches=1", "trainer.max_epochs=1", base=base)
+    assert is_bad_input(error.value)
+    assert "\n" not in _line(error.value)
+    assert not (tmp_path / "bad" / "DONE").exists()
+    assert not (tmp_path / "bad" / "metrics.json").exists()
+
+
+def test_evaluating_a_model_needs_an_evaluation_of_models(finished, run):
+    path = ["data=digits", "data/perturbation=linf", "model=trained", f"model.path={finished.folder}"]
+    with pytest.raises(InputError, match="choose evaluation=model"):
+        run("e", *path, "perturbation_set=pixel_ball", "print_config=false", entry="evaluate", base=[])
+
+
+@pytest.mark.slow
+def test_two_processes_attack_and_certify_as_one_does(finished, tmp_path):
+    done = command(
+        "evaluate", *MEASURED, "model=trained", f"model.path={finished.folder}", "trainer=ddp",
+        "trainer.accelerator=cpu", "callbacks=evaluate", "paths.output_dir=two", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    for name, value in two.items():
+        if not name.endswith(TIMES):
+            assert value == pytest.approx(finished.metrics[name], rel=1e-6), name
+    rows = [list(csv.DictReader((folder / "per_example.csv").open())) for folder in (tmp_path / "two", finished.folder)]
+    for name in ("index", "certified/prediction", "certified/draws", "robust/pgd/eps=0.1", "robust/queries"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+    assert len(list((tmp_path / "two").glob("certificates*.jsonl"))) == 2
+
+
+def test_bad_input_on_the_command_line(tmp_path):
+    done = command("evaluate", "data=digits", "perturbation_set=rts", "model=trained", "model.path=nowhere",
+                   "evaluation=model", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert "no model at nowhere" in done.stderr
+    assert one_line(done.stderr)

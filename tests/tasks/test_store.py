@@ -1,0 +1,65 @@
+"""Classifiers on disk."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import latentrobust
+from latentrobust.errors import InputError
+from latentrobust.networks.classifiers import build
+
+
+def small():
+    return build("lenet5", image_shape=[1, 16, 16], classes=3)
+
+
+def saved(model, folder):
+    return latentrobust.save_model(model, folder, image_shape=(1, 16, 16), classes=3, data="digits")
+
+
+def test_a_saved_model_loads_the_same(tmp_path):
+    model = small()
+    x = torch.rand(2, 1, 16, 16)
+    loaded = latentrobust.load_model(saved(model, tmp_path / "m"))
+    assert not loaded.training
+    torch.testing.assert_close(loaded(x), model.eval()(x))
+    run = tmp_path / "run"
+    saved(model, run / "model")
+    torch.testing.assert_close(latentrobust.load_model(run)(x), model(x))
+
+
+def test_a_network_from_elsewhere_needs_the_network(tmp_path):
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 3))  # noqa: E731
+    model = make()
+    folder = saved(model, tmp_path / "m")
+    with pytest.raises(InputError, match="from outside this package"):
+        latentrobust.load_model(folder)
+    x = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(latentrobust.load_model(folder, network=make())(x), model(x))
+    for content in (model.state_dict(), {"state_dict": model.state_dict()}, {"model_state_dict": model.state_dict()}):
+        torch.save(content, tmp_path / "weights.pt")
+        torch.testing.assert_close(latentrobust.load_model(tmp_path / "weights.pt", network=make())(x), model(x))
+
+
+def test_damaged_and_foreign_files_give_one_line(tmp_path, small_set):
+    folder = saved(small(), tmp_path / "m")
+    with pytest.raises(InputError, match="no model at"):
+        latentrobust.load_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="weights of another model"):
+        latentrobust.load_model(folder, network=nn.Linear(2, 2))
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="cannot read the model"):
+        latentrobust.load_model(folder)
+    (folder / "config.json").write_text(json.dumps({"kind": "classifier", "network": {"name": "lenet5"}}))
+    with pytest.raises(InputError, match="damaged"):
+        latentrobust.load_model(folder)
+    latentrobust.save_perturbation_set(small_set, tmp_path / "set")
+    with pytest.raises(InputError, match="does not hold a classifier"):
+        latentrobust.load_model(tmp_path / "set")
+    torch.save({"a": 1}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="neither"):
+        latentrobust.load_model(tmp_path / "other.pt")
+    with pytest.raises(InputError, match="something other than a model"):
+        saved(small(), tmp_path)
