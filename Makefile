@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## learn a perturbation set from real digits, measure it, write a report (about 2 minutes on two cores)
+demo: $(READY)  ## learn a set from real digits; train, attack, certify classifiers over it (under 6 minutes on two cores)
 	$(BIN)/python -m latentrobust.train experiment=demo $(DEMO_ARGS)
 
 test: $(READY)  ## run the test suite

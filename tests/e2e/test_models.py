@@ -266,6 +266,24 @@ def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, override
     assert not (tmp_path / "bad" / "metrics.json").exists()
 
 
+def test_a_model_without_any_set_has_its_accuracy_measured(finished, run):
+    measured = run(
+        "plain", "data=digits", "data/perturbation=linf", "data.test_size=24", "~perturbation_set", "trainer=cpu",
+        "evaluation=model", "model=trained", f"model.path={finished.folder}", "print_config=false", entry="evaluate",
+        base=[],
+    ).metrics  # fmt: skip
+    assert measured["accuracy/clean"] == finished.metrics["accuracy/clean"]
+    assert not any(name.startswith(("robust", "certified")) for name in measured)
+
+
+def test_validation_attacks_each_so_many_epochs(run):
+    finished = run("rare", "task.attack_every_n_epochs=2", "test=false")
+    rows = list(csv.DictReader((finished.folder / "logs" / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows if row.get("val/accuracy/robust")] == ["1"]
+    assert len([row for row in rows if row["val/accuracy/clean"]]) == 2
+    assert (finished.folder / "checkpoints" / "best.ckpt").is_file()
+
+
 def test_evaluating_a_model_needs_an_evaluation_of_models(finished, run):
     path = ["data=digits", "data/perturbation=linf", "model=trained", f"model.path={finished.folder}"]
     with pytest.raises(InputError, match="choose evaluation=model"):

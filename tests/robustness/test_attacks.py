@@ -269,6 +269,20 @@ def test_suspicious_models_are_warned_about(linear, images, wrap, message):
         PGD(steps=1)(wrap(linear), ball(), images, linear(images).argmax(1))
 
 
+def test_a_model_without_gradients_is_searched_without_them(linear, images):
+    class Opaque(Softmax):
+        def forward(self, x):
+            with torch.no_grad():
+                return self.inner(x)
+
+    y = linear(images).argmax(1)
+    attack = latent_autoattack(steps=2, restarts=1, targets=1, draws=30)
+    with pytest.warns(RobustnessWarning, match="only RandomSearch"):
+        found = attack(Opaque(linear), ball("l2", 0.1), images, y.int())
+    assert found.fooled.any()
+    assert (found.fooled[0] <= (worst_margin(linear, images, "l2", 0.1) < 0)).all()
+
+
 def test_images_outside_the_range_and_radii_beyond_the_set_are_warned_about(linear, images):
     y = linear(images).argmax(1)
     with pytest.warns(RobustnessWarning, match="should lie in"):

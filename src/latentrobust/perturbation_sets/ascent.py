@@ -56,7 +56,8 @@ def climb(objective: Objective, start: Tensor, rule: Rule, steps: int, *, evalua
         with torch.inference_mode(False), torch.enable_grad():
             u = u.clone().requires_grad_()
             value = objective(u)
-            (gradient,) = torch.autograd.grad(value.sum(), u)
+            # Without a gradient the search stays where it is; whoever runs it has warned.
+            gradient = torch.autograd.grad(value.sum(), u)[0] if value.requires_grad else torch.zeros_like(u)
         u, value = u.detach(), value.detach()
         if (chosen := objective.narrow()) is not None:
             u, value, gradient = u[chosen], value[chosen], gradient[chosen]

@@ -112,6 +112,18 @@ class Subjects:
         return Subjects(*(None if t is None else t[chosen] for t in parts)) if len(chosen) else None  # type: ignore[arg-type]
 
 
+def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Whether the model is right about each image, as float: ``[B]``.
+
+    Raises:
+        InputError: for logits or labels that do not fit.
+    """
+    with frozen(model), torch.no_grad():
+        logits = model(x)
+    Classification().check(logits, y)
+    return (logits.argmax(1) == y).float()
+
+
 class Assessor:
     """Measures one model over one set, batch by batch.
 
@@ -178,13 +190,6 @@ class Assessor:
         return [*each, "margin", "smallest_fooling_norm", "queries"]
 
     CERTIFICATE_COLUMNS = ("prediction", "label", "p_lower", "radius", "draws")
-
-    def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the model is right about each image: float ``[B]``."""
-        with frozen(self.model), torch.no_grad():
-            logits = self.model(x)
-        Classification().check(logits, y)
-        return (logits.argmax(1) == y).float()
 
     def attack(self, subjects: Subjects) -> tuple[dict[str, Tensor], dict[str, Found]]:
         """The attack table's columns for a batch, and what each attack found.
@@ -372,9 +377,9 @@ def assess(
         x, y, *rest = (part.to(device) for part in batch)
         subjects = Subjects(x, y, torch.arange(count, count + len(x), device=device), rest[0] if rest else None)
         count += len(x)
-        right = {"index": subjects.index, "clean": assessor.accuracy(x, y)}
+        right = {"index": subjects.index, "clean": is_right(model, x, y)}
         if subjects.x_tilde is not None:
-            right["perturbed"] = assessor.accuracy(subjects.x_tilde, y)
+            right["perturbed"] = is_right(model, subjects.x_tilde, y)
         rows["accuracy"].append(right)
         if robust is not None and (part := subjects.below(robust.examples)) is not None:
             rows["robust"].append({"index": part.index, **assessor.attack(part)[0]})

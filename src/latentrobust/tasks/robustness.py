@@ -14,7 +14,7 @@ from torch import nn
 from latentrobust.data.pairs import Pairs, Perturbation
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
-from latentrobust.robustness.assess import Assessor, CertifySettings, RobustSettings, Subjects
+from latentrobust.robustness.assess import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.tasks.classification import check_fit
 from latentrobust.tasks.quality import check_same_images
@@ -102,13 +102,12 @@ class ModelTest(pl.LightningModule):
                     self.certificates.update(part.example, part.kind, **values)
 
     def _count_right(self, batch: Pairs) -> None:
-        assessor = self._assessor or Assessor(self.model, self.perturbations)  # type: ignore[arg-type]
-        columns = {"label": batch.label, "clean": assessor.accuracy(batch.clean, batch.label)}
-        columns["perturbed"] = assessor.accuracy(batch.perturbed, batch.label)
+        columns = {"label": batch.label, "clean": is_right(self.model, batch.clean, batch.label)}
+        columns["perturbed"] = is_right(self.model, batch.perturbed, batch.label)
         for number, (name, perturbation) in enumerate(self.ood.items()):
             keys = random.fold_in(random.example_keys(self.seed, batch.example), OOD + (number << 8))
             drawn = perturbation.draw(keys, tuple(batch.clean.shape[1:]))
-            columns[f"ood/{name}"] = assessor.accuracy(perturbation.apply(batch.clean, drawn), batch.label)
+            columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.clean, drawn), batch.label)
         self.right.update(batch.example, batch.kind, **columns)
 
     def on_test_epoch_end(self) -> None:

@@ -95,6 +95,7 @@ class Attack(ABC):
         chosen = _checked_radii([perturbations.ball.radius] if radii is None else radii, perturbations)
         if len(x) != len(y) or not len(x):
             raise InputError(f"an attack needs as many labels as images, and at least one; got {len(y)} and {len(x)}")
+        y = y if y.dtype.is_floating_point else y.long()
         if keys is None:
             keys = random.example_keys(0, torch.arange(len(x), device=x.device))
         found = []
