@@ -16,6 +16,7 @@ ALLOWED = {
     "data": {"transforms"},
     "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
+    "benchmark": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder"},
 }
 EVERYWHERE = {"errors", "latentrobust"}  # and the package's own version

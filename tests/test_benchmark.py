@@ -32,14 +32,12 @@ def test_attack_and_certify_measure_what_they_say(monkeypatch):
     assert rows["certify_adaptive"]["draws_ratio"] > 4
     gaps = [value for name, value in rows["certify_adaptive"].items() if name.startswith("gap_at")]
     assert all(abs(gap) <= 0.005 for gap in gaps)
-    (bf16,) = [row for row in attack(cpu, 0.0, bf16=True) if row["loop"].startswith("attack")]
-    assert bf16["dtype"].startswith("bfloat16")
 
 
 def test_both_sides_are_measured_in_turns():
     order = []
-    measuring.in_turns(lambda: order.append("a") or 1, lambda: order.append("b") or 1, 0.0, rounds=2, least=1)
-    assert "".join(order) == "aabbaabb"
+    measuring.in_turns(lambda: order.append("a") or 1, lambda: order.append("b") or 1, 0.0, least=3)
+    assert "".join(order) == "abababab"
 
 
 def test_unknown_loops_are_named(capsys):

@@ -35,11 +35,14 @@ def evaluate(cfg: DictConfig) -> Run:
         for key in TRAINING_ONLY:
             cfg.pop(key, None)  # came along with experiment=; nothing here learns
         cfg.callbacks = {name: value for name, value in (cfg.callbacks or {}).items() if name == "progress"}
+        cfg.evaluation.certified_models = None  # there is one model, without a name
+    if str((cfg.get("model") or {}).get("_target_")).endswith("networks.classifiers.build"):
+        raise InputError("model names an untrained network: give model=trained model.path=…")
     configuration = resolved(cfg)
     check_trainer(cfg)
     with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:
-        check_evaluation(cfg)
         perturbations = given_set(cfg)
+        check_evaluation(cfg, perturbations, [""] if cfg.get("model") is not None else [])
         models = {}
         if cfg.get("model") is not None:
             model = instantiate(cfg.model, _convert_="all")
@@ -48,9 +51,6 @@ def evaluate(cfg: DictConfig) -> Run:
             models[""] = model.eval()
         if perturbations is None and not models:
             raise InputError("nothing to evaluate: give perturbation_set, model, or both")
-        wanted = [part for part in ("quality", "accuracy", "robust", "certify") if cfg.evaluation.get(part) is not None]
-        if models and wanted in ([], ["quality"]):
-            raise InputError("this evaluation measures sets, not models: choose evaluation=model or all")
         metrics, tests = measure(cfg, shared, folder, perturbations, models, {})
     return Run(metrics, folder, perturbations, shared.data, tests, models)
 

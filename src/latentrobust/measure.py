@@ -20,6 +20,7 @@ from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.models import models_section
 from latentrobust.reporting.quality import set_section
 from latentrobust.reporting.terminal import print_models, print_quality
+from latentrobust.robustness.assess import Assessor
 from latentrobust.run_folder import write_csv, write_metrics
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks.quality import QualityTest
@@ -28,12 +29,29 @@ from latentrobust.tasks.robustness import ModelTest
 JOURNAL = "certificates.jsonl"
 
 
-def check_evaluation(cfg: DictConfig) -> None:
-    """Build what can be built of the evaluation, for clear errors before any work."""
+def check_evaluation(cfg: DictConfig, perturbations: PerturbationSet | None, models: Sequence[str]) -> None:
+    """Build what can be built of the evaluation, for clear errors before any work.
+
+    Args:
+        cfg: the run's configuration.
+        perturbations: the set, where it is known already.
+        models: names of the models there will be.
+
+    Raises:
+        InputError: for values that cannot be used, also together.
+    """
     evaluation = cfg.evaluation
-    for part in ("robust", "certify", "accuracy"):
-        if evaluation.get(part) is not None:
-            instantiate(evaluation[part], _convert_="all")
+    wanted = [part for part in ("quality", "accuracy", "robust", "certify") if evaluation.get(part) is not None]
+    if models and wanted in ([], ["quality"]):
+        raise InputError("this evaluation measures sets, not models: choose evaluation=model or all")
+    if unknown := sorted(set(evaluation.get("certified_models") or ()) - set(models)):
+        raise InputError(f"evaluation.certified_models names {', '.join(unknown)}; there are {', '.join(models)}")
+    parts = {
+        part: instantiate(evaluation[part], _convert_="all") if part in wanted else None
+        for part in ("robust", "certify", "accuracy")
+    }
+    if perturbations is not None:
+        Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
     if evaluation.get("quality") is not None:
         instantiate(evaluation.quality.settings)
         instantiate(evaluation.quality.exact, _convert_="all")
@@ -72,7 +90,7 @@ def measure(
         metrics |= quality.metrics
     tests = {}
     for name, model in models.items():
-        test = tests[name] = _model_test(cfg, folder, name, model, perturbations, list(models))
+        test = tests[name] = _model_test(cfg, folder, name, model, perturbations)
         run_trainer(trainer, lambda test=test: trainer.test(test, datamodule=data, verbose=False))  # type: ignore[misc]
         metrics |= {f"{name}/{key}" if name else key: value for key, value in test.metrics.items()}
     metrics |= {**extra, "test_seconds": time.perf_counter() - started}
@@ -99,12 +117,9 @@ def _model_test(
     name: str,
     model: nn.Module,
     perturbations: PerturbationSet | None,
-    names: Sequence[str],
 ) -> ModelTest:
     evaluation = cfg.evaluation
     chosen = evaluation.get("certified_models")
-    if chosen is not None and (unknown := sorted(set(chosen) - set(names))):
-        raise InputError(f"evaluation.certified_models names {', '.join(unknown)}; there are {', '.join(names)}")
     certify = evaluation.get("certify") if chosen is None or name in chosen else None
     accuracy = evaluation.get("accuracy") or {}
     return ModelTest(
@@ -142,15 +157,15 @@ def _per_example(
     quality: QualityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
 ) -> dict[str, list[Any]]:
     """One table over everything: a row an example and kind, blank where something was not measured."""
-    tables = {"": quality.per_example} if quality is not None else {}
+    tables = [("", quality.per_example)] if quality is not None else []
     for name, test in tests.items():
         prefix = f"{name}/" if name else ""
         parts = {"accuracy": "", "robust": "robust/", "certified": "certified/"}
-        tables |= {f"{prefix}{parts[part]}": table for part, table in test.tables.items()}
-    rows = sorted({pair for table in tables.values() for pair in _rows(table)})
+        tables += [(f"{prefix}{parts[part]}", table) for part, table in test.tables.items()]
+    rows = sorted({pair for _, table in tables for pair in _rows(table)})
     columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [kinds[row[1]] for row in rows]}
     place = {row: number for number, row in enumerate(rows)}
-    for prefix, table in tables.items():
+    for prefix, table in tables:
         where = [place[row] for row in _rows(table)]
         for name, values in table.items():
             if name in ("index", "kind"):

@@ -50,8 +50,8 @@ def _clear(folder: Path) -> None:
     """Take away what an earlier run left here that could pass for this one's results."""
     for name in (DONE, FAILED, "metrics.json", "per_example.csv", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("figures", "perturbation_set"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / "figures", folder / "perturbation_set", folder / "model", *folder.glob("models/*/model")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def writes() -> bool:

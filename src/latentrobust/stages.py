@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,13 @@ def train_model(
             raise InputError("ckpt_path resumes a run with one model; this one trains several")
         _check_resumable(cfg.ckpt_path, models.CHECKPOINT_KEY)
     task: ClassificationTask = instantiate(cfg.task, perturbations=perturbations, _convert_="all")
+    if not task.model.training:  # a stored one, to be trained further; Lightning leaves it as it is
+        task.model.train()
+    if cfg.task.select_on == "robust" and (cfg.callbacks or {}).get("best") is not None:
+        # Only epochs with an attack can be the best one.
+        with open_dict(cfg):
+            every = cfg.callbacks.best.get("every_n_epochs") or 1
+            cfg.callbacks.best.every_n_epochs = math.lcm(every, cfg.task.attack_every_n_epochs)
     trainer = shared.trainer(cfg, prefix=name)
     started = time.perf_counter()
     _fit(trainer, task, shared, cfg.ckpt_path)
@@ -106,6 +114,8 @@ def train_model(
         models.load_model(best, network=task.model)
     model = task.model.eval().cpu()
     if trainer.is_global_zero:
+        for journal in Path(cfg.paths.output_dir).glob("certificates*.jsonl"):
+            journal.unlink()  # of the model that an earlier run trained here
         where = folder / "models" / name / models.FOLDER if name else folder / models.FOLDER
         models.save_model(model, where, image_shape=task.image_shape, classes=task.classes, data=task.data_name)
     return model, task, times

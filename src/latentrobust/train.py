@@ -61,15 +61,23 @@ def train(cfg: DictConfig) -> Run:
         raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
     configuration = resolved(cfg)
     check_trainer(cfg)
+    if learns and cfg.get("perturbation_set") is not None:
+        raise InputError("a set is given and one is to be learned: drop one, by ~learner or perturbation_set=null")
     if learns and trains and cfg.ckpt_path is not None:
         raise InputError("ckpt_path resumes a run that learns a set or trains a model, not one that does both")
     with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:
         # Clear errors now, before any work.
-        if cfg.test:
-            check_evaluation(cfg)
-        for _, variant in variants(cfg) if trains else ():
+        perturbations = None if learns else given_set(cfg)
+        names = []
+        for name, variant in variants(cfg) if trains else ():
+            names.append(name)
             for part in ("model", "training_perturbation", "objective"):
                 instantiate(variant[part], _convert_="all")
+            best = (variant.callbacks or {}).get("best")
+            if best is not None and not str(best.monitor).startswith("val/accuracy"):
+                raise InputError(f"a classifier does not log {best.monitor}: choose callbacks=classification")
+        if cfg.test:
+            check_evaluation(cfg, perturbations, names)
         metrics: dict[str, float] = {}
         modules: list[pl.LightningModule] = []
         if learns:
@@ -81,8 +89,6 @@ def train(cfg: DictConfig) -> Run:
                 "steps": float(trainer.global_step),
             }
             modules.append(learner)
-        else:
-            perturbations = given_set(cfg)  # type: ignore[assignment]
         models = {}
         for name, variant in variants(cfg) if trains else ():
             models[name], task, times = train_model(variant, shared, folder, name, perturbations)

@@ -93,7 +93,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert np.mean(attacked) == pytest.approx(metrics["robust/eps=0.1"])
     assert sum(bool(row["certified/radius"]) for row in rows) == 10
     report = (folder / "report.html").read_text()
-    assert "does not change for any latent offset within the certified radius" in report
+    assert "does not change for any latent offset within the certified ℓ2 radius" in report
     columns = set(next(csv.reader((folder / "logs" / "metrics.csv").open())))
     assert {"val/accuracy/clean", "val/accuracy/perturbed", "val/accuracy/robust", "train/loss"} <= columns
 
@@ -251,11 +251,18 @@ def test_catastrophic_overfitting_ends_the_run(run, tmp_path, monkeypatch):
         (["evaluation.certified_models=[x]"], "certified_models names x"),
         (["~learner"], "nothing to train"),
         (["~objective"], "needs objective=…"),
+        (["callbacks=default"], "choose callbacks=classification"),
+        (["evaluation=set"], "choose evaluation=model"),
+        (["task.attack_every_n_epochs=3"], "has a validation attack"),
+        (["training_perturbation=schedule"], "after trainer.max_epochs=1"),
+        (["learner=cvae"], "a set is given and one is to be learned"),
     ],
 )
 def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, overrides, message):
     without = overrides[0].removeprefix("~") if overrides[0].startswith("~") else "nothing"
     base = [option for option in TINY_MODEL if not option.startswith(without)]
+    if overrides[0] in ("evaluation=set", "training_perturbation=schedule"):
+        base = [option for option in base if not option.startswith(overrides[0].split("=")[0])]
     if without == "learner":
         base = ["data=digits"]
     with pytest.raises((InputError, InstantiationException), match=message) as error:
@@ -288,6 +295,28 @@ def test_evaluating_a_model_needs_an_evaluation_of_models(finished, run):
     path = ["data=digits", "data/perturbation=linf", "model=trained", f"model.path={finished.folder}"]
     with pytest.raises(InputError, match="choose evaluation=model"):
         run("e", *path, "perturbation_set=pixel_ball", "print_config=false", entry="evaluate", base=[])
+    with pytest.raises(InputError, match="untrained network"):
+        run("u", "experiment=mnist/rts_adversarial", "perturbation_set.path=x", entry="evaluate", base=[])
+
+
+def test_a_set_and_a_model_are_measured_together(finished, run):
+    folder = run(
+        "both", *MEASURED, "model=trained", f"model.path={finished.folder}", "evaluation/quality=default",
+        "evaluation.quality.detail=0", "evaluation.quality.settings.steps=1", entry="evaluate", base=[],
+    ).folder  # fmt: skip
+    rows = list(csv.DictReader((folder / "per_example.csv").open()))
+    assert {"latent_norm", "pgd_ae", "clean", "robust/margin", "certified/radius"} <= set(rows[0])
+    assert all(row["latent_norm"] and row["clean"] for row in rows)
+
+
+def test_a_stored_model_can_be_trained_further(finished, run):
+    base = [option for option in TINY_MODEL if not option.startswith("model=")]
+    further = run(
+        "more", "model=trained", f"model.path={finished.folder}", "test=false", "trainer.max_epochs=1", base=base
+    )
+    before, after = finished.models[""].state_dict(), further.models[""].state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not list(further.folder.glob("certificates*"))
 
 
 @pytest.mark.slow

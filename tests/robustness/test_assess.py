@@ -58,7 +58,7 @@ def test_everything_about_a_linear_model():
     assert report.metrics["certified/eps=0.1"] <= report.metrics["certified/eps=0.05"]
     assert json.loads(report.to_json())["robust/full"] == report.metrics["robust/full"]
     assert "| robust/full |" in report.to_markdown()
-    assert "does not change for any latent offset within the certified radius" in report.to_markdown()
+    assert "does not change for any latent offset within the certified ℓ2 radius" in report.to_markdown()
 
 
 def test_batches_and_one_tensor_give_the_same():
@@ -190,3 +190,49 @@ def test_bad_input_gives_one_line(call, message):
 def test_the_package_offers_it():
     assert latentrobust.assess is assess
     assert set(latentrobust.__all__) >= {"assess", "load_model", "SmoothedModel", "noise_level"}
+
+
+def test_names_of_radii_in_an_linf_set_mean_the_ball_around_it():
+    """Certificates are ℓ2: to cover an ℓ∞ ball of 12 dimensions takes √12 times its radius."""
+    x, y = data(20)
+    report = assess(
+        Linear(), ball("linf", 0.02), (x, y), robust=RobustSettings(attacks={"pgd": PGD(start="zero")}),
+        certify=CertifySettings(n=200, n0=20, alpha=0.01, examples=None),
+    )  # fmt: skip
+    around = 0.02 * math.sqrt(12)
+    assert report.metrics["certified/full"] == report.metrics[f"certified/eps={around:g}"]
+    assert report.metrics["smoothed/sigma"] == pytest.approx(noise_level(around, procedure=GroupSequential(200, 0.01)))
+    certified = report.per_example["certified"]["radius"] >= around * (1 - 1e-9)
+    stays = report.per_example["robust"]["pgd/eps=0.02"]
+    assert stays[certified].all()
+
+
+def test_certificates_belong_to_an_image_not_to_a_position(tmp_path):
+    journal = tmp_path / "certificates.jsonl"
+    x, y = data(12)
+    settings = {"robust": None, "certify": CERTIFY, "journal": journal}
+    assess(Linear(), ball(), (x, y), **settings)
+    turned = assess(Linear(), ball(), (x.flip(0), y.flip(0)), **settings)
+    fresh = assess(Linear(), ball(), (x.flip(0), y.flip(0)), robust=None, certify=CERTIFY)
+    assert turned.metrics == fresh.metrics
+    relabelled = assess(Linear(), ball(), (x.flip(0), 1 - y.flip(0)), **settings)
+    assert relabelled.metrics["smoothed/clean"] == 0
+    with pytest.raises(InputError, match="set="):
+        assess(Linear(), ball("l2", 0.7), (x, y), **settings)
+
+
+def test_a_journal_without_its_first_line_is_started_over(tmp_path):
+    journal = tmp_path / "certificates.jsonl"
+    whole = certify(Linear(), journal)
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[1:]))
+    counted = Interrupting(10_000)
+    with pytest.warns(RobustnessWarning, match="damaged"):
+        assert certify(counted, journal).metrics == whole.metrics
+    fresh = Interrupting(10_000)
+    certify(fresh, None)
+    assert counted.calls == fresh.calls
+    journal.write_text("".join(lines)[:-1])  # a last line that lost its end
+    with pytest.warns(RobustnessWarning, match="1 of 31 lines are damaged"):
+        assert certify(Linear(), journal).metrics == whole.metrics
+    assert len(journal.read_text().splitlines()) == 31

@@ -233,7 +233,7 @@ def test_one_label_a_pixel():
 
     x = torch.rand(6, 1, 4, 4, dtype=torch.float64)
     y = (x[:, 0] > 0.5).long()
-    y[0, 0, 0] = -1  # does not count
+    y[0, 0, 0], y[1, 2, 2] = -1, -100  # do not count
     attack = PGD(steps=10, relative_step=0.3, criterion=PixelAccuracy(), loss="margin", checks=False)
     found = attack(Threshold(), PixelBall((1, 4, 4), "linf", 0.2), x, y)
     counted = y >= 0

@@ -72,6 +72,17 @@ def test_group_sequential_spends_exactly_alpha_and_ends_at_n():
         assert all(a[0] < b[0] for a, b in pairwise(looks))
 
 
+@pytest.mark.parametrize("n", [20, 50, 64, 100, 1000, 10_000])
+def test_unanimous_draws_at_the_noise_level_certify_its_radius(n):
+    for procedure in (Fixed(n, 0.001), GroupSequential(n, 0.001)):
+        last, spent = procedure.looks[-1]
+        for radius in (0.5, 1.0, 2.7, 3.9, 10.2):
+            sigma = noise_level(radius, procedure=procedure)
+            assert lower_bound(last, last, spent) >= level_for(radius, sigma)
+    with pytest.raises(InputError, match="can certify nothing"):
+        GroupSequential(10, 0.001, first=5)
+
+
 def test_noise_level_knows_the_procedure():
     procedure = GroupSequential(1000, 0.001)
     sigma = noise_level(2.0, procedure=procedure)

@@ -43,6 +43,19 @@ def test_a_network_from_elsewhere_needs_the_network(tmp_path):
         torch.testing.assert_close(latentrobust.load_model(tmp_path / "weights.pt", network=make())(x), model(x))
 
 
+def test_tied_weights_can_be_saved(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.b = nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    model = Tied()
+    loaded = latentrobust.load_model(saved(model, tmp_path / "m"), network=Tied())
+    assert torch.equal(loaded.b.weight, model.a.weight)
+
+
 def test_damaged_and_foreign_files_give_one_line(tmp_path, small_set):
     folder = saved(small(), tmp_path / "m")
     with pytest.raises(InputError, match="no model at"):

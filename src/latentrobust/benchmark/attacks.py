@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.benchmark.measuring import CLASSIFIERS, RADIUS, Row, cifar, done, in_turns, precision, row
+from latentrobust.benchmark.measuring import (
+    CLASSIFIERS,
+    RADIUS,
+    Row,
+    channels_last,
+    cifar,
+    done,
+    in_turns,
+    precision,
+    row,
+)
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
@@ -19,18 +29,19 @@ def attack(device: torch.device, seconds: float, bf16: bool = False) -> list[Row
     """The inner maximisation alone, and the whole adversarial training step, for each classifier."""
     rows = []
     for name, arguments, batch in CLASSIFIERS:
-        model, perturbations = cifar(arguments, device)
         x, y = torch.rand(batch, 3, 32, 32, device=device), torch.randint(0, 10, (batch,), device=device)
-        ours = _Ours(model, perturbations, x, y, bf16)
-        plain = _Plain(model, perturbations, x, y)
+        ours = _Ours(*cifar(arguments, device), x, y, bf16)
+        plain = _Plain(*cifar(arguments, device), x, y)
         for loop in ("attack", "training_step"):
-            rates = in_turns(getattr(ours, loop), getattr(plain, loop), seconds, rounds=3, least=1)
+            rates = in_turns(getattr(ours, loop), getattr(plain, loop), seconds)
             rows.append(row(f"{loop}/{name}", [batch, 3, 32, 32], device, rates, bf16))
     return rows
 
 
 class _Ours:
     def __init__(self, model: nn.Module, perturbations: CVAESet, x: Tensor, y: Tensor, bf16: bool) -> None:
+        perturbations.requires_grad_(False)
+        channels_last(model, perturbations)
         examples = Examples(x, y, torch.arange(len(x), device=x.device))
         self.setting = Setting(model, perturbations, examples, Standard().attack_loss)
         self.adversary = Adversarial(steps=STEPS, relative_step=RELATIVE_STEP)
@@ -39,14 +50,12 @@ class _Ours:
 
     def attack(self) -> int:
         x = self.setting.examples.x
-        self.setting.perturbations.requires_grad_(False)  # type: ignore[union-attr]
         with precision(x.device, self.bf16):
             self.adversary(self.setting)
         return done(x.device, len(x))
 
     def training_step(self) -> int:
         model, examples = self.setting.model, self.setting.examples
-        self.setting.perturbations.requires_grad_(False)  # type: ignore[union-attr]
         model.train()
         with precision(examples.x.device, self.bf16):
             images = self.adversary(self.setting).images
@@ -77,7 +86,6 @@ class _Plain:
 
     def _search(self) -> Tensor:
         self.model.train()
-        self.network.requires_grad_(True)
         x, length = self.x, RADIUS * RELATIVE_STEP
         u = torch.randn(len(x), *self.network.latent_shape, device=x.device)
         u = u / u.norm(dim=1, keepdim=True) * RADIUS * torch.rand(len(x), 1, device=x.device)

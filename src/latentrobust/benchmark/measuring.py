@@ -24,26 +24,22 @@ CLASSIFIERS: tuple[tuple[str, dict[str, Any], int], ...] = (
 RADIUS = 28.0
 
 
-def rate(run: Callable[[], int], seconds: float, least: int = 5) -> float:
-    """Samples a second: ``run`` does some and returns how many; the median of ``least`` or more, after a warm-up."""
-    run()
-    rates: list[float] = []
-    started = time.perf_counter()
-    while len(rates) < least or time.perf_counter() - started < seconds:
-        before = time.perf_counter()
-        count = run()
-        rates.append(count / (time.perf_counter() - before))
-    return median(rates)
-
-
 def in_turns(
-    ours: Callable[[], int], plain: Callable[[], int], seconds: float, *, rounds: int = 3, least: int = 5
+    ours: Callable[[], int], plain: Callable[[], int], seconds: float, *, least: int = 2
 ) -> tuple[float, float]:
-    """Rates of both, measured in turns, so that a machine that slows down slows both."""
+    """Samples a second of both, the median of at least ``least`` runs each, after one to warm up.
+
+    Each run does some samples and returns how many. They take turns, so that a machine that slows down slows both.
+    """
     rates: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
+    for run in (ours, plain):
+        run()
+    started = time.perf_counter()
+    while len(rates[1]) < least or time.perf_counter() - started < seconds:
         for found, run in zip(rates, (ours, plain), strict=True):
-            found.append(rate(run, seconds / (2 * rounds), least))
+            before = time.perf_counter()
+            count = run()
+            found.append(count / (time.perf_counter() - before))
     return median(rates[0]), median(rates[1])
 
 
@@ -72,13 +68,19 @@ def done(device: torch.device, samples: int) -> int:
     return samples
 
 
+def channels_last(*modules: nn.Module) -> None:
+    """Lay weights out as convolutions like them best; images follow."""
+    for module in modules:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def precision(device: torch.device, bf16: bool) -> torch.autocast:
     """bfloat16 autocast, or none."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def cifar(arguments: dict[str, Any], device: torch.device) -> tuple[nn.Module, CVAESet]:
-    """A classifier and the CIFAR-size residual set, with random weights."""
+    """A classifier and the CIFAR-size residual set, with the same random weights in every call."""
     torch.manual_seed(0)
     model = classifiers.build(**arguments).to(device)
     perturbations = CVAESet(cvae.build("resnet"), "gaussian", RADIUS).to(device).eval()

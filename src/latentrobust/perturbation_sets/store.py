@@ -100,7 +100,8 @@ def write_folder(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (partial / CONFIG).write_text(json.dumps(configuration, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
+        # Copies: safetensors takes neither strided tensors nor two names for one.
+        save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
         partial.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)

@@ -173,7 +173,7 @@ def certified_accuracy(radii: Mapping[str, np.ndarray], targets: Sequence[float]
         axis.axvline(target, color=GREY, linestyle=":", linewidth=1)
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlim(0, end)
-    axis.set_xlabel("certified radius of the latent offset")
+    axis.set_xlabel("certified ℓ2 radius of the latent offset")
     axis.set_ylabel("share right and certified")
     axis.set_title("Certified accuracy", fontsize=10)
     axis.legend(frameon=False, fontsize=8)

@@ -13,7 +13,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.reporting import figures
 from latentrobust.reporting.html import Cell, Section
 from latentrobust.robustness.smoothing import PROMISE
-from latentrobust.tasks.robustness import SHOWN, ModelTest
+from latentrobust.tasks.robustness import ModelTest
 
 CAPTIONS = {
     "robust_accuracy": "Share of test images on which the model stays right whatever the attacks found within the"
@@ -56,7 +56,7 @@ def _rows(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[
     for found in tests.values():
         for key in found.metrics:
             if key.startswith("certified/eps="):
-                wanted[key] = f"certified at ε = {float(key.partition('=')[2]):.3g}"
+                wanted[key] = f"certified at ℓ2 radius {float(key.partition('=')[2]):.3g}"
     wanted["certified/draws"] = "draws an example to certify"
     table: list[list[Cell]] = []
     for key, title in wanted.items():
@@ -138,7 +138,7 @@ def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
     assert found is not None
     largest = max(range(len(found.radii)), key=found.radii.__getitem__)
     images = found.images[largest].cpu()
-    pairs = data.first_pairs("test", min(SHOWN, len(images)))
+    pairs = data.pairs("test", test.adversarial_index)
     model = test.model
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with frozen(model), torch.no_grad():

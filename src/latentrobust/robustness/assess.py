@@ -25,15 +25,14 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification
-from latentrobust.robustness.journal import CertificateJournal, fingerprint
-from latentrobust.robustness.radii import resolve_radius
+from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
+from latentrobust.robustness.radii import attack_radii, certified_radii
 from latentrobust.robustness.smoothing import ABSTAIN, PROMISE, SmoothedModel, level_for
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
 from latentrobust.transforms import random
 
 Radius = float | str
 Table = dict[str, np.ndarray]
-PERCENTILE_RADII = ("p25", "p50", "p75")
 ATTACK = 20  # purpose of an example's key
 
 
@@ -64,8 +63,8 @@ class CertifySettings:
     Args:
         sigma: noise level; null for the smallest that can certify ``target``.
         target: a radius; null for the largest of ``radii``.
-        radii: at which certified accuracy is reported, named as for `RobustSettings`; null for the percentiles that the
-            set stores, or its own radius where it stores none.
+        radii: ℓ2 radii at which certified accuracy is reported, named as for `RobustSettings` (`certified_radii` says
+            what names mean in ℓ∞ sets); null for the percentiles that the set stores, or its own radius.
         n0: draws that choose the class.
         n: draws that bound its probability.
         alpha: error probability of each certificate.
@@ -134,6 +133,7 @@ class Assessor:
         certify: certification, or None.
         seed: of all draws, by (seed, example).
         journal: file for finished certificates, or None.
+        expected: how many certificates there will be, for the estimate of the time left.
 
     Raises:
         InputError: for radii or noise levels that do not fit the set.
@@ -147,27 +147,29 @@ class Assessor:
         certify: CertifySettings | None = None,
         seed: int = 0,
         journal: Path | None = None,
+        expected: int | None = None,
     ) -> None:
         self.model, self.perturbations, self.seed = model, perturbations, seed
         self.robust, self.certify = robust, certify
-        percentiles: list[Radius] = [name for name in PERCENTILE_RADII if perturbations.latent_norms.get(name, 0) > 0]
-        self.radii = _resolved(robust.radii or [*percentiles, "full"], perturbations) if robust else {}
-        self.targets = _resolved(certify.radii or percentiles or ["full"], perturbations) if certify else {}
+        self.radii = attack_radii(robust.radii, perturbations) if robust else {}
+        self.targets = certified_radii(certify.radii, perturbations) if certify else {}
         self.sigma = 0.0
         self._journal: CertificateJournal | None = None
-        self._progress = _Progress()
+        self._progress = _Progress(expected)
         if certify:
             self.sigma = self._noise(certify)
             if journal is not None:
                 settings = {name: getattr(certify, name) for name in ("n0", "n", "alpha", "adaptive")}
                 settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": seed}
-                weights = fingerprint(model, perturbations)
-                self._journal = CertificateJournal(journal, {**settings, "weights": weights})
+                # Exact sets have no weights: what they are is in their ball and transform.
+                settings["set"] = f"{perturbations.ball} {getattr(perturbations, 'transform', '')}"
+                settings["weights"] = fingerprint(model, perturbations)
+                self._journal = CertificateJournal(journal, settings)
 
     def _noise(self, certify: CertifySettings) -> float:
         target = max(self.targets)
         if certify.target is not None:
-            target = resolve_radius(certify.target, self.perturbations)[1]
+            (target,) = certified_radii([certify.target], self.perturbations)
         if certify.sigma is None:
             return noise_level(target, procedure=certify.procedure)
         needed = {radius: noise_level(radius, procedure=certify.procedure) for radius in self.targets if radius > 0}
@@ -222,9 +224,14 @@ class Assessor:
         assert self.certify is not None
         settings = self.certify
         smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
-        values: dict[int, dict[str, float]] = self._journal.done if self._journal is not None else {}
-        todo = [row for row, index in enumerate(subjects.index.tolist()) if index not in values]
-        self._progress.expect(len(todo))
+        indices = subjects.index.tolist()
+        values: dict[int, dict[str, float]] = {}
+        if self._journal is not None:
+            pictures = {index: checksum(image) for index, image in zip(indices, subjects.x, strict=True)}
+            done = self._journal.done
+            values = {i: done[i] for i in indices if i in done and done[i].get("image") == pictures[i]}
+        todo = [row for row, index in enumerate(indices) if index not in values]
+        self._progress.skip(len(indices) - len(todo))
         for start in range(0, len(todo), chunk):
             rows = torch.tensor(todo[start : start + chunk], device=subjects.x.device)
             keys = random.example_keys(self.seed, subjects.index[rows])
@@ -233,18 +240,17 @@ class Assessor:
                 adaptive=settings.adaptive, targets=list(self.targets),
             )  # fmt: skip
             columns = {
-                "prediction": found.prediction, "label": subjects.y[rows], "p_lower": found.p_lower,
-                "radius": found.radius, "draws": found.draws,
+                "prediction": found.prediction, "p_lower": found.p_lower, "radius": found.radius, "draws": found.draws,
             }  # fmt: skip
             new = {
                 index: {name: float(column[place]) for name, column in columns.items()}
                 for place, index in enumerate(subjects.index[rows].tolist())
             }
             if self._journal is not None:
-                self._journal.add(new)
+                self._journal.add({index: {**new[index], "image": pictures[index]} for index in new})
             values = values | new
             self._progress.done(len(rows))
-        mine = [values[index] for index in subjects.index.tolist()]
+        mine = [{**values[index], "label": label} for index, label in zip(indices, subjects.y.tolist(), strict=True)]
         return {
             name: torch.tensor([row[name] for row in mine], dtype=torch.float64, device=subjects.x.device)
             for name in self.CERTIFICATE_COLUMNS
@@ -286,35 +292,35 @@ def _empty(radii: Sequence[Radius] | None) -> bool:
     return radii is not None and not len(radii)
 
 
-def _resolved(radii: Sequence[Radius], perturbations: PerturbationSet) -> dict[float, str]:
-    """Values, rising, to names (empty for a plain number)."""
-    named = [resolve_radius(radius, perturbations) for radius in radii]
-    return {value: name for name, value in sorted(named, key=lambda pair: pair[1])}
-
-
 class _Progress:
     """Tells on standard error, now and then, how many certificates are done and how long the rest will take."""
 
     INTERVAL = 15.0
 
-    def __init__(self) -> None:
-        self.total = self.finished = 0
-        self.started = self.told = time.monotonic()
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.finished = self.made = 0
+        self.started = self.told = 0.0
 
-    def expect(self, count: int) -> None:
-        if self.finished == self.total:
-            self.started = self.told = time.monotonic()
-            self.total = self.finished = 0
-        self.total += count
+    def skip(self, count: int) -> None:
+        """So many were finished before; the clock starts with the first that is not."""
+        self.finished += count
+        self.started = self.started or time.monotonic()
+        self.told = self.told or self.started
 
     def done(self, count: int) -> None:
-        self.finished += count
+        """So many more are finished now."""
+        self.finished, self.made = self.finished + count, self.made + count
         now = time.monotonic()
-        if now - self.told >= self.INTERVAL and self.finished < self.total:
-            left = (now - self.started) / self.finished * (self.total - self.finished)
+        if now - self.told < self.INTERVAL or self.finished == self.total:
+            return
+        line = f"certified {self.finished}"
+        if self.total is not None:
+            left = (now - self.started) / self.made * (self.total - self.finished)
             minutes, seconds = divmod(round(left), 60)
-            print(f"certified {self.finished} of {self.total}, about {minutes}:{seconds:02d} left", file=sys.stderr)
-            self.told = now
+            line += f" of {self.total}, about {minutes}:{seconds:02d} left"
+        print(line, file=sys.stderr)
+        self.told = now
 
 
 @dataclass(frozen=True)
@@ -370,7 +376,10 @@ def assess(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     perturbations = perturbations.to(device)
     path = Path(journal) if journal is not None else None
-    assessor = Assessor(model, perturbations, robust, certify, seed, path)
+    whole = isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Tensor)
+    count = len(data[0]) if whole else None  # type: ignore[index]
+    limits = [limit for limit in (count, certify.examples if certify else None) if limit is not None]
+    assessor = Assessor(model, perturbations, robust, certify, seed, path, min(limits, default=None))
     rows: dict[str, list[dict[str, Tensor]]] = {"accuracy": [], "robust": [], "certified": []}
     count = 0
     for batch in _batches(data):

@@ -27,7 +27,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Per example ``[N]``, averaged over the positions that count; ``y`` may also be probabilities ``[N, K]``."""
     if y.dtype.is_floating_point:
         return F.cross_entropy(logits, y, reduction="none")
-    return over_positions(F.cross_entropy(logits, y, reduction="none", ignore_index=-1), y)
+    # Whatever negative number marks them, positions that do not count get no loss.
+    return over_positions(F.cross_entropy(logits, y.clamp_min(-1), reduction="none", ignore_index=-1), y)
 
 
 def over_positions(values: Tensor, y: Tensor) -> Tensor:

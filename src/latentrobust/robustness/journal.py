@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentrobust.errors import InputError
 from latentrobust.robustness.checks import RobustnessWarning
@@ -36,7 +37,9 @@ class CertificateJournal:
         settings = json.loads(json.dumps(dict(settings)))
         damaged, lines = 0, []
         if self.path.is_file():
-            lines = self.path.read_text(errors="replace").splitlines()
+            text = self.path.read_text(errors="replace")
+            # A last line without its end was cut off, even where what is there can be read.
+            lines = text.splitlines() if text.endswith("\n") or not text else [*text.splitlines()[:-1], ""]
         for number, line in enumerate(lines):
             record = _checked(line)
             if record is None or (number == 0) != ("settings" in record):
@@ -45,7 +48,8 @@ class CertificateJournal:
                 self._compare(record["settings"], settings)
             else:
                 self.done[int(record["index"])] = record["values"]
-        if lines and _checked(lines[0]) is None:
+        first = _checked(lines[0]) if lines else None
+        if first is None or "settings" not in first:
             self.done = {}  # nobody knows what they are certificates of
         if damaged:
             warnings.warn(
@@ -57,7 +61,9 @@ class CertificateJournal:
             text = _line({"settings": settings})
             text += "".join(_line({"index": index, "values": values}) for index, values in self.done.items())
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(text)
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text(text)
+            os.replace(partial, self.path)
 
     def add(self, records: Mapping[int, Mapping[str, float]]) -> None:
         """Append the values of finished examples."""
@@ -76,13 +82,19 @@ class CertificateJournal:
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A checksum of all weights and buffers."""
+    """A checksum of all weights and buffers, and of how the modules print."""
     total = 0
     for module in modules:
+        total = zlib.crc32(repr(module).encode(), total)
         for name, tensor in module.state_dict().items():
             total = zlib.crc32(name.encode(), total)
             total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), total)
     return f"{total:08x}"
+
+
+def checksum(image: Tensor) -> int:
+    """Of one example's pixels."""
+    return zlib.crc32(image.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -91,5 +103,5 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _checked(line: str) -> dict[str, Any] | None:
-    checksum, _, text = line.partition(" ")
-    return json.loads(text) if checksum == f"{zlib.crc32(text.encode()):08x}" else None
+    stored, _, text = line.partition(" ")
+    return json.loads(text) if stored == f"{zlib.crc32(text.encode()):08x}" else None

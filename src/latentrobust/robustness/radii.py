@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -29,3 +30,30 @@ def resolve_radius(radius: float | str | None, perturbations: PerturbationSet) -
     if isinstance(radius, bool) or not (math.isfinite(radius) and radius >= 0):
         raise InputError(f"radii must be finite and not negative, got {radius}")
     return "", float(radius)
+
+
+PERCENTILES = ("p25", "p50", "p75")
+
+
+def attack_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> dict[float, str]:
+    """Radii to attack, rising, to their names (empty for a number); by default the stored percentiles and full."""
+    named = [resolve_radius(radius, perturbations) for radius in radii or [*_stored(perturbations), "full"]]
+    return {value: name for name, value in sorted(named, key=lambda pair: pair[1])}
+
+
+def certified_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> dict[float, str]:
+    """ℓ2 radii to certify, rising, to their names; by default the stored percentiles, or full where none are stored.
+
+    Certificates are ℓ2 balls. In an ℓ∞ set a name means the ℓ2 ball around that part of the set, √k times as large in k
+    dimensions; a plain number is an ℓ2 radius as it is.
+    """
+    named = [resolve_radius(radius, perturbations) for radius in radii or _stored(perturbations) or ["full"]]
+    ball = perturbations.ball
+    around = math.sqrt(math.prod(ball.shape)) if ball.norm == "linf" else 1.0
+    return {
+        value: name for name, value in sorted(((n, v * around if n else v) for n, v in named), key=lambda pair: pair[1])
+    }
+
+
+def _stored(perturbations: PerturbationSet) -> list[str]:
+    return [name for name in PERCENTILES if perturbations.latent_norms.get(name, 0) > 0]

@@ -32,7 +32,8 @@ from latentrobust.robustness.statistics import (
 from latentrobust.transforms import random
 
 PROMISE = (
-    "At a fixed image x, the smoothed model's class does not change for any latent offset within the certified radius."
+    "At a fixed image x, the smoothed model's class does not change for any latent offset within the certified ℓ2"
+    " radius."
     " It promises nothing outside the set, nor for a model that only sees the perturbed image and conditions on it."
 )
 ABSTAIN = -1

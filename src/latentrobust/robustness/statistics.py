@@ -102,6 +102,7 @@ class GroupSequential:
         check_budget(self.n, self.alpha)
         if self.first < 1 or not 0 < self.futility < 1:
             raise InputError(f"needs first ≥ 1 and futility in (0, 1), got {self.first} and {self.futility}")
+        check_budget(*self.looks[-1])
 
     @property
     def looks(self) -> tuple[tuple[int, float], ...]:
@@ -161,7 +162,11 @@ def noise_level(radius: float, n: int = 10_000, alpha: float = 0.001, procedure:
     if not (radius > 0 and math.isfinite(radius)):
         raise InputError(f"a noise level needs a positive, finite radius, got {radius}")
     draws, spent = (procedure or Fixed(n, alpha)).looks[-1]
-    return radius / float(stats.norm.ppf(lower_bound(draws, draws, spent)))
+    bound = float(lower_bound(draws, draws, spent))
+    sigma = radius / float(stats.norm.ppf(bound))
+    while stats.norm.cdf(radius / sigma) > bound:  # by a last digit, which would certify nothing
+        sigma = math.nextafter(sigma, math.inf)
+    return sigma
 
 
 @lru_cache(maxsize=4096)

@@ -20,7 +20,7 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.attacks.gradient import STARTS, Start
 from latentrobust.robustness.objectives import AttackLoss
-from latentrobust.robustness.radii import resolve_radius
+from latentrobust.robustness.radii import certified_radii, resolve_radius
 from latentrobust.robustness.statistics import Fixed, GroupSequential, noise_level
 from latentrobust.transforms import random
 
@@ -154,7 +154,8 @@ class Gaussian(TrainingPerturbation):
 
     Args:
         sigma: standard deviation in the unit of ``u``; null to take the level that certifies ``target`` at best.
-        target: the radius to certify, a number or percentile; used where ``sigma`` is null.
+        target: the ℓ2 radius to certify, a number or a name; used where ``sigma`` is null. Null for the largest of
+            those that `CertifySettings` takes by default.
         n: draws of the later certification.
         alpha: its error probability.
         adaptive: whether it will be adaptive.
@@ -180,7 +181,8 @@ class Gaussian(TrainingPerturbation):
         """The standard deviation of the noise."""
         if self.sigma is not None:
             return self.sigma
-        return noise_level(resolve_radius(self.target, perturbations)[1], procedure=self.procedure)
+        targets = certified_radii(None if self.target is None else [self.target], perturbations)
+        return noise_level(max(targets), procedure=self.procedure)
 
     def perturb(self, at: Setting) -> Tensor:
         """One noisy image an example."""
@@ -328,6 +330,11 @@ class Schedule(TrainingPerturbation):
                 f" {list(stages)} and epochs {dict(epochs)}"
             )
         self.stages, self.epochs = dict(stages), dict(epochs)
+
+    @property
+    def last_begins(self) -> int:
+        """The epoch in which the last stage begins."""
+        return sum(self.epochs[name] for name in list(self.stages)[:-1])
 
     def stage(self, epoch: int) -> TrainingPerturbation:
         """The perturbation of an epoch."""

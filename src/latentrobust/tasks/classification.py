@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -13,12 +14,14 @@ from torchmetrics import MeanMetric
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification
 from latentrobust.robustness.objectives import TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
+from latentrobust.robustness.training import Schedule as StagedPerturbation
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
 from latentrobust.transforms import random
@@ -103,6 +106,25 @@ class ClassificationTask(pl.LightningModule):
         """Take the set along to the training device."""
         if self.perturbations is not None:
             self.perturbations.to(self.device)
+        self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        """Refuse epochs in which something that was asked for never happens."""
+        epochs, every = self.trainer.max_epochs or 0, self.trainer.check_val_every_n_epoch or 1
+        if epochs < 1 or self.trainer.max_steps > 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.select_on == "robust" and epochs < math.lcm(every, self.attack_every_n_epochs):
+            raise InputError(
+                f"no epoch of trainer.max_epochs={epochs} has a validation attack, which select_on=robust needs: lower"
+                f" task.attack_every_n_epochs={self.attack_every_n_epochs} or"
+                f" trainer.check_val_every_n_epoch={every}"
+            )
+        perturbation = self.training_perturbation
+        if isinstance(perturbation, StagedPerturbation) and perturbation.last_begins >= epochs:
+            raise InputError(
+                f"the last stage of the schedule begins in epoch {perturbation.last_begins}, after"
+                f" trainer.max_epochs={epochs}: shorten training_perturbation.epochs"
+            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
@@ -139,17 +161,23 @@ class ClassificationTask(pl.LightningModule):
         for name, images in (("clean", batch.clean), ("perturbed", batch.perturbed)):
             self._count(name, (self.model(images).argmax(1) == batch.label).float())
         chosen = batch.example < self.attack_examples
-        if self._attacks_now and bool(chosen.any()):
+        if self._attacks_now:
+            self._attack(batch.map(lambda part: part[chosen]))
+
+    def _attack(self, part: Pairs) -> None:
+        """Every process logs, also one without any of the examples: what is logged is gathered from all."""
+        right = torch.zeros(0, device=self.device)
+        if len(part.example):
             assert self.validation_attack is not None
             assert self.perturbations is not None
-            part = batch.map(lambda t: t[chosen])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
                 found = self.validation_attack(
                     self.model, self.perturbations, part.clean, part.label,
                     keys=random.example_keys(self.seed, part.example), x_tilde=part.perturbed, offset=part.offset,
                 )  # fmt: skip
-            self._count("robust", (~found.fooled[0]).float())
+            right = (~found.fooled[0]).float()
+        self._count("robust", right)
 
     @property
     def _attacks_now(self) -> bool:
@@ -159,8 +187,9 @@ class ClassificationTask(pl.LightningModule):
 
     def _count(self, name: str, right: Tensor) -> None:
         metric = self.accuracies[name]
-        metric.update(right)  # type: ignore[operator]
-        self.log(f"val/accuracy/{name}", metric, on_epoch=True, batch_size=len(right))  # type: ignore[arg-type]
+        if len(right):
+            metric.update(right)  # type: ignore[operator]
+        self.log(f"val/accuracy/{name}", metric, on_epoch=True, batch_size=max(len(right), 1))  # type: ignore[arg-type]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's configuration, plain containers only."""
@@ -174,15 +203,12 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> N
         InputError: naming both sides.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    training = model.training
     try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *image_shape, device=device))
+        with frozen(model), torch.no_grad():
+            logits = model(torch.zeros(2, *image_shape, device=device))
     except RuntimeError as error:
         line = str(error).splitlines()[0]
         raise InputError(f"the model does not take images {list(image_shape)} ({line}): set its image size") from None
-    finally:
-        model.train(training)
     Classification().check(logits, torch.zeros(2, dtype=torch.int64, device=device))
     if logits.shape[1] < classes:
         raise InputError(f"the model has {logits.shape[1]} classes, the data {classes}: labels are 0 to {classes - 1}")

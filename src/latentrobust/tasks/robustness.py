@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assess import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
+from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.tasks.classification import check_fit
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms import random
@@ -52,7 +55,10 @@ class ModelTest(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.perturbations = model, perturbations
-        self.robust, self.certify = (robust, certify) if perturbations is not None else (None, None)
+        if perturbations is None and (robust is not None or certify is not None):
+            warnings.warn("no perturbation_set: attacks and certificates are left out", RobustnessWarning, stacklevel=2)
+            robust = certify = None
+        self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
         self.right = PairValues(["label", "clean", "perturbed", *(f"ood/{name}" for name in self.ood)])
         self.stays: PairValues | None = None
@@ -60,6 +66,7 @@ class ModelTest(pl.LightningModule):
         self.metrics: dict[str, float] = {}
         self.tables: dict[str, dict[str, np.ndarray]] = {}
         self.adversarial: Found | None = None
+        self.adversarial_index = torch.zeros(0, dtype=torch.int64)
         self._kinds: tuple[str, ...] = ()
         self._assessor: Assessor | None = None
 
@@ -74,7 +81,10 @@ class ModelTest(pl.LightningModule):
         journal = self.journal
         if journal is not None and self.trainer.global_rank:
             journal = journal.with_suffix(f".{self.trainer.global_rank}{journal.suffix}")
-        self._assessor = Assessor(self.model, self.perturbations, self.robust, self.certify, self.seed, journal)
+        count = math.ceil(len(data.splits["test"].images) / self.trainer.world_size)
+        if self.certify is not None and self.certify.examples is not None:
+            count = min(count, math.ceil(self.certify.examples / self.trainer.world_size))
+        self._assessor = Assessor(self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count)
         if self.robust is not None:
             self.stays = PairValues(self._assessor.robust_columns).to(self.device)
         if self.certify is not None:
@@ -95,6 +105,7 @@ class ModelTest(pl.LightningModule):
                     if self.adversarial is None:
                         first = next(iter(found.values()))
                         self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
+                        self.adversarial_index = part.example[:SHOWN].cpu()
             if self.certificates is not None and self.certify is not None:
                 part = _first(batch, self.certify.examples)
                 if len(part.example):
