@@ -148,7 +148,7 @@ def test_resuming_repeats_an_uninterrupted_run(finished, run, tmp_path, stop):
         ["training_perturbation=none", "task.select_on=clean"],
         ["objective=trades"],
         ["objective=max_clean_adversarial", "training_perturbation.ratio=0.5"],
-        ["trainer.precision=bf16-mixed"],
+        ["trainer.precision=bf16-mixed", "task.channels_last=true"],
     ],
     ids=["none", "trades", "max_clean", "bf16"],
 )

@@ -42,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in chosen.loops or LOOPS:
         options = {"bf16": True} if chosen.bf16 and name != "data" else {}
         rows += LOOPS[name](torch.device(chosen.device), chosen.seconds, **options)
-    table = Table("loop", "shape", "device", "samples/s", "plain loop", "ratio", "peak MB")
+    table = Table("loop", "shape", "samples/s", "plain loop", "ratio", "peak MB", caption=f"on {rows[0]['device']}")
     for row in rows:
         shape, ours, plain = (
             "×".join(map(str, row["shape"])),
             row["samples_per_second"],
             row["plain_samples_per_second"],
         )
-        cells = (row["loop"], shape, row["device"], _number(ours), _number(plain), str(row["ratio"]))
+        cells = (row["loop"], shape, _number(ours), _number(plain), str(row["ratio"]))
         table.add_row(*cells, str(row["peak_memory_mb"]))
     Console().print(table)
     if chosen.json is not None:

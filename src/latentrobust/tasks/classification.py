@@ -48,6 +48,7 @@ class ClassificationTask(pl.LightningModule):
         attack_every_n_epochs: epochs between two validation attacks.
         attack_examples: validation examples that are attacked, the first ones.
         select_on: ``"clean"``, ``"perturbed"`` or ``"robust"``: the accuracy by which the best checkpoint is chosen.
+        channels_last: lay the model's weights out as convolutions like them best.
         seed: of perturbations, drawn by (seed, epoch, example).
 
     Raises:
@@ -66,6 +67,7 @@ class ClassificationTask(pl.LightningModule):
         attack_every_n_epochs: int = 1,
         attack_examples: int = 256,
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
+        channels_last: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class ClassificationTask(pl.LightningModule):
             )
         if attack_every_n_epochs < 1 or attack_examples < 1:
             raise InputError("task.attack_every_n_epochs and task.attack_examples must be positive")
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.training_perturbation, self.objective = training_perturbation, objective
         self.make_optimizer, self.scheduler = optimizer, scheduler
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
