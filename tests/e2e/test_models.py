@@ -203,7 +203,7 @@ def test_a_set_and_several_models_in_one_run(run):
         "task.select_on=clean", "+callbacks@models.plain.callbacks=classification",
         "+callbacks@models.sampled.callbacks=classification", "+models.plain.trainer.max_epochs=1",
         "models.plain.callbacks.progress=null", "models.sampled.callbacks.progress=null",
-        "+training_perturbation@models.sampled.training_perturbation=sample",
+        "+training_perturbation@models.sampled.training_perturbation=sample", "logger=wandb",
     ]  # fmt: skip
     finished = run("several", *several, base=base)
     metrics = json.loads((finished.folder / "metrics.json").read_text())
@@ -215,6 +215,7 @@ def test_a_set_and_several_models_in_one_run(run):
         assert (finished.folder / "models" / name / "model" / "config.json").is_file()
         assert (finished.folder / "models" / name / "logs" / "metrics.csv").is_file()
     assert (finished.folder / "logs" / "metrics.csv").read_text().count("train/loss") == 1
+    assert len(list(finished.folder.rglob("*.wandb"))) == 1  # one run a job, however many models
     with (finished.folder / "per_example.csv").open() as file:
         assert {"latent_norm", "plain/clean", "sampled/certified/radius"} <= set(csv.DictReader(file).fieldnames)
 
@@ -241,7 +242,7 @@ def test_catastrophic_overfitting_ends_the_run(run, tmp_path, monkeypatch):
             ["perturbation_set.image_shape=[1,30,30]"],
             r"images \[1, 28, 28\], the perturbation set is for \[1, 30, 30\]",
         ),
-        (["model.image_shape=[1,42,42]"], r"does not take images \[1, 28, 28\]"),
+        (["model.image_shape=[1,42,42]"], r"the model fails on images \[2, 1, 28, 28\]: mat1"),
         (["model.classes=4"], "the model has 4 classes, the data 10"),
         (["evaluation.certify.n=5"], "can certify nothing"),
         (["evaluation.robust.radii=[p50]"], "stores no latent norms"),

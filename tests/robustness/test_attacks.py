@@ -346,6 +346,9 @@ def test_bad_settings_are_refused(make):
 
 
 def test_image_sizes_must_agree(linear, images):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(25, 2)).double()
+    with pytest.raises(InputError, match=r"the model fails on images \[40, 1, 3, 4\]: mat1"):
+        PGD(checks=False)(other, ball(), images, torch.zeros(40, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"images \[1, 5, 5\], got a batch"):
         PGD(checks=False)(linear, PixelBall((1, 5, 5)), images, torch.zeros(40, dtype=torch.int64))
 

@@ -24,7 +24,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.criteria import Classification, answer
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.radii import attack_radii, certified_radii
 from latentrobust.robustness.smoothing import ABSTAIN, PROMISE, SmoothedModel, level_for
@@ -118,7 +118,7 @@ def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         InputError: for logits or labels that do not fit.
     """
     with frozen(model), torch.no_grad():
-        logits = model(x)
+        logits = answer(model, x)
     Classification().check(logits, y)
     return (logits.argmax(1) == y).float()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.errors import InputError
@@ -37,6 +37,21 @@ def over_positions(values: Tensor, y: Tensor) -> Tensor:
         return values
     counted = y >= 0
     return torch.where(counted, values, 0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+
+
+def answer(model: nn.Module, images: Tensor) -> Tensor:
+    """What ``model`` makes of ``images [B, *image]``.
+
+    Raises:
+        InputError: if it fails, most often because it is for images of another size.
+    """
+    try:
+        return model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the model fails on images {list(images.shape)}: {line}") from error
 
 
 class Criterion(Protocol):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
@@ -214,7 +215,7 @@ class SmoothedModel:
             draws = torch.arange(first, min(first + at_once, stop), device=keys.device)
             u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
             images = s.decode(u.to(s.x.dtype)).flatten(0, 1)
-            logits = self.model(images)
+            logits = answer(self.model, images)
             if logits.dim() < 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
                 raise InputError(
                     f"the model must return finite logits [B, classes, …] for {len(images)} images, got"

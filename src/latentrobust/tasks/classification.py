@@ -18,7 +18,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.criteria import Classification, answer
 from latentrobust.robustness.objectives import TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
@@ -205,12 +205,8 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> N
         InputError: naming both sides.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
-        with frozen(model), torch.no_grad():
-            logits = model(torch.zeros(2, *image_shape, device=device))
-    except RuntimeError as error:
-        line = str(error).splitlines()[0]
-        raise InputError(f"the model does not take images {list(image_shape)} ({line}): set its image size") from None
+    with frozen(model), torch.no_grad():
+        logits = answer(model, torch.zeros(2, *image_shape, device=device))
     Classification().check(logits, torch.zeros(2, dtype=torch.int64, device=device))
     if logits.shape[1] < classes:
         raise InputError(f"the model has {logits.shape[1]} classes, the data {classes}: labels are 0 to {classes - 1}")

@@ -17,7 +17,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import RobustnessWarning, check_images, check_model
-from latentrobust.robustness.criteria import Classification, Criterion, cross_entropy
+from latentrobust.robustness.criteria import Classification, Criterion, answer, cross_entropy
 from latentrobust.transforms import random
 
 IndexedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -147,7 +147,7 @@ class Problem:
         shape = (len(x), *perturbations.ball.shape)
         self.offsets = torch.zeros(shape, device=x.device, dtype=x.dtype)
         self.images = self.s.decode(self.offsets)
-        self.centre_logits = _float(model(self.images))
+        self.centre_logits = _float(answer(model, self.images))
         criterion.check(self.centre_logits, y)
         self.score = criterion(self.centre_logits, y)
         self.loss = cross_entropy(self.centre_logits, y)
