@@ -40,7 +40,10 @@ def evaluate(cfg: DictConfig) -> Run:
         raise InputError("model names an untrained network: give model=trained model.path=…")
     configuration = resolved(cfg)
     check_trainer(cfg)
-    with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:
+    with (
+        run_folder(cfg.paths.output_dir, configuration, trains=False) as folder,
+        session(cfg, configuration) as shared,
+    ):
         perturbations = given_set(cfg)
         check_evaluation(cfg, perturbations, [""] if cfg.get("model") is not None else [])
         models = {}

@@ -23,8 +23,13 @@ DONE, FAILED = "DONE", "FAILED"
 
 
 @contextmanager
-def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator[Path]:
+def run_folder(folder: str | Path, configuration: Mapping[str, Any], *, trains: bool = True) -> Iterator[Path]:
     """A run's folder with its ``config.yaml``; marked FAILED with one line if the body raises, DONE otherwise.
+
+    Args:
+        folder: of the run; results of an earlier run there are taken away.
+        configuration: resolved.
+        trains: whether the run makes sets and models, and takes away earlier ones; else they stay.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -33,7 +38,7 @@ def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if writes():
-            _clear(folder)
+            _clear(folder, trains)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
     except OSError as error:
         raise InputError(f"cannot write to the run folder {folder}: {error.strerror or error}") from None
@@ -46,11 +51,12 @@ def run_folder(folder: str | Path, configuration: Mapping[str, Any]) -> Iterator
     _mark(folder, DONE, "")
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, trains: bool) -> None:
     """Take away what an earlier run left here that could pass for this one's results."""
     for name in (DONE, FAILED, "metrics.json", "per_example.csv", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / "figures", folder / "perturbation_set", folder / "model", *folder.glob("models/*/model")):
+    made = [folder / "perturbation_set", folder / "model", *folder.glob("models/*/model")] if trains else []
+    for path in (folder / "figures", *made):
         shutil.rmtree(path, ignore_errors=True)
 
 

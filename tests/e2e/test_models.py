@@ -310,6 +310,14 @@ def test_a_set_and_a_model_are_measured_together(finished, run):
     assert all(row["latent_norm"] and row["clean"] for row in rows)
 
 
+def test_evaluating_into_the_runs_own_folder_keeps_the_model(run):
+    trained = run("own", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "test=false")
+    again = run("own", "model=trained", f"model.path={trained.folder}", entry="evaluate", base=MEASURED)
+    assert again.folder == trained.folder
+    assert (trained.folder / "model" / "model.safetensors").is_file()
+    assert (trained.folder / "metrics.json").is_file()
+
+
 def test_a_stored_model_can_be_trained_further(finished, run):
     base = [option for option in TINY_MODEL if not option.startswith("model=")]
     further = run(
