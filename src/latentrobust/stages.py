@@ -21,9 +21,8 @@ from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
 
-VARIANT_KEYS = (
-    "model", "training_perturbation", "objective", "task", "trainer", "callbacks", "optimizer", "scheduler",
-)  # fmt: skip
+REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
+VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 
 
 def learn_set(cfg: DictConfig, shared: Session, folder: Path) -> tuple[PerturbationSet, pl.LightningModule, pl.Trainer]:
@@ -77,7 +76,7 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             for key in changes:
                 # Not yet resolved: what a part refers to may be another part that changes here.
                 change = OmegaConf.create(OmegaConf.to_container(changes[key], resolve=False))
-                replace = key in ("model", "training_perturbation", "objective") or variant.get(key) is None
+                replace = key in REPLACED or variant.get(key) is None
                 variant[key] = change if replace else OmegaConf.merge(variant[key], change)
             variant.paths.output_dir = str(Path(cfg.paths.output_dir) / "models" / str(name))
         yield str(name), variant

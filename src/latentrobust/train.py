@@ -18,7 +18,7 @@ from latentrobust.measure import check_evaluation, measure
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.run_folder import run_folder, write_metrics, writes
 from latentrobust.session import session
-from latentrobust.stages import given_set, learn_set, train_model, variants
+from latentrobust.stages import REPLACED, given_set, learn_set, train_model, variants
 
 
 @dataclass
@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> Run:
     learns, trains = cfg.get("learner") is not None, cfg.get("task") is not None
     if not learns and not trains:
         raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
-    missing = [name for name in ("model", "training_perturbation", "objective") if cfg.get(name) is None]
+    missing = [name for name in REPLACED if cfg.get(name) is None]
     if trains and missing:
         raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
     configuration = resolved(cfg)
@@ -71,7 +71,7 @@ def train(cfg: DictConfig) -> Run:
         names = []
         for name, variant in variants(cfg) if trains else ():
             names.append(name)
-            for part in ("model", "training_perturbation", "objective"):
+            for part in REPLACED:
                 instantiate(variant[part], _convert_="all")
             best = (variant.callbacks or {}).get("best")
             if best is not None and not str(best.monitor).startswith("val/accuracy"):

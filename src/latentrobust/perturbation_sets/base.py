@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -86,6 +87,19 @@ class PerturbationSet(nn.Module, ABC):
         self.likelihood = likelihood
         self.data = ""
         self.latent_norms: dict[str, float] = {}
+
+    @property
+    def percentile_radii(self) -> dict[str, float]:
+        """The stored percentiles of latent norms that can be radii: ``{"p25": …, "p50": …, "p75": …}``, or empty."""
+        return {
+            name: norm
+            for name, norm in self.latent_norms.items()
+            if name[:1] == "p" and name[1:].isdigit() and 0 < norm < math.inf
+        }
+
+    def extra_repr(self) -> str:
+        """What tells two sets without weights apart."""
+        return str(self.ball)
 
     @abstractmethod
     def condition(self, x: Tensor) -> SetAt:

@@ -65,6 +65,10 @@ class RTSSet(PerturbationSet):
         super().__init__(image_shape, LatentBall((4,), "linf", radius), checked(likelihood))
         self.transform = transform or RotationTranslationScale(**bounds)
 
+    def extra_repr(self) -> str:
+        """The ball, and the bounds that it is a share of."""
+        return f"{super().extra_repr()}, {self.transform}"
+
     def condition(self, x: Tensor) -> SetAt:
         """The images that ``x`` can be moved to."""
         return _RTSSetAt(x, self.ball, self.transform)

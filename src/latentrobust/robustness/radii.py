@@ -22,23 +22,20 @@ def resolve_radius(radius: float | str | None, perturbations: PerturbationSet) -
     if radius is None or radius == "full":
         return "full", perturbations.ball.radius
     if isinstance(radius, str):
-        if radius not in perturbations.latent_norms or not radius.startswith("p"):
-            known = [name for name in perturbations.latent_norms if name.startswith("p")]
+        known = perturbations.percentile_radii
+        if radius not in known:
             instead = f"it stores {', '.join(known)}" if known else "it stores no latent norms: give numbers"
             raise InputError(f"the perturbation set has no radius {radius!r}; {instead}")
-        return radius, perturbations.latent_norms[radius]
+        return radius, known[radius]
     if isinstance(radius, bool) or not (math.isfinite(radius) and radius >= 0):
         raise InputError(f"radii must be finite and not negative, got {radius}")
     return "", float(radius)
 
 
-PERCENTILES = ("p25", "p50", "p75")
-
-
 def attack_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> dict[float, str]:
     """Radii to attack, rising, to their names (empty for a number); by default the stored percentiles and full."""
-    named = [resolve_radius(radius, perturbations) for radius in radii or [*_stored(perturbations), "full"]]
-    return {value: name for name, value in sorted(named, key=lambda pair: pair[1])}
+    named = [resolve_radius(radius, perturbations) for radius in radii or [*perturbations.percentile_radii, "full"]]
+    return dict(sorted((value, name) for name, value in named))
 
 
 def certified_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> dict[float, str]:
@@ -47,13 +44,7 @@ def certified_radii(radii: Sequence[float | str] | None, perturbations: Perturba
     Certificates are ℓ2 balls. In an ℓ∞ set a name means the ℓ2 ball around that part of the set, √k times as large in k
     dimensions; a plain number is an ℓ2 radius as it is.
     """
-    named = [resolve_radius(radius, perturbations) for radius in radii or _stored(perturbations) or ["full"]]
+    named = [resolve_radius(radius, perturbations) for radius in radii or [*perturbations.percentile_radii] or ["full"]]
     ball = perturbations.ball
     around = math.sqrt(math.prod(ball.shape)) if ball.norm == "linf" else 1.0
-    return {
-        value: name for name, value in sorted(((n, v * around if n else v) for n, v in named), key=lambda pair: pair[1])
-    }
-
-
-def _stored(perturbations: PerturbationSet) -> list[str]:
-    return [name for name in PERCENTILES if perturbations.latent_norms.get(name, 0) > 0]
+    return dict(sorted((value * around if name else value, name) for name, value in named))

@@ -8,7 +8,7 @@ outside the set, and nothing about a deployed model that sees only a perturbed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,6 @@ class SmoothedModel:
         perturbations: any set that does not need the true label.
         sigma: standard deviation of the noise, in the unit of ``u``; the noise is not cut to the set's ball.
         batch: images that go through the model at once: draws and examples together.
-        tick: called with the number of model evaluations after each batch, for progress bars.
 
     Raises:
         InputError: for a ``sigma`` that is not positive, or a set that needs labels.
@@ -104,7 +103,6 @@ class SmoothedModel:
         sigma: float,
         *,
         batch: int = 512,
-        tick: Callable[[int], None] | None = None,
     ) -> None:
         if not (sigma > 0 and math.isfinite(sigma)):
             raise InputError(f"sigma must be positive and finite, got {sigma}")
@@ -114,7 +112,7 @@ class SmoothedModel:
             raise InputError(
                 "a set that needs the true label cannot be certified: the certificate would know the answer"
             )
-        self.model, self.perturbations, self.sigma, self.batch, self.tick = model, perturbations, sigma, batch, tick
+        self.model, self.perturbations, self.sigma, self.batch = model, perturbations, sigma, batch
 
     def predict(self, x: Tensor, keys: Tensor | None = None, *, n: int = 100, alpha: float = 0.001) -> Prediction:
         """PREDICT: the most frequent class of ``n`` draws, or an abstention by the two-sided binomial test.
@@ -223,8 +221,6 @@ class SmoothedModel:
                 )
             votes = logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:])
             counts = _add_votes(counts, votes, logits.shape[1])
-            if self.tick is not None:
-                self.tick(len(images))
         assert counts is not None
         return counts
 

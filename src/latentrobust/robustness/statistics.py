@@ -147,6 +147,7 @@ def check_prediction_budget(n: int, alpha: float) -> None:
         raise InputError(f"n = {n} draws always abstain at alpha = {alpha:g}: at least {needed} are needed")
 
 
+@lru_cache(maxsize=256)
 def noise_level(radius: float, n: int = 10_000, alpha: float = 0.001, procedure: Procedure | None = None) -> float:
     """The smallest σ with which ``n`` unanimous draws certify ``radius``: ``r / Φ⁻¹(bound)`` (Wong & Kolter, app. D).
 

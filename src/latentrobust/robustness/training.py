@@ -113,7 +113,7 @@ class Unperturbed(TrainingPerturbation):
     """The examples themselves."""
 
     def __init__(self) -> None:
-        super().__init__(ratio=0.0)
+        super().__init__()  # no ratio: there is nothing to leave out
 
     def perturb(self, at: Setting) -> Tensor:
         """The images as they are."""

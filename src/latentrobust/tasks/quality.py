@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import (
-    PERCENTILES,
     PairValues,
     QualitySettings,
     SetQuality,
@@ -57,7 +55,7 @@ class QualityTest(pl.LightningModule):
         self.settings, self.detail, self.exact, self.seed = settings, detail, exact, seed
         names = _names(perturbations, settings)
         self.values = SetQuality(names, settings)
-        self.radii = _percentile_radii(perturbations) if detail else {}
+        self.radii = perturbations.percentile_radii if detail else {}
         self.at_radius = torch.nn.ModuleDict({name: SetQuality(names, settings) for name in self.radii})
         self.to_exact = PairValues(["distance"])
         self.of_exact = SetQuality(_names(exact, settings) if exact is not None else [], settings)
@@ -172,12 +170,6 @@ def _names(perturbations: PerturbationSet, settings: QualitySettings) -> list[st
             s, blank, ball=s.ball, likelihood=likelihood, keys=keys, settings=trial, offset=torch.zeros_like(u)
         )
     return list(found)
-
-
-def _percentile_radii(perturbations: PerturbationSet) -> dict[str, float]:
-    """The stored percentiles of the validation norms that are usable as radii."""
-    known = {f"p{q}": perturbations.latent_norms.get(f"p{q}", 0.0) for q in PERCENTILES}
-    return {name: radius for name, radius in known.items() if radius > 0 and math.isfinite(radius)}
 
 
 def _first(batch: Pairs, keys: Tensor, count: int) -> tuple[Pairs, Tensor] | None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier
 from latentrobust.networks.classifiers.resnets import preactresnet18, wide_resnet
+from latentrobust.networks.registry import build_named
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
@@ -24,14 +25,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     Raises:
         ValueError: for a name or an argument that the package does not have.
     """
-    if name not in CLASSIFIERS:
-        raise ValueError(f"no classifier is called {name!r}; there are {', '.join(sorted(CLASSIFIERS))}")
-    try:
-        model = CLASSIFIERS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"classifier {name!r}: {error}") from None
-    model.description = {"name": name, "arguments": dict(arguments)}  # type: ignore[assignment]
-    return model
+    return build_named(CLASSIFIERS, "classifier", name, arguments)
 
 
 def description_of(model: nn.Module) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from latentrobust.networks.cvae.mnist_conv import mnist_conv
 from latentrobust.networks.cvae.mnist_fc import mnist_fc
 from latentrobust.networks.cvae.mnist_stn import mnist_stn
 from latentrobust.networks.cvae.resnet import resnet
+from latentrobust.networks.registry import build_named
 
 NETWORKS: dict[str, Callable[..., CVAE]] = {
     "mnist_fc": mnist_fc,
@@ -25,11 +26,4 @@ def build(name: str, **arguments: Any) -> CVAE:
     Raises:
         ValueError: for a name or an argument that the package does not have.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"no CVAE network is called {name!r}; there are {', '.join(sorted(NETWORKS))}")
-    try:
-        network = NETWORKS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"network {name!r}: {error}") from None
-    network.description = {"name": name, "arguments": dict(arguments)}
-    return network
+    return build_named(NETWORKS, "CVAE network", name, arguments)

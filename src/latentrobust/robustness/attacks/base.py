@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import RobustnessWarning, check_images, check_model
 from latentrobust.robustness.criteria import Classification, Criterion, answer, cross_entropy
+from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
 
 IndexedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -69,7 +69,7 @@ class Attack(ABC):
         x: Tensor,
         y: Tensor,
         *,
-        radii: Sequence[float] | None = None,
+        radii: Sequence[float | str] | None = None,
         keys: Tensor | None = None,
         x_tilde: Tensor | None = None,
         offset: Tensor | None = None,
@@ -84,7 +84,7 @@ class Attack(ABC):
             perturbations: any set for images of this shape.
             x: ``[B, *image]``.
             y: labels ``[B]``, or ``[B, H, W]`` for a criterion per pixel.
-            radii: in the unit of ``u``; the set's own by default.
+            radii: in the unit of ``u``, or names as for `resolve_radius`; the set's own by default.
             keys: of the random starts, ``[B]``; by default of seed 0 and the position in ``x``.
             x_tilde: observed perturbations, for ``start="encoded"``.
             offset: their true offsets, where the data knows them.
@@ -92,7 +92,7 @@ class Attack(ABC):
         Raises:
             InputError: for radii that are negative or not finite, labels, images or logits that do not fit.
         """
-        chosen = _checked_radii([perturbations.ball.radius] if radii is None else radii, perturbations)
+        chosen = _checked_radii(radii, perturbations)
         if len(x) != len(y) or not len(x):
             raise InputError(f"an attack needs as many labels as images, and at least one; got {len(y)} and {len(x)}")
         y = y if y.dtype.is_floating_point else y.long()
@@ -113,7 +113,7 @@ class Attack(ABC):
                     check_model(model, examples.x, examples.y)
                 found.append(self._attack(problem, perturbations.ball, chosen))
         return Found(
-            tuple(float(r) for r in chosen),
+            tuple(chosen),
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
         )
 
@@ -223,17 +223,15 @@ def _float(logits: Tensor) -> Tensor:
     return logits.float() if isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def _checked_radii(radii: Sequence[float], perturbations: PerturbationSet) -> list[float]:
-    if not len(radii):
+def _checked_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> list[float]:
+    chosen = [resolve_radius(radius, perturbations)[1] for radius in ([None] if radii is None else radii)]
+    if not chosen:
         raise InputError("an attack needs at least one radius")
-    for radius in radii:
-        if not (math.isfinite(radius) and radius >= 0):
-            raise InputError(f"attack radii must be finite and not negative, got {radius}")
-    largest, own = max(radii), perturbations.ball.radius
+    largest, own = max(chosen), perturbations.ball.radius
     if largest > own * (1 + 1e-6):
         warnings.warn(
             f"radius {largest:g} exceeds the set's own of {own:g}: beyond it the set was not measured",
             RobustnessWarning,
             stacklevel=3,
         )
-    return [float(radius) for radius in radii]
+    return chosen
