@@ -160,6 +160,15 @@ def test_other_ways_to_train_run(run, overrides):
     assert 0 <= metrics["robust/full"] <= metrics["accuracy/clean"] <= 1
 
 
+def test_channels_last_lays_out_the_weights(run):
+    for wanted in (False, True):
+        found = run(
+            f"layout_{wanted}", f"task.channels_last={str(wanted).lower()}", "test=false", "trainer.max_steps=1"
+        )
+        weight = found.modules[0].model.conv2.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == wanted
+
+
 def test_a_model_of_ones_own_by_target(run, monkeypatch, tmp_path):
     (tmp_path / "their_models.py").write_text(
         "from torch import nn\n"

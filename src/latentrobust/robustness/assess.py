@@ -161,9 +161,7 @@ class Assessor:
             if journal is not None:
                 settings = {name: getattr(certify, name) for name in ("n0", "n", "alpha", "adaptive")}
                 settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": seed}
-                # Exact sets have no weights: what they are is in their ball and transform.
-                settings["set"] = f"{perturbations.ball} {getattr(perturbations, 'transform', '')}"
-                settings["weights"] = fingerprint(model, perturbations)
+                settings |= {"set": fingerprint(perturbations), "weights": fingerprint(model)}
                 self._journal = CertificateJournal(journal, settings)
 
     def _noise(self, certify: CertifySettings) -> float:
@@ -213,8 +211,7 @@ class Assessor:
                 columns[f"{name}/eps={radius:g}"] = (~found[name].fooled[number]).float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
-        largest = max(range(len(self.radii)), key=lambda i: list(self.radii)[i])
-        columns["margin"] = torch.stack([part.score[largest] for part in found.values()]).amin(0).float()
+        columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
         columns["smallest_fooling_norm"] = smallest
         columns["queries"] = torch.stack([part.queries.amax(0) for part in found.values()]).sum(0).float()
         return columns, found
@@ -225,12 +222,12 @@ class Assessor:
         settings = self.certify
         smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
         indices = subjects.index.tolist()
-        values: dict[int, dict[str, float]] = {}
+        known: dict[int, dict[str, float]] = {}
         if self._journal is not None:
-            pictures = {index: checksum(image) for index, image in zip(indices, subjects.x, strict=True)}
+            pictures = {index: checksum(image) for index, image in zip(indices, subjects.x.cpu(), strict=True)}
             done = self._journal.done
-            values = {i: done[i] for i in indices if i in done and done[i].get("image") == pictures[i]}
-        todo = [row for row, index in enumerate(indices) if index not in values]
+            known = {i: done[i] for i in indices if i in done and done[i].get("image") == pictures[i]}
+        todo = [row for row, index in enumerate(indices) if index not in known]
         self._progress.skip(len(indices) - len(todo))
         for start in range(0, len(todo), chunk):
             rows = torch.tensor(todo[start : start + chunk], device=subjects.x.device)
@@ -242,15 +239,16 @@ class Assessor:
             columns = {
                 "prediction": found.prediction, "p_lower": found.p_lower, "radius": found.radius, "draws": found.draws,
             }  # fmt: skip
+            lists = zip(*(column.tolist() for column in columns.values()), strict=True)
             new = {
-                index: {name: float(column[place]) for name, column in columns.items()}
-                for place, index in enumerate(subjects.index[rows].tolist())
+                index: dict(zip(columns, values, strict=True))
+                for index, values in zip(subjects.index[rows].tolist(), lists, strict=True)
             }
             if self._journal is not None:
                 self._journal.add({index: {**new[index], "image": pictures[index]} for index in new})
-            values = values | new
+            known |= new
             self._progress.done(len(rows))
-        mine = [{**values[index], "label": label} for index, label in zip(indices, subjects.y.tolist(), strict=True)]
+        mine = [{**known[index], "label": label} for index, label in zip(indices, subjects.y.tolist(), strict=True)]
         return {
             name: torch.tensor([row[name] for row in mine], dtype=torch.float64, device=subjects.x.device)
             for name in self.CERTIFICATE_COLUMNS

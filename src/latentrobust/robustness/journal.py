@@ -35,22 +35,19 @@ class CertificateJournal:
         self.path = Path(path)
         self.done: dict[int, dict[str, float]] = {}
         settings = json.loads(json.dumps(dict(settings)))
-        damaged, lines = 0, []
+        lines: list[str] = []
         if self.path.is_file():
             text = self.path.read_text(errors="replace")
             # A last line without its end was cut off, even where what is there can be read.
             lines = text.splitlines() if text.endswith("\n") or not text else [*text.splitlines()[:-1], ""]
-        for number, line in enumerate(lines):
-            record = _checked(line)
-            if record is None or (number == 0) != ("settings" in record):
-                damaged += 1
-            elif number == 0:
-                self._compare(record["settings"], settings)
-            else:
-                self.done[int(record["index"])] = record["values"]
-        first = _checked(lines[0]) if lines else None
-        if first is None or "settings" not in first:
-            self.done = {}  # nobody knows what they are certificates of
+        records = [_checked(line) for line in lines]
+        damaged = sum(record is None for record in records)
+        header = (records[0] or {}).get("settings") if records else None
+        if header is not None:
+            self._compare(header, settings)
+            self.done = {int(record["index"]): record["values"] for record in records[1:] if record is not None}
+        elif lines:  # nobody knows what they are certificates of
+            damaged = len(lines)
         if damaged:
             warnings.warn(
                 f"{self.path}: {damaged} of {len(lines)} lines are damaged; their examples are certified again",
@@ -81,20 +78,17 @@ class CertificateJournal:
                 )
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """A checksum of all weights and buffers, and of how the modules print."""
-    total = 0
-    for module in modules:
-        total = zlib.crc32(repr(module).encode(), total)
-        for name, tensor in module.state_dict().items():
-            total = zlib.crc32(name.encode(), total)
-            total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), total)
+def fingerprint(module: nn.Module) -> str:
+    """A checksum of all weights and buffers, and of how the module prints."""
+    total = zlib.crc32(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        total = checksum(tensor, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
 
-def checksum(image: Tensor) -> int:
-    """Of one example's pixels."""
-    return zlib.crc32(image.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+def checksum(tensor: Tensor, start: int = 0) -> int:
+    """Of a tensor's values, added to what came before."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), start)
 
 
 def _line(record: Mapping[str, Any]) -> str:
