@@ -11,6 +11,7 @@ from latentrobust.app import CONF, resolved
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.attacks import Attack
+from latentrobust.schedules import Moment
 from latentrobust.stages import variants
 from latentrobust.tasks.quality import QualityTest
 
@@ -58,8 +59,8 @@ def test_table_4_schedules(composed):
         assert cfg.trainer.max_epochs == epochs
         assert cfg.data.batch_size == 128
         for epoch, (lr, beta) in points.items():
-            assert learner.scheduler(epoch) * cfg.learner.optimizer.lr == pytest.approx(lr)
-            assert learner.beta(epoch) == pytest.approx(beta)
+            assert learner.learning_rate.schedule(Moment(epoch)) * cfg.learner.optimizer.lr == pytest.approx(lr)
+            assert learner.beta(Moment(epoch)) == pytest.approx(beta)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

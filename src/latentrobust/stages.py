@@ -15,7 +15,7 @@ from torch import nn
 
 from latentrobust.errors import InputError
 from latentrobust.learners.checkpoints import BestCheckpoint
-from latentrobust.perturbation_sets import CVAESet, PerturbationSet
+from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
@@ -143,11 +143,7 @@ def _learned(trainer: pl.Trainer, learner: Any, shared: Session) -> Perturbation
         return sets.load_perturbation_set(best, network=network)
     if learner.radius is None:  # stopped before the first validation
         trainer.validate(learner, datamodule=shared.data, verbose=False)
-    if learner.radius is None:
-        raise FloatingPointError("no radius could be selected: the latent norms on the validation pairs are not finite")
-    perturbations = CVAESet(learner.network, learner.likelihood, learner.radius)
-    perturbations.latent_norms, perturbations.data = learner.latent_norms, learner.data_name
-    return perturbations.eval().requires_grad_(False)
+    return learner.perturbation_set().eval().requires_grad_(False)
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> str:

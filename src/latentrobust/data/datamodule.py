@@ -13,6 +13,7 @@ from latentrobust.data.pairs import Pairs, Perturbation
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.transforms.affine import pad_to
+from latentrobust.transforms.noise import Unchanged
 from latentrobust.transforms.random import example_keys, fold_in, integers, permutation
 
 SPLITS = ("train", "validation", "test")
@@ -64,6 +65,7 @@ class PairsDataModule(pl.LightningDataModule):
         self.test_size, self.draws_per_example = test_size, draws_per_example
         self.split_seed, self.seed = split_seed, seed
         self.kinds = (perturbation.name,)
+        self.has_pairs = not isinstance(perturbation, Unchanged)
         self.splits: dict[str, Split] = {}
 
     def prepare_data(self) -> None:

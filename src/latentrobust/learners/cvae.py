@@ -18,10 +18,10 @@ from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, checked, pixel_loss, squared_error
 from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae
+from latentrobust.schedules import LearningRate, Schedule, end, now
 from latentrobust.transforms import random
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Schedule = Callable[[float], float]
 
 
 class CVAELearner(pl.LightningModule):
@@ -36,8 +36,8 @@ class CVAELearner(pl.LightningModule):
         network: the CVAE.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
         optimizer: called with the parameters; its learning rate is the peak.
-        scheduler: fractional epoch to a factor of the peak learning rate, set at every step.
-        beta: fractional epoch to the weight of the KL term.
+        scheduler: the factor of the peak learning rate at a moment, set at every step.
+        beta: the weight of the KL term at a moment.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
     Raises:
@@ -56,12 +56,11 @@ class CVAELearner(pl.LightningModule):
         super().__init__()
         self.network = network
         self.likelihood = checked(likelihood)
-        self.make_optimizer, self.scheduler, self.beta, self.seed = optimizer, scheduler, beta, seed
+        self.make_optimizer, self.learning_rate, self.beta, self.seed = optimizer, LearningRate(scheduler), beta, seed
         self.radius: float | None = None
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()
         self.units = ActiveUnits(math.prod(network.latent_shape))
-        self._peak_lr: list[float] = []
         self._sampled: Pairs | None = None
 
     def setup(self, stage: str) -> None:
@@ -77,19 +76,11 @@ class CVAELearner(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
-        optimizer = self.make_optimizer(self.network.parameters())
-        self._peak_lr = [float(group["lr"]) for group in optimizer.param_groups]
-        return optimizer
-
-    def fractional_epoch(self, batch_idx: int) -> float:
-        """Epochs done before a batch, counting the part of the current one."""
-        return self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
+        return self.learning_rate.of(self.make_optimizer(self.network.parameters()))
 
     def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
         """Set the learning rate."""
-        factor = self.scheduler(self.fractional_epoch(batch_idx))
-        for group, peak in zip(self.optimizers().param_groups, self._peak_lr, strict=True):  # type: ignore[union-attr]
-            group["lr"] = peak * factor
+        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
     def losses(self, pairs: Pairs) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
         """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
@@ -108,7 +99,7 @@ class CVAELearner(pl.LightningModule):
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """One batch's loss at the current β."""
         reconstruction, kl, _, _ = self.losses(batch)
-        beta = self.beta(self.fractional_epoch(batch_idx))
+        beta = self.beta(now(self, batch_idx))
         loss = (reconstruction + beta * kl).mean()
         values = {"train/loss": loss.detach(), "train/reconstruction": reconstruction.mean().detach()}
         values |= {"train/kl": kl.mean().detach()}
@@ -145,7 +136,7 @@ class CVAELearner(pl.LightningModule):
     @property
     def final_beta(self) -> float:
         """β at the end of the run."""
-        return self.beta(float(self.trainer.max_epochs or 0) if (self.trainer.max_epochs or 0) > 0 else math.inf)
+        return self.beta(end(self.trainer.max_epochs))
 
     def on_validation_epoch_end(self) -> None:
         """Select the radius, and see what a draw within it looks like (on the first batch)."""
@@ -165,6 +156,18 @@ class CVAELearner(pl.LightningModule):
         expected = expected_error(s, pairs.perturbed, ball, squared_error, draws=5, keys=keys)
         self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.example))
         self.log_dict(values)
+
+    def perturbation_set(self) -> CVAESet:
+        """The set with the present weights.
+
+        Raises:
+            FloatingPointError: if no radius could be selected.
+        """
+        if self.radius is None:
+            raise FloatingPointError("no radius could be selected: the norms of the validation pairs are not finite")
+        perturbations = CVAESet(self.network, self.likelihood, self.radius)
+        perturbations.latent_norms, perturbations.data = self.latent_norms, self.data_name
+        return perturbations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the radius: the next checkpoint may be written before the next validation."""

@@ -4,5 +4,6 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.exact import PixelBall, RTSSet
+from latentrobust.perturbation_sets.flow import FlowSet
 
-__all__ = ["CVAESet", "LatentBall", "PerturbationSet", "PixelBall", "RTSSet", "SetAt"]
+__all__ = ["CVAESet", "FlowSet", "LatentBall", "PerturbationSet", "PixelBall", "RTSSet", "SetAt"]

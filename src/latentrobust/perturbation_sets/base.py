@@ -102,15 +102,20 @@ class PerturbationSet(nn.Module, ABC):
         return str(self.ball)
 
     @abstractmethod
-    def condition(self, x: Tensor) -> SetAt:
-        """The set at ``x``, whose shape has been checked."""
+    def condition(self, x: Tensor, y: Tensor | None = None) -> SetAt:
+        """The set at ``x``, whose shape has been checked; ``y`` is there exactly where the set needs it."""
 
     def at(self, x: Tensor, y: Tensor | None = None) -> SetAt:
-        """S(x) for images ``x [B, *image]`` in [0, 1].
+        """S(x) for images ``x [B, *image]`` in [0, 1], and their labels ``y [B]`` where the set needs them.
 
         Raises:
-            ValueError: if the images have another shape than the set's.
+            ValueError: if the images have another shape than the set's, or labels are missing.
         """
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(f"the set is for images {list(self.image_shape)}, got a batch {list(x.shape)}")
-        return self.condition(x)
+        if not self.needs_label:
+            return self.condition(x)
+        if y is None or y.shape != x.shape[:1] or y.dtype.is_floating_point:
+            got = "none" if y is None else f"{y.dtype} {list(y.shape)}"
+            raise ValueError(f"the set is conditioned on labels: give {len(x)} whole numbers as y, got {got}")
+        return self.condition(x, y.long())

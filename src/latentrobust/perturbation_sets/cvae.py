@@ -27,7 +27,7 @@ class CVAESet(PerturbationSet):
         super().__init__(network.image_shape, LatentBall(network.latent_shape, "l2", radius), checked(likelihood))
         self.network = network
 
-    def condition(self, x: Tensor) -> CVAESetAt:
+    def condition(self, x: Tensor, y: Tensor | None = None) -> CVAESetAt:
         """The set at ``x``: one pass of the prior network."""
         return CVAESetAt(self.network, x, self.ball)
 

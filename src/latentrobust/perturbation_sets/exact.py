@@ -27,7 +27,7 @@ class PixelBall(PerturbationSet):
     ) -> None:
         super().__init__(image_shape, LatentBall(tuple(image_shape), norm, radius), checked(likelihood))
 
-    def condition(self, x: Tensor) -> SetAt:
+    def condition(self, x: Tensor, y: Tensor | None = None) -> SetAt:
         """The ball around ``x``."""
         return _PixelBallAt(x, self.ball)
 
@@ -69,7 +69,7 @@ class RTSSet(PerturbationSet):
         """The ball, and the bounds that it is a share of."""
         return f"{super().extra_repr()}, {self.transform}"
 
-    def condition(self, x: Tensor) -> SetAt:
+    def condition(self, x: Tensor, y: Tensor | None = None) -> SetAt:
         """The images that ``x`` can be moved to."""
         return _RTSSetAt(x, self.ball, self.transform)
 

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from safetensors.torch import load_file, save_file
 
 import latentrobust
 from latentrobust.errors import InputError
-from latentrobust.networks import cvae as networks
+from latentrobust.networks import cvae, flows
 from latentrobust.networks.cvae.base import CVAE
+from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.exact import PixelBall, RTSSet
+from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.transforms.affine import RotationTranslationScale
 
 FORMAT = 1
@@ -35,7 +37,20 @@ CONFIG, WEIGHTS, FOLDER = "config.json", "model.safetensors", "perturbation_set"
 CHECKPOINT_KEY = "perturbation_set"
 """Where a Lightning checkpoint of a learner keeps the set's configuration; its weights are under ``network.``."""
 
-__all__ = ["CHECKPOINT_KEY", "FOLDER", "describe_cvae", "load_perturbation_set", "save_perturbation_set"]
+# Kinds of learned sets: who builds their networks by name, and what those are.
+_LEARNED: dict[str, tuple[Callable[..., Any], type[CVAE] | type[FlowNetwork]]] = {
+    "cvae": (cvae.build, CVAE),
+    "flow": (flows.build, FlowNetwork),
+}
+
+__all__ = [
+    "CHECKPOINT_KEY",
+    "FOLDER",
+    "describe_cvae",
+    "describe_flow",
+    "load_perturbation_set",
+    "save_perturbation_set",
+]
 
 
 def describe_cvae(
@@ -56,7 +71,34 @@ def describe_cvae(
     }
 
 
+def describe_flow(
+    network: FlowNetwork, norm: str, radius: float | None, latent_norms: dict[str, float], data: str
+) -> dict[str, Any]:
+    """The configuration of a flow set, as `describe_cvae`."""
+    return {
+        "format": FORMAT,
+        "kind": "flow",
+        "network": network.description,
+        "norm": norm,
+        "likelihood": "gaussian",
+        "image_shape": list(network.image_shape),
+        "latent_shape": list(network.latent_shape),
+        "radius": radius,
+        "latent_norms": latent_norms,
+        "data": data,
+        "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
+    }
+
+
 def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
+    if isinstance(perturbations, FlowSet):
+        return describe_flow(
+            perturbations.network,
+            perturbations.ball.norm,
+            perturbations.ball.radius,
+            perturbations.latent_norms,
+            perturbations.data,
+        )
     if isinstance(perturbations, CVAESet):
         return describe_cvae(
             perturbations.network,
@@ -112,7 +154,7 @@ def write_folder(
 
 
 def load_perturbation_set(
-    path: str | Path, *, radius: float | None = None, network: CVAE | None = None
+    path: str | Path, *, radius: float | None = None, network: CVAE | FlowNetwork | None = None
 ) -> PerturbationSet:
     """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
 
@@ -192,7 +234,9 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
     return checkpoint
 
 
-def _build(configuration: dict[str, Any], radius: float | None, network: CVAE | None, path: Path) -> PerturbationSet:
+def _build(
+    configuration: dict[str, Any], radius: float | None, network: CVAE | FlowNetwork | None, path: Path
+) -> PerturbationSet:
     try:
         if configuration["format"] != FORMAT:
             raise InputError(f"{path} has format {configuration['format']}; this version reads {FORMAT}")
@@ -203,11 +247,8 @@ def _build(configuration: dict[str, Any], radius: float | None, network: CVAE | 
             raise InputError(f"{path} stores no radius: give one, or select it on validation pairs")
         if not (isinstance(chosen, int | float) and chosen > 0 and math.isfinite(chosen)):
             raise InputError(f"the radius of {path} must be positive and finite, got {chosen}")
-        if kind == "cvae":
-            network = network or _named_network(configuration["network"], path)
-            perturbations: PerturbationSet = CVAESet(network, likelihood, chosen)
-            perturbations.latent_norms = dict(configuration["latent_norms"])
-            perturbations.data = configuration["data"]
+        if kind in _LEARNED:
+            perturbations = _learned(configuration, chosen, network, path)
         elif kind == "rts":
             transform = RotationTranslationScale(**configuration["transform"])
             perturbations = RTSSet(image_shape, transform, chosen, likelihood)
@@ -224,10 +265,27 @@ def _build(configuration: dict[str, Any], radius: float | None, network: CVAE | 
     return perturbations
 
 
-def _named_network(description: dict[str, Any] | None, path: Path) -> CVAE:
+def _learned(
+    configuration: dict[str, Any], radius: float, network: CVAE | FlowNetwork | None, path: Path
+) -> PerturbationSet:
+    build, of = _LEARNED[configuration["kind"]]
+    network = network or _named_network(build, configuration["network"], path)
+    if not isinstance(network, of):
+        raise InputError(f"{path} holds a {configuration['kind']} set, network= is a {type(network).__name__}")
+    perturbations: PerturbationSet
+    if isinstance(network, FlowNetwork):
+        perturbations = FlowSet(network, configuration["norm"], radius)
+    else:
+        perturbations = CVAESet(network, configuration["likelihood"], radius)
+    perturbations.latent_norms = dict(configuration["latent_norms"])
+    perturbations.data = configuration["data"]
+    return perturbations
+
+
+def _named_network(build: Callable[..., Any], description: dict[str, Any] | None, path: Path) -> Any:
     if description is None:
         raise InputError(f"{path} was learned with a network from outside this package: pass it as network=")
-    return networks.build(description["name"], **description["arguments"])
+    return build(description["name"], **description["arguments"])
 
 
 def _line(error: BaseException) -> str:

@@ -54,7 +54,7 @@ def _rgb(image: Tensor) -> np.ndarray:
 @torch.no_grad()
 def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Pairs) -> Figure:
     """Examples, their observed perturbations, and what the set makes of the encoded ones."""
-    s = perturbations.at(pairs.clean)
+    s = perturbations.at(pairs.clean, pairs.label)
     u = perturbations.ball.project(s.encode(pairs.perturbed, pairs.offset))
     rows = {"example x": pairs.clean, "observed x̃": pairs.perturbed, "encoded and\ndecoded": s.decode(u)}
     return image_rows({name: list(images) for name, images in rows.items()}, "Observed pairs and their reconstruction")
@@ -63,7 +63,7 @@ def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Pairs) -> F
 @torch.no_grad()
 def samples(perturbations: PerturbationSet, pairs: Pairs, draws: int = 8, seed: int = 0) -> Figure:
     """Random draws from S(x) beside their example."""
-    s = perturbations.at(pairs.clean)
+    s = perturbations.at(pairs.clean, pairs.label)
     drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.example)))
     rows = {f"{number + 1}": [clean, *drawn[:, number]] for number, clean in enumerate(pairs.clean)}
     return image_rows(rows, "Random draws from the perturbation set", ["example x", *["draw"] * draws])
@@ -72,7 +72,7 @@ def samples(perturbations: PerturbationSet, pairs: Pairs, draws: int = 8, seed: 
 @torch.no_grad()
 def interpolations(perturbations: PerturbationSet, pairs: Pairs, steps: int = 8) -> Figure:
     """One example each row, carried from the offset of its own pair to the offset of the next one."""
-    s = perturbations.at(pairs.clean)
+    s = perturbations.at(pairs.clean, pairs.label)
     u = perturbations.ball.project(s.encode(pairs.perturbed, pairs.offset))
     shares = torch.linspace(0, 1, steps, device=u.device).reshape(steps, *[1] * u.dim())
     path = s.decode((1 - shares) * u + shares * u.roll(-1, 0))

@@ -70,7 +70,7 @@ class Setting(NamedTuple):
         """The set at the batch, and its ball with the radius of that name."""
         x, y = self.examples.x, self.examples.y
         with torch.no_grad():
-            s = self.set.at(x, y if self.set.needs_label else None)
+            s = self.set.at(x, y)
         return s, self.set.ball.with_radius(resolve_radius(radius, self.set)[1])
 
 

@@ -22,12 +22,12 @@ from latentrobust.robustness.criteria import Classification, answer
 from latentrobust.robustness.objectives import TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
+from latentrobust.schedules import LearningRate, Schedule, now
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
 from latentrobust.transforms import random
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Schedule = Callable[[float], float]
 ACCURACIES = ("clean", "perturbed", "robust")
 
 
@@ -42,7 +42,7 @@ class ClassificationTask(pl.LightningModule):
         training_perturbation: where the training images come from.
         objective: what is minimised on them.
         optimizer: called with the parameters; its learning rate is the peak.
-        scheduler: fractional epoch to a factor of the peak learning rate, set at every step.
+        scheduler: the factor of the peak learning rate at a moment, set at every step.
         perturbations: the set, for perturbations and attacks that need one.
         validation_attack: null for none.
         attack_every_n_epochs: epochs between two validation attacks.
@@ -82,13 +82,12 @@ class ClassificationTask(pl.LightningModule):
             raise InputError("task.attack_every_n_epochs and task.attack_examples must be positive")
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.training_perturbation, self.objective = training_perturbation, objective
-        self.make_optimizer, self.scheduler = optimizer, scheduler
+        self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
         self._set = (perturbations,)
         self.validation_attack, self.attack_every_n_epochs = validation_attack, attack_every_n_epochs
         self.attack_examples, self.select_on, self.seed = attack_examples, select_on, seed
         self.accuracies = nn.ModuleDict({name: MeanMetric() for name in ACCURACIES})
-        self._peak_lr: list[float] = []
 
     @property
     def perturbations(self) -> PerturbationSet | None:
@@ -130,16 +129,11 @@ class ClassificationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
-        optimizer = self.make_optimizer(self.model.parameters())
-        self._peak_lr = [float(group["lr"]) for group in optimizer.param_groups]
-        return optimizer
+        return self.learning_rate.of(self.make_optimizer(self.model.parameters()))
 
     def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
         """Set the learning rate."""
-        done = self.trainer.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
-        factor = self.scheduler(done)
-        for group, peak in zip(self.optimizers().param_groups, self._peak_lr, strict=True):  # type: ignore[union-attr]
-            group["lr"] = peak * factor
+        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Perturb, then one step of the objective."""

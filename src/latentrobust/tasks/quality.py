@@ -75,20 +75,20 @@ class QualityTest(pl.LightningModule):
         keys = random.example_keys(self.seed, batch.example)
         with torch.inference_mode(False), frozen(self.perturbations):
             batch = batch.map(torch.clone)
-            s = self.perturbations.at(batch.clean)
+            s = self.perturbations.at(batch.clean, batch.label)
             self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys)
             part = _first(batch, keys, self.detail)
             if part is not None:
                 self._measure_detail(*part)
 
     def _measure_detail(self, batch: Pairs, keys: Tensor) -> None:
-        s = self.perturbations.at(batch.clean)
+        s = self.perturbations.at(batch.clean, batch.label)
         for name, radius in self.radii.items():
             ball = self.perturbations.ball.with_radius(radius)
             self._measure(self.at_radius[name], self.perturbations, s, ball, batch, keys)  # type: ignore[arg-type]
         if self.exact is None:
             return
-        exact = self.exact.at(batch.clean)
+        exact = self.exact.at(batch.clean, batch.label)
         self._measure(self.of_exact, self.exact, exact, self.exact.ball, batch, keys)
         sample = s.decode(s.sample(1, random.fold_in(keys, SAMPLE)))[0]
         nearest = exact.decode(self.exact.ball.project(exact.encode(sample)))
@@ -161,7 +161,7 @@ def _names(perturbations: PerturbationSet, settings: QualitySettings) -> list[st
     """What `measure_quality` will return, found on one blank pair: metric states must exist before the first batch."""
     blank = torch.zeros(1, *perturbations.image_shape, device=next(perturbations.parameters(), torch.zeros(())).device)
     trial = dataclasses.replace(settings, steps=0, draws=1, likelihood_draws=min(settings.likelihood_draws, 1))
-    s = perturbations.at(blank)
+    s = perturbations.at(blank, torch.zeros(1, dtype=torch.int64, device=blank.device))
     u = s.sample(1)[0]
     keys = random.example_keys(0, torch.zeros(1, dtype=torch.int64, device=blank.device))
     with torch.no_grad():

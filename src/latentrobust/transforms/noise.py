@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from latentrobust.transforms.random import uniform
@@ -31,3 +32,18 @@ class UniformNoise:
     def apply(self, images: Tensor, offset: Tensor) -> Tensor:
         """``[B, *image]`` and noise of the same shape to ``clamp(images + offset)``."""
         return (images + offset).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """No perturbation at all: each example is its own pair. An offset has no entries."""
+
+    name: str = "unchanged"
+
+    def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
+        """``[*batch, 0]``."""
+        return torch.zeros(*keys.shape, 0, device=keys.device)
+
+    def apply(self, images: Tensor, offset: Tensor) -> Tensor:
+        """The images."""
+        return images

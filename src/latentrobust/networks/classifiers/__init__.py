@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier
+from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier, standard_cnn
+from latentrobust.networks.classifiers.postact import resnet18, resnet20
 from latentrobust.networks.classifiers.resnets import preactresnet18, wide_resnet
 from latentrobust.networks.registry import build_named
 
@@ -13,6 +14,9 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "mnist_classifier": mnist_classifier,
     "preactresnet18": preactresnet18,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "standard_cnn": standard_cnn,
     "wide_resnet": wide_resnet,
 }
 

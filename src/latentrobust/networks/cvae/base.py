@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentrobust.networks.precision import at_least_float32
+
 
 class Gaussian(NamedTuple):
     """A diagonal normal: ``mean`` and ``logvar`` of one shape ``[B, *latent]``, float32."""
@@ -74,11 +76,6 @@ class CVAE(nn.Module):
     def generate(self, x: Tensor, z: Tensor) -> Tensor:
         """``g(z, x)``: images ``[B, *image]`` in [0, 1], float32."""
         return at_least_float32(self.generator(x, z))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` itself where it is float32 or float64, else in float32: what autocast made narrow is widened again."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.networks.cvae.base import CVAE, at_least_float32, probabilities
+from latentrobust.networks.cvae.base import CVAE, probabilities
+from latentrobust.networks.precision import at_least_float32
 
 LOW, HIGH = math.log(1e-3), math.log(10)
 

@@ -143,7 +143,7 @@ class Problem:
     ) -> None:
         self.model, self.criterion, self.examples = model, criterion, examples
         x, y = examples.x, examples.y
-        self.s = perturbations.at(x, y if perturbations.needs_label else None)
+        self.s = perturbations.at(x, y)
         shape = (len(x), *perturbations.ball.shape)
         self.offsets = torch.zeros(shape, device=x.device, dtype=x.dtype)
         self.images = self.s.decode(self.offsets)

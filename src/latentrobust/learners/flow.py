@@ -1,0 +1,186 @@
+"""Learn a perturbation set with a normalizing flow, by exact likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MaxMetric
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.errors import InputError
+from latentrobust.networks.flows.base import FlowNetwork
+from latentrobust.networks.flows.convolution import InvertibleConvolution
+from latentrobust.perturbation_sets.ball import Norm
+from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.perturbation_sets.quality import LatentNorms
+from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_flow
+from latentrobust.schedules import LearningRate, Schedule, now
+from latentrobust.transforms import random
+from latentrobust.transforms.augmentation import Augmentation, apply_in_order
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+AUGMENT, NOISE = 30, 31  # purposes of an example's key
+
+
+class FlowLearner(pl.LightningModule):
+    """Minimises the negative log-likelihood of clean images, in bits per dimension (Yüksel et al., section 2).
+
+    Each validation logs ``val/bits_per_dim`` (also as ``val/loss``) under the same noise every time, and
+    ``val/round_trip_error``, the largest ``|F⁻¹(F(x)) − x|`` of a pixel. Where the data has pairs, it also gathers the
+    norms of the offsets between their halves.
+
+    Args:
+        network: the flow.
+        optimizer: called with the parameters; its learning rate is the peak.
+        scheduler: the factor of the peak learning rate at a moment, set at every step.
+        norm: of the set: ``"l2"`` or ``"linf"``.
+        radius: of the set; null for the largest norm of a validation pair's offset, as for conditional VAEs.
+        augmentation: of the training images, by name, in order; or None.
+        recompute: compute activations again for the gradient instead of keeping them: a fraction of the memory.
+        initialize_on: training examples whose activations initialise the network.
+        channels_last: lay weights out as convolutions like them best.
+        seed: of noise and augmentation, drawn by (seed, epoch, example).
+
+    Raises:
+        InputError: for settings that do not fit.
+    """
+
+    def __init__(
+        self,
+        network: FlowNetwork,
+        optimizer: Optimizer,
+        scheduler: Schedule,
+        norm: Norm = "l2",
+        radius: float | None = 1.0,
+        augmentation: dict[str, Augmentation] | None = None,
+        recompute: bool = False,
+        initialize_on: int = 256,
+        channels_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if norm not in ("l2", "linf") or not (radius is None or (radius > 0 and math.isfinite(radius))):
+            raise InputError(f"learner.norm must be l2 or linf and learner.radius positive, got {norm} and {radius}")
+        if initialize_on < 1:
+            raise InputError(f"learner.initialize_on must be positive, got {initialize_on}")
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
+        network.recompute(recompute)
+        self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
+        self.norm, self.fixed_radius = norm, radius
+        self.augmentation = dict(augmentation or {})
+        self.initialize_on, self.seed = initialize_on, seed
+        self.radius = radius
+        self.latent_norms: dict[str, float] = {}
+        self.norms = LatentNorms()
+        self.round_trip = MaxMetric()
+        self.data_name = ""
+
+    def setup(self, stage: str) -> None:
+        """Check that data and network fit."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if tuple(data.image_shape) != self.network.image_shape:
+            raise InputError(
+                f"data {data.name} has images {list(data.image_shape)}, the flow is for"
+                f" {list(self.network.image_shape)}: set learner.network.image_shape, or data.canvas"
+            )
+        if self.network.classes and data.classes > self.network.classes:
+            raise InputError(
+                f"data {data.name} has {data.classes} classes, the flow is conditioned on {self.network.classes}: set"
+                f" learner.network.classes={data.classes}"
+            )
+        if self.fixed_radius is None and not data.has_pairs:
+            raise InputError(f"data {data.name} has no pairs to select a radius from: give learner.radius")
+        self.data_name, self.norms.kind_names = data.name, data.kinds
+        self._has_pairs = data.has_pairs
+
+    def on_fit_start(self) -> None:
+        """Initialise from the first training examples, which are the same in every process."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        pairs = data.first_pairs("train", self.initialize_on, self.device)
+        keys = random.example_keys(self.seed, pairs.example)
+        self.network.initialize(self.network.dequantize(pairs.clean, random.fold_in(keys, NOISE)), pairs.label)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser alone: the learning rate is set at every step."""
+        return self.learning_rate.of(self.make_optimizer(self.network.parameters()))
+
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        """Set the learning rate."""
+        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
+
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """Bits per dimension of a batch."""
+        keys = random.example_keys(self.seed, batch.example, batch.epoch)
+        images = apply_in_order(self.augmentation, batch.clean, random.fold_in(keys, AUGMENT))
+        loss = self.bits_per_dim(images, batch.label, keys).mean()
+        size = len(batch.example)
+        self.log("train/bits_per_dim", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("train/lr", lr, on_step=True, on_epoch=False)
+        return loss
+
+    def bits_per_dim(self, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        """``[B]``, with noise drawn by ``keys``."""
+        noisy = self.network.dequantize(images, random.fold_in(keys, NOISE))
+        return self.network.bits_per_dim(noisy, labels)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation; stop with a clear message where the flow has no inverse any more."""
+        self.norms.reset()
+        for layer in self.network.modules():
+            if isinstance(layer, InvertibleConvolution):
+                layer.inverse_matrix()
+
+    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Likelihood, round trip, and norms of observed perturbations."""
+        bits = self.bits_per_dim(batch.clean, batch.label, random.example_keys(self.seed, batch.example))
+        size = len(batch.example)
+        self.log_dict(
+            {"val/loss": bits.mean(), "val/bits_per_dim": bits.mean()}, on_epoch=True, batch_size=size, sync_dist=True
+        )
+        s = FlowSet(self.network, self.norm, radius=1.0).at(batch.clean, batch.label)
+        back = s.decode_unclamped(torch.zeros_like(s.z))  # type: ignore[attr-defined]
+        self.round_trip.update((back - batch.clean).abs().amax())
+        self.log("val/round_trip_error", self.round_trip, on_epoch=True, batch_size=size)
+        if self._has_pairs:
+            self.norms.update(s.ball.size(s.encode(batch.perturbed, batch.offset)), batch.kind)
+
+    def on_validation_epoch_end(self) -> None:
+        """Where the data has pairs: their norms, and the radius if it is to be selected."""
+        if not self._has_pairs:
+            return
+        self.latent_norms = self.norms.compute()
+        largest = self.latent_norms["max"]
+        if self.fixed_radius is None:
+            self.radius = largest if math.isfinite(largest) and largest > 0 else None
+        self.log_dict({f"val/latent_norm/{name}": value for name, value in self.latent_norms.items()})
+
+    def perturbation_set(self) -> FlowSet:
+        """The set with the present weights.
+
+        Raises:
+            FloatingPointError: if no radius could be selected.
+        """
+        if self.radius is None:
+            raise FloatingPointError("no radius could be selected: the norms of the validation pairs are not finite")
+        perturbations = FlowSet(self.network, self.norm, self.radius)
+        perturbations.latent_norms, perturbations.data = self.latent_norms, self.data_name
+        return perturbations
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the radius: the next checkpoint may be written before the next validation."""
+        stored = checkpoint.get(CHECKPOINT_KEY, {})
+        self.latent_norms = dict(stored.get("latent_norms", {}))
+        if self.fixed_radius is None:
+            self.radius = stored.get("radius")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the set's configuration, plain containers only."""
+        checkpoint[CHECKPOINT_KEY] = describe_flow(
+            self.network, self.norm, self.radius, self.latent_norms, self.data_name
+        )

@@ -1,0 +1,75 @@
+"""State dicts of the published flows (flow-lp's Glow, its notebook's FrEIA flow) under this package's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from latentrobust.errors import InputError
+
+# Published names of a step of Glow, and ours.
+_STEP = {
+    "norm.bias": "norm.bias",
+    "norm.logs": "norm.logs",
+    "conv.weight": "convolution.weight",
+    "coup.scale": "coupling.factor",
+    "coup.nn.logs": "coupling.network.last_logs",
+    "coup.nn.in_conv.weight": "coupling.network.first",
+    "coup.nn.in_norm.bias": "coupling.network.first_bias",
+    "coup.nn.in_norm.logs": "coupling.network.first_logs",
+    "coup.nn.mid_conv.weight": "coupling.network.middle",
+    "coup.nn.mid_norm.bias": "coupling.network.middle_bias",
+    "coup.nn.mid_norm.logs": "coupling.network.middle_logs",
+    "coup.nn.out_conv.weight": "coupling.network.last",
+    "coup.nn.out_conv.bias": "coupling.network.last_bias",
+}
+BOUNDS = 0.9
+
+
+def glow_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of flow-lp's Glow for `Glow` with ``lu=False, scale="learned"``.
+
+    Raises:
+        InputError: for other bounds, unknown names, or a normalisation that was never initialised.
+    """
+    ours = {"initialized": torch.tensor(True)}
+    for name, value in published.items():
+        if name == "bounds":
+            if abs(float(value) - BOUNDS) > 1e-6:
+                raise InputError(f"only Glows with bounds of {BOUNDS} can be imported, this one has {float(value):g}")
+            continue
+        if name.endswith("is_initialized"):
+            if not float(value):
+                raise InputError(f"{name} is 0: this Glow has never seen data")
+            continue
+        found = re.fullmatch(r"flows\.((?:next\.)*)steps\.(\d+)\.(.+)", name)
+        if found is None or found[3] not in _STEP:
+            raise InputError(f"{name} is not part of flow-lp's Glow with actnorm couplings")
+        level = found[1].replace("next.", "following.")
+        if found[3] in ("coup.nn.logs", "coup.nn.out_conv.weight", "coup.nn.out_conv.bias"):
+            halves = torch.cat([value[0::2], value[1::2]])  # theirs alternates scale and shift
+        else:
+            halves = value
+        ours[f"flow.{level}steps.flows.{found[2]}.{_STEP[found[3]]}"] = halves
+    return ours
+
+
+def fully_connected_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a FrEIA 0.2 flow of ``GLOWCouplingBlock`` and ``PermuteRandom`` for `FullyConnectedFlow`.
+
+    Raises:
+        InputError: for unknown names.
+    """
+    ours = {"initialized": torch.tensor(True)}
+    parts = {"subnet1": "of_first", "subnet2": "of_second", "0": "first", "2": "last"}
+    for name, value in published.items():
+        if found := re.fullmatch(r"module_list\.(\d+)\.(subnet[12])\.([02])\.(weight|bias)", name):
+            ours[f"flow.flows.{found[1]}.{parts[found[2]]}.{parts[found[3]]}.{found[4]}"] = value
+        elif found := re.fullmatch(r"module_list\.(\d+)\.perm(_inv)?", name):
+            ours[f"flow.flows.{found[1]}.{'back' if found[2] else 'order'}"] = value
+        else:
+            raise InputError(f"{name} is not part of the published fully connected flow")
+    return ours

@@ -1,0 +1,43 @@
+import pytest
+
+from latentrobust.schedules import Exponential, Moment, PiecewiseConstant, PiecewiseLinear, WarmUp, end
+
+
+def test_values_over_epochs():
+    schedule = PiecewiseLinear([0, 1e-3, 5e-4, 1e-4], [0, 10, 15, 20])
+    assert [schedule(Moment(e)) for e in (0, 5, 10, 12.5, 20, 30)] == pytest.approx([0, 5e-4, 1e-3, 7.5e-4, 1e-4, 1e-4])
+
+
+def test_stretched_to_a_shorter_run():
+    schedule = PiecewiseLinear([0, 1, 0], [0, 40, 100], stretch_to=10)
+    assert [schedule(Moment(e)) for e in (0, 4, 10)] == pytest.approx([0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs"), [([], []), ([1, 2], [0]), ([1, 2], [1, 2]), ([1, 2, 3], [0, 5, 5]), ([1, 2], [0, -1])]
+)
+def test_lists_that_do_not_fit_are_refused(values, epochs):
+    with pytest.raises(ValueError, match="schedule needs"):
+        PiecewiseLinear(values, epochs)
+
+
+def test_constant_between_the_epochs_of_a_change():
+    schedule = PiecewiseConstant([1, 0.2, 0.04], [0, 60, 120], total=200, stretch_to=20)
+    assert [schedule(Moment(e)) for e in (0, 5.99, 6, 11.9, 12, 30)] == [1, 1, 0.2, 0.2, 0.04, 0.04]
+    assert schedule(end(20)) == 0.04
+
+
+def test_exponential_decay_in_steps_or_epochs():
+    assert Exponential(0.1, steps=10_000)(Moment(3, step=5_000)) == pytest.approx(0.1**0.5)
+    assert Exponential(0.9, epochs=1)(Moment(2.5, step=7)) == pytest.approx(0.9**2.5)
+    for arguments in ({"rate": 0}, {"rate": 0.5}, {"rate": 0.5, "steps": 3, "epochs": 1}, {"rate": 0.5, "steps": 0}):
+        with pytest.raises(ValueError, match="a decay needs"):
+            Exponential(**{"steps": None, **arguments})
+
+
+def test_warm_up_counts_images():
+    schedule = WarmUp(500_000)
+    assert [schedule(Moment(0, 0, n)) for n in (0, 250_000, 500_000, 1e9)] == [0, 0.5, 1, 1]
+    assert WarmUp(0)(Moment(0)) == 1
+    with pytest.raises(ValueError, match="warm-up"):
+        WarmUp(-1)
