@@ -6,7 +6,7 @@ from latentrobust.data.loader import IndexLoader
 from latentrobust.data.sources import digits
 from latentrobust.errors import InputError
 from latentrobust.transforms.affine import RotationTranslationScale
-from latentrobust.transforms.noise import UniformNoise
+from latentrobust.transforms.noise import Unchanged, UniformNoise
 
 
 def module(**changed):
@@ -137,3 +137,46 @@ def test_processes_share_the_examples():
     shuffled = [[b.examples for b in IndexLoader("train", 25, 4, shuffle=True, rank=r, world=2)] for r in range(2)]
     assert len(shuffled[0]) == len(shuffled[1]) == 3
     assert len(set(torch.cat([torch.cat(part) for part in shuffled]).tolist())) == 24
+
+
+def test_parts_to_train_on_are_balanced_seeded_and_nested():
+    def part(size, **changed):
+        return module(train_size=size, batch_size=8, **changed).splits
+
+    found = {}
+    for size in (57, 200, 1300):
+        train = part(size)["train"]
+        assert len(train.images) == len(train.labels) == size
+        counts = train.labels.bincount(minlength=10)
+        assert size == 1300 or counts.max() - counts.min() <= 1
+        found[size] = {image.numpy().tobytes() for image in train.images}
+    assert found[57] < found[200] < found[1300]
+    assert len(module(train_fraction=0.1).splits["train"].images) == 150
+    chosen = part(57)["train"].images
+    assert torch.equal(part(57, seed=3)["train"].images, chosen)
+    assert not torch.equal(part(57, split_seed=3)["train"].images, chosen)
+    assert torch.equal(part(57)["validation"].images, module().splits["validation"].images)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_size": 1301}, "train_size=1301 exceeds the 1300"),
+        ({"train_fraction": 0.9}, "exceeds the 1300"),
+        ({"train_size": 0}, "must be positive"),
+        ({"train_fraction": 1.5}, r"in \(0, 1\]"),
+        ({"train_size": 10, "train_fraction": 0.5}, "not both"),
+        ({"train_size": 100}, "batch_size=128 exceeds the 100"),
+    ],
+)
+def test_parts_that_do_not_fit(changed, message):
+    with pytest.raises(InputError, match=message):
+        module(**changed)
+
+
+def test_data_without_pairs():
+    data = PairsDataModule(digits, Unchanged(), "digits", validation=200)
+    pairs = data.first_pairs("test", 3)
+    assert not data.has_pairs
+    assert torch.equal(pairs.clean, pairs.perturbed)
+    assert pairs.offset.shape == (3, 0)

@@ -34,7 +34,9 @@ class PairsDataModule(pl.LightningDataModule):
         validation: examples set aside from the training split.
         test_size: evaluate on the first so many test examples; null for all.
         draws_per_example: k for a fixed set of k perturbations an example (the paper's RTS-k); null for fresh ones.
-        split_seed: of the split and of the validation and test pairs.
+        train_size: train on so many of the training examples, as many of each class as possible; null for all.
+        train_fraction: the same as a share of the training split, what is set aside included.
+        split_seed: of the split, the part to train on, and the validation and test pairs.
         seed: of the order and the perturbations of the training pairs.
 
     Raises:
@@ -51,6 +53,8 @@ class PairsDataModule(pl.LightningDataModule):
         validation: int = 1000,
         test_size: int | None = None,
         draws_per_example: int | None = None,
+        train_size: int | None = None,
+        train_fraction: float | None = None,
         split_seed: int = 0,
         seed: int = 0,
     ) -> None:
@@ -60,9 +64,15 @@ class PairsDataModule(pl.LightningDataModule):
                 "data.batch_size, validation, test_size and draws_per_example must be positive, got"
                 f" {batch_size}, {validation}, {test_size}, {draws_per_example}"
             )
+        if train_size is not None and train_fraction is not None:
+            raise InputError("give data.train_size or data.train_fraction, not both")
+        if (train_size is not None and train_size < 1) or (train_fraction is not None and not 0 < train_fraction <= 1):
+            part = f"{train_size}, {train_fraction}"
+            raise InputError(f"data.train_size must be positive and data.train_fraction in (0, 1], got {part}")
         self.source, self.perturbation, self.name = source, perturbation, name
         self.canvas, self.batch_size, self.validation = canvas, batch_size, validation
         self.test_size, self.draws_per_example = test_size, draws_per_example
+        self.train_size, self.train_fraction = train_size, train_fraction
         self.split_seed, self.seed = split_seed, seed
         self.kinds = (perturbation.name,)
         self.has_pairs = not isinstance(perturbation, Unchanged)
@@ -80,20 +90,35 @@ class PairsDataModule(pl.LightningDataModule):
         count = len(images.images)
         if self.validation >= count:
             raise InputError(f"data.validation={self.validation} leaves nothing of {count} training examples")
-        if self.batch_size > count - self.validation:
-            raise InputError(
-                f"data.batch_size={self.batch_size} exceeds the {count - self.validation} training examples"
-            )
         if self.canvas is not None and self.canvas < max(images.images.shape[-2:]):
             raise InputError(f"data.canvas={self.canvas} is smaller than the images {list(images.images.shape[1:])}")
         order = permutation(self.split_seed, count)
         held_out, kept = order[: self.validation], order[self.validation :]
+        kept = kept[self._part(images.labels[kept], count)]
+        if self.batch_size > len(kept):
+            raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(kept)} training examples")
         part = slice(0, self.test_size)
         self.splits = {
             "train": Split(images.images[kept], images.labels[kept]),
             "validation": Split(images.images[held_out], images.labels[held_out]),
             "test": Split(test.images[part], test.labels[part]),
         }
+
+    def _part(self, labels: Tensor, count: int) -> Tensor:
+        """Which of the training examples, already in random order, to train on: the first of each class."""
+        wanted = self.train_size if self.train_fraction is None else round(self.train_fraction * count)
+        if wanted is None:
+            return torch.arange(len(labels))
+        if not 1 <= wanted <= len(labels):
+            raise InputError(
+                f"data.train_size={wanted} exceeds the {len(labels)} training examples that data.validation leaves"
+            )
+        # The place of each example within its class decides, so that classes fill up evenly.
+        by_class = torch.argsort(labels, stable=True)
+        sizes = labels.bincount()
+        place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        chosen = by_class[torch.argsort(place, stable=True)[:wanted]]
+        return chosen.sort().values
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,142 @@
+"""CIFAR-10 and CIFAR-100: the Python archives, read without running anything that they could contain."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy._core import multiarray
+
+from latentrobust.data.download import Remote, fetch
+from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
+from latentrobust.errors import InputError
+
+_URL = "https://www.cs.toronto.edu/~kriz/"
+_TEN = Remote(_URL, {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"})
+_HUNDRED = Remote(_URL, {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"})
+_TEN_FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+_HUNDRED_FILES = {"train": ["train"], "test": ["test"]}
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What protocol 2 writes bytes by; other codecs could do more than that."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return text.encode("latin1")
+
+
+# What an array in these pickles is made of, under the module names of NumPy 1 and 2: data, and no callables beyond
+# NumPy's own reconstruction of an array.
+_ADMITTED: dict[tuple[str, str], Any] = {
+    (module, name): value
+    for name, value in {
+        "_reconstruct": multiarray._reconstruct,
+        "scalar": multiarray.scalar,
+    }.items()
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+}
+_ADMITTED |= {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+
+def read_pickle(path: str | Path) -> dict[str, Any]:
+    """A pickled dictionary of NumPy arrays, numbers, strings and lists; keys as strings.
+
+    Raises:
+        InputError: if it is missing, damaged, or asks for anything else, of which nothing is then run.
+    """
+    path = Path(path)
+    try:
+        found = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except FileNotFoundError:
+        raise InputError(f"no data file at {path}") from None
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} was refused: {error}; only arrays, numbers and strings are read") from None
+    except Exception as error:  # a damaged pickle raises almost anything
+        line = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(f"{path} is truncated or damaged ({type(error).__name__}: {line})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a CIFAR file: it holds a {type(found).__name__}")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+
+
+def cifar10(root: str, download: bool = True) -> Images:
+    """CIFAR-10: 50,000 and 10,000 images, 3×32×32, from ``<root>/cifar10/``, downloaded there when missing.
+
+    Found there as ``cifar-10-batches-py/`` (as unpacked), or as ``cifar-10-python.tar.gz``.
+
+    Raises:
+        InputError: if files are missing and cannot be downloaded, fail their checksum, are damaged, or hold anything
+            but arrays.
+    """
+    return _read(Path(root) / "cifar10", "cifar-10-batches-py", _TEN_FILES, "labels", _TEN, download)
+
+
+def cifar100(root: str, download: bool = True) -> Images:
+    """CIFAR-100 with its 100 fine labels, as `cifar10`, in ``<root>/cifar100/``."""
+    return _read(Path(root) / "cifar100", "cifar-100-python", _HUNDRED_FILES, "fine_labels", _HUNDRED, download)
+
+
+def _read(
+    folder: Path, unpacked: str, files: dict[str, list[str]], labels: str, remote: Remote, download: bool
+) -> Images:
+    place = folder / unpacked
+    if not place.is_dir():
+        members = [f"{unpacked}/{name}" for names in files.values() for name in names]
+        unpack(fetch_or_find(remote, folder, download), folder, members)
+    splits = []
+    for names in files.values():
+        parts = [_file(place / name, labels) for name in names]
+        images, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
+        splits.append(Split(to_uint8(images, str(place)), to_labels(numbers, len(images), str(place))))
+    return Images(*splits)
+
+
+def fetch_or_find(remote: Remote, folder: Path, download: bool) -> Path:
+    """The one archive of a data set: as it lies in the folder, whatever its checksum, or the verified download."""
+    (name,) = remote.md5
+    return folder / name if (folder / name).is_file() else fetch(remote, name, folder, download)
+
+
+def unpack(archive: Path, folder: Path, members: list[str]) -> None:
+    """Take the named members out of a ``.tar.gz``, nothing else, into ``folder``; a file appears there whole.
+
+    Raises:
+        InputError: if the archive is damaged or lacks one.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in members:
+                content = tar.extractfile(member)
+                if content is None:
+                    raise KeyError(member)
+                target = folder / member
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.part")
+                partial.write_bytes(content.read())
+                partial.replace(target)
+    except KeyError:
+        raise InputError(f"{archive} lacks {member}: is it another archive?") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{archive} is truncated or damaged ({error}): delete it to download it again") from None
+
+
+def _file(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
+    content = read_pickle(path)
+    data, label = content.get("data"), content.get(labels)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise InputError(f"{path}: expected uint8 data [N, 3072], got {getattr(data, 'dtype', type(data).__name__)}")
+    if not isinstance(label, list | np.ndarray):
+        raise InputError(f"{path} has no {labels}")
+    return data.reshape(-1, 3, 32, 32), np.asarray(label)
