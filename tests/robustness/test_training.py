@@ -183,3 +183,42 @@ def test_trades_attack_makes_predictions_differ():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", None])
+def test_randomized_la_is_scaled_noise_projected_as_asked(norm):
+    at = setting(perturbations=ball("linf", 0.2))
+    images = training.RandomizedLA(radius=0.02, norm=norm)(at).images
+    u = (images - at.examples.x).flatten(1)
+    if norm == "linf":
+        assert u.abs().max() <= 0.02 + 1e-8
+        assert (u.abs() >= 0.02 - 1e-8).double().mean() == pytest.approx(0.317, abs=0.1)  # beyond one deviation
+    elif norm == "l2":
+        assert u.norm(dim=1).max() <= 0.02 + 1e-8
+    else:
+        assert u.std() == pytest.approx(0.02, rel=0.15)
+        assert u.abs().max() > 0.03
+    with pytest.raises(InputError, match="norm must be"):
+        training.RandomizedLA(norm="l1")
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_adversaries_can_take_another_ball_than_the_sets_own(norm):
+    at = setting(perturbations=ball("linf", 0.2))
+    images = training.Adversarial(radius=0.05, steps=40, norm=norm)(at).images
+    u = (images - at.examples.x).flatten(1)
+    sizes = u.norm(dim=1) if norm == "l2" else u.abs().amax(1)
+    torch.testing.assert_close(sizes, torch.full_like(sizes, 0.05))  # the worst case of a linear model is on the border
+
+
+def test_adversaries_can_attack_the_prediction_instead_of_the_label():
+    model = Linear()
+    at = setting(model)
+    predicted = model(at.examples.x).argmax(1)
+    wrong = at._replace(examples=at.examples._replace(y=1 - predicted))
+    given = training.Adversarial(radius=0.05, steps=5)(wrong).images
+    own = training.Adversarial(radius=0.05, steps=5, labels="predicted")(wrong).images
+    assert cross_entropy(model(own), predicted).mean() > cross_entropy(model(at.examples.x), predicted).mean()
+    assert cross_entropy(model(given), predicted).mean() < cross_entropy(model(at.examples.x), predicted).mean()
+    with pytest.raises(InputError, match="labels must be"):
+        training.Adversarial(labels="none")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from latentrobust.data.pairs import Pairs
@@ -19,15 +20,17 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification, answer
-from latentrobust.robustness.objectives import TrainingObjective
+from latentrobust.robustness.objectives import Standard, TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
 from latentrobust.schedules import LearningRate, Schedule, now
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
 from latentrobust.transforms import random
+from latentrobust.transforms.augmentation import ImageAugmentation, apply_in_order
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+BEFORE, AFTER, MIXUP = 40, 41, 42  # purposes of an example's key, beside those of perturbations
 ACCURACIES = ("clean", "perturbed", "robust")
 
 
@@ -47,6 +50,7 @@ class ClassificationTask(pl.LightningModule):
         validation_attack: null for none.
         attack_every_n_epochs: epochs between two validation attacks.
         attack_examples: validation examples that are attacked, the first ones.
+        augmentation: of the training images, before and after the perturbation; null for none.
         select_on: ``"clean"``, ``"perturbed"`` or ``"robust"``: the accuracy by which the best checkpoint is chosen.
         channels_last: lay the model's weights out as convolutions like them best.
         seed: of perturbations, drawn by (seed, epoch, example).
@@ -66,6 +70,7 @@ class ClassificationTask(pl.LightningModule):
         validation_attack: Attack | None = None,
         attack_every_n_epochs: int = 1,
         attack_examples: int = 256,
+        augmentation: ImageAugmentation | None = None,
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
         channels_last: bool = False,
         seed: int = 0,
@@ -80,6 +85,9 @@ class ClassificationTask(pl.LightningModule):
             )
         if attack_every_n_epochs < 1 or attack_examples < 1:
             raise InputError("task.attack_every_n_epochs and task.attack_examples must be positive")
+        self.augmentation = augmentation or ImageAugmentation()
+        if self.augmentation.mixup is not None and type(objective) is not Standard:
+            raise InputError("mixup changes images and labels together, which only objective=standard is made for")
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.training_perturbation, self.objective = training_perturbation, objective
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
@@ -138,10 +146,14 @@ class ClassificationTask(pl.LightningModule):
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Perturb, then one step of the objective."""
         keys = random.example_keys(self.seed, batch.example, batch.epoch)
-        examples = Examples(batch.clean, batch.label, keys, batch.epoch, batch.perturbed, batch.offset)
+        examples = self._examples(batch, keys)
         setting = Setting(self.model, self.perturbations, examples, self.objective.attack_loss)
         images, targets = self.training_perturbation(setting)
-        step = self.objective(self.model, batch.clean, images, targets)
+        images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, AFTER))
+        if self.augmentation.mixup is not None:
+            targets = F.one_hot(targets, self.classes).to(images.dtype)
+            images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, MIXUP))
+        step = self.objective(self.model, examples.x, images, targets)
         loss = step.loss.mean()
         right = (step.logits.detach().argmax(1) == batch.label).float().mean()
         self.log_dict(
@@ -151,6 +163,15 @@ class ClassificationTask(pl.LightningModule):
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log("train/lr", lr, on_step=True, on_epoch=False)
         return loss
+
+    def _examples(self, batch: Pairs, keys: Tensor) -> Examples:
+        before = self.augmentation.before
+        if not before:
+            return Examples(batch.clean, batch.label, keys, batch.epoch, batch.perturbed, batch.offset)
+        own = random.fold_in(keys, BEFORE)
+        clean, perturbed = (apply_in_order(before, part, own) for part in (batch.clean, batch.perturbed))
+        # The true offset is of the images as they were.
+        return Examples(clean, batch.label, keys, batch.epoch, perturbed, None)
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""

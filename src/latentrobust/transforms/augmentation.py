@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -128,6 +128,21 @@ def _beta(alpha: float, keys: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _beta_quantiles(alpha: float, points: int = 4097) -> Tensor:
     return torch.from_numpy(stats.beta(alpha, alpha).ppf(torch.linspace(0, 1, points).double().numpy()))
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """What happens to training images around their perturbation.
+
+    Args:
+        before: by name, in order, before the perturbation; the two halves of a pair change alike.
+        after: by name, in order, after it.
+        mixup: last, or None.
+    """
+
+    before: Mapping[str, Augmentation] = field(default_factory=dict)
+    after: Mapping[str, Augmentation] = field(default_factory=dict)
+    mixup: Mixup | None = None
 
 
 def apply_in_order(augmentations: Mapping[str, Augmentation], images: Tensor, keys: Tensor) -> Tensor:

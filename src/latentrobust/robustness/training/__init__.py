@@ -1,0 +1,33 @@
+"""Perturbations for training: each turns a batch into the images that the next step is taken on.
+
+A perturbation says where images come from; what is minimised on them is an objective. Attacks run the model in
+evaluation mode with frozen weights, so they neither move its running statistics nor accumulate gradients.
+"""
+
+from latentrobust.robustness.training.adversarial import Adversarial, CatastrophicOverfittingError, FastAdversarial
+from latentrobust.robustness.training.base import (
+    Examples,
+    PairedData,
+    Perturbed,
+    Schedule,
+    Setting,
+    TrainingPerturbation,
+    Unperturbed,
+)
+from latentrobust.robustness.training.draws import Gaussian, RandomizedLA, Sample
+
+__all__ = [
+    "Adversarial",
+    "CatastrophicOverfittingError",
+    "Examples",
+    "FastAdversarial",
+    "Gaussian",
+    "PairedData",
+    "Perturbed",
+    "RandomizedLA",
+    "Sample",
+    "Schedule",
+    "Setting",
+    "TrainingPerturbation",
+    "Unperturbed",
+]

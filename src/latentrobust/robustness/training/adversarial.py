@@ -1,0 +1,166 @@
+"""Training perturbations that climb the loss in the latent space of a set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import FixedStep, climb, frozen, projected_ascent
+from latentrobust.perturbation_sets.ball import LatentBall, Norm
+from latentrobust.perturbation_sets.base import SetAt
+from latentrobust.robustness.attacks.gradient import STARTS, Start
+from latentrobust.robustness.training.base import START, Examples, Setting, TrainingPerturbation, checked_norm
+from latentrobust.transforms import random
+
+
+class Adversarial(TrainingPerturbation):
+    """PGD in the latent space of the set: the inner maximisation of algorithm 1 (Wong & Kolter, appendix D).
+
+    Args:
+        radius: a number, a percentile, or null for the set's own.
+        steps: gradient steps.
+        relative_step: step length as a share of the radius; the paper's ε/5 is 0.2.
+        start: ``"random"`` (uniform in the ball), ``"zero"`` or ``"encoded"`` (the observed perturbation).
+        keep_best: train on the worst iterate instead of the last, for one more pass of the model a step.
+        norm: of the ball, ``"l2"`` or ``"linf"``; null for the set's own.
+        labels: what is attacked: the ``"given"`` labels, or those ``"predicted"`` for the unperturbed images.
+        ratio: share perturbed.
+    """
+
+    def __init__(
+        self,
+        radius: float | str | None = None,
+        steps: int = 7,
+        relative_step: float = 0.2,
+        start: Start = "random",
+        keep_best: bool = False,
+        norm: Norm | None = None,
+        labels: Literal["given", "predicted"] = "given",
+        ratio: float = 1.0,
+    ) -> None:
+        super().__init__(ratio)
+        if labels not in ("given", "predicted"):
+            raise InputError(f"training_perturbation.labels must be given or predicted, got {labels!r}")
+        if steps < 1 or not (relative_step > 0 and math.isfinite(relative_step)) or start not in STARTS:
+            raise InputError(
+                f"an adversary needs steps ≥ 1, relative_step > 0, start in {', '.join(STARTS)};"
+                f" got {steps}, {relative_step}, {start!r}"
+            )
+        self.radius, self.steps, self.relative_step = radius, steps, relative_step
+        self.start, self.keep_best = start, keep_best
+        self.norm, self.labels = checked_norm(norm), labels
+
+    def perturb(self, at: Setting) -> Tensor:
+        """The images that the search ends at."""
+        s, ball = at.condition(), at.ball(self.radius, self.norm)
+        model, examples = at.model, at.examples
+        with frozen(model):
+            loss = at.loss_for(model, examples.x, self._targets(model, examples))
+            start = self._begin(s, examples, ball)
+            objective = _Climbed(lambda u: loss(model(s.decode(u))))
+            if self.keep_best:
+                u = projected_ascent(objective, start, ball, steps=self.steps, relative_step=self.relative_step).offsets
+            else:
+                u = climb(objective, start, FixedStep(ball, self.relative_step), self.steps, evaluate_last=False)
+        with torch.no_grad():
+            return s.decode(u)
+
+    def _targets(self, model: nn.Module, examples: Examples) -> Tensor:
+        if self.labels == "given":
+            return examples.y
+        with torch.no_grad():
+            return model(examples.x).argmax(1)
+
+    def _begin(self, s: SetAt, examples: Examples, ball: LatentBall) -> Tensor:
+        if self.start == "zero":
+            return torch.zeros(len(examples.x), *ball.shape, device=examples.x.device, dtype=examples.x.dtype)
+        if self.start == "random":
+            return ball.uniform(random.fold_in(examples.keys, START), examples.x.dtype)
+        if examples.x_tilde is None:
+            raise InputError("start=encoded needs pairs, and the data has none")
+        with torch.no_grad():
+            return ball.project(s.encode(examples.x_tilde, examples.offset))
+
+
+class CatastrophicOverfittingError(RuntimeError):
+    """One-step adversarial training has stopped to give robustness. The message says what to do."""
+
+
+class FastAdversarial(Adversarial):
+    """One long step from a random start (Wong, Rice & Kolter 2020), with a detector of catastrophic overfitting.
+
+    Every ``check_every`` batches the model's accuracy under the one-step attack is compared with that under a search of
+    ``check_steps`` steps on a part of the batch.
+
+    Args:
+        radius: as for `Adversarial`.
+        relative_step: of the one step; above 1 it can cross the ball.
+        check_every: batches between two checks.
+        check_steps: of the stronger search.
+        check_size: examples that are checked.
+        tolerance: largest accepted difference of the two accuracies.
+        ratio: share perturbed.
+
+    Raises:
+        CatastrophicOverfittingError: while training, where the difference is larger.
+    """
+
+    def __init__(
+        self,
+        radius: float | str | None = None,
+        relative_step: float = 1.25,
+        check_every: int = 100,
+        check_steps: int = 10,
+        check_size: int = 64,
+        tolerance: float = 0.4,
+        ratio: float = 1.0,
+    ) -> None:
+        super().__init__(radius, 1, relative_step, "random", ratio=ratio)
+        if check_every < 1 or check_steps < 1 or check_size < 1 or not 0 < tolerance < 1:
+            raise InputError(
+                "fast_adversarial needs check_every, check_steps, check_size ≥ 1 and tolerance in (0, 1); got"
+                f" {check_every}, {check_steps}, {check_size}, {tolerance}"
+            )
+        self.check_every, self.check_size, self.tolerance = check_every, check_size, tolerance
+        self.strong = Adversarial(radius, check_steps, relative_step=2.5 / check_steps, keep_best=True)
+        self._batches = 0
+
+    def perturb(self, at: Setting) -> Tensor:
+        """The images after one step; now and then, the check."""
+        images = super().perturb(at)
+        self._batches += 1
+        if self._batches % self.check_every == 0:
+            part = torch.arange(min(self.check_size, len(images)), device=images.device)
+            few = at.select(part)
+            self._check(at.model, images[part], self.strong.perturb(few), few.examples)
+        return images
+
+    def _check(self, model: nn.Module, one_step: Tensor, searched: Tensor, examples: Examples) -> None:
+        with frozen(model), torch.no_grad():
+            weak, strong = (
+                float((model(images).argmax(1) == examples.y).float().mean()) for images in (one_step, searched)
+            )
+        if weak - strong > self.tolerance:
+            raise CatastrophicOverfittingError(
+                f"catastrophic overfitting in epoch {examples.epoch}: accuracy {weak:.2f} under the one-step attack but"
+                f" {strong:.2f} under {self.strong.steps} steps; use the best checkpoint so far, or lower"
+                " training_perturbation.relative_step or radius, or training_perturbation=adversarial"
+            )
+
+
+class _Climbed:
+    """A function as an objective of `climb`; nothing is remembered."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.function(u)
+
+    def narrow(self) -> Tensor | None:
+        return None

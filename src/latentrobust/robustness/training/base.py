@@ -1,0 +1,178 @@
+"""What a training perturbation works on and returns, and the ones that need no set."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ball import LatentBall, Norm
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.robustness.objectives import AttackLoss
+from latentrobust.robustness.radii import resolve_radius
+from latentrobust.transforms import random
+
+# Purposes of an example's key.
+CHOICE, START, NOISE = 0, 1, 2
+
+LossFor = Callable[[nn.Module, Tensor, Tensor], AttackLoss]
+"""``objective.attack_loss``."""
+
+
+class Examples(NamedTuple):
+    """A training batch: images ``x [B, *image]``, labels, keys ``[B]``, and the observed pair where there is one."""
+
+    x: Tensor
+    y: Tensor
+    keys: Tensor
+    epoch: int = 0
+    x_tilde: Tensor | None = None
+    offset: Tensor | None = None
+
+    def select(self, chosen: Tensor) -> Examples:
+        """Some of the examples."""
+        pair = [None if part is None else part[chosen] for part in (self.x_tilde, self.offset)]
+        return Examples(self.x[chosen], self.y[chosen], self.keys[chosen], self.epoch, *pair)
+
+
+class Setting(NamedTuple):
+    """What a perturbation works on: model, set (where there is one), batch, and the objective's attack loss."""
+
+    model: nn.Module
+    perturbations: PerturbationSet | None
+    examples: Examples
+    loss_for: LossFor
+
+    @property
+    def set(self) -> PerturbationSet:
+        """The set, which has to be there."""
+        if self.perturbations is None:
+            raise InputError("this training_perturbation needs a set: give perturbation_set")
+        return self.perturbations
+
+    def select(self, chosen: Tensor) -> Setting:
+        """The same for some of the examples."""
+        return self._replace(examples=self.examples.select(chosen))
+
+    def condition(self) -> SetAt:
+        """The set at the batch."""
+        with torch.no_grad():
+            return self.set.at(self.examples.x, self.examples.y)
+
+    def ball(self, radius: float | str | None, norm: Norm | None = None) -> LatentBall:
+        """The set's ball, with the radius of that name, and with another norm where one is given."""
+        ball = self.set.ball
+        size = resolve_radius(radius, self.set)[1]
+        return dataclasses.replace(ball, radius=size, norm=norm or ball.norm)
+
+
+def checked_norm(norm: Norm | None) -> Norm | None:
+    """A norm, or null.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if norm not in (None, "l2", "linf"):
+        raise InputError(f"training_perturbation.norm must be l2, linf or null, got {norm!r}")
+    return norm
+
+
+class Perturbed(NamedTuple):
+    """Images ``[B, *image]`` to train on, and their targets: labels, or probabilities ``[B, K]``."""
+
+    images: Tensor
+    targets: Tensor
+
+
+class TrainingPerturbation(ABC):
+    """Perturbs a share of each batch.
+
+    Args:
+        ratio: the probability with which each example is perturbed, drawn by its key.
+    """
+
+    def __init__(self, ratio: float = 1.0) -> None:
+        if not 0 <= ratio <= 1:
+            raise InputError(f"training_perturbation.ratio must be in [0, 1], got {ratio}")
+        self.ratio = ratio
+
+    @abstractmethod
+    def perturb(self, at: Setting) -> Tensor:
+        """Images ``[B, *image]``, all of them perturbed."""
+
+    def __call__(self, at: Setting) -> Perturbed:
+        """Perturb a batch; the model comes back as it was, in training mode."""
+        examples = at.examples
+        if self.ratio == 1:
+            return Perturbed(self.perturb(at), examples.y)
+        images = examples.x.clone()
+        chosen = (random.uniform(random.fold_in(examples.keys, CHOICE)) < self.ratio).nonzero()[:, 0]
+        if len(chosen):
+            images[chosen] = self.perturb(at.select(chosen))
+        return Perturbed(images, examples.y)
+
+
+class Unperturbed(TrainingPerturbation):
+    """The examples themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()  # no ratio: there is nothing to leave out
+
+    def perturb(self, at: Setting) -> Tensor:
+        """The images as they are."""
+        return at.examples.x
+
+
+class PairedData(TrainingPerturbation):
+    """The data's own perturbed images: plain data augmentation, no set needed."""
+
+    def perturb(self, at: Setting) -> Tensor:
+        """The other half of each pair."""
+        if at.examples.x_tilde is None:
+            raise InputError("training_perturbation=paired_data needs pairs, and the data has none")
+        return at.examples.x_tilde
+
+
+class Schedule(TrainingPerturbation):
+    """Several perturbations one after the other, each for its number of epochs; the last one to the end.
+
+    Args:
+        stages: name to perturbation, in order.
+        epochs: name to number of epochs.
+    """
+
+    def __init__(self, stages: Mapping[str, TrainingPerturbation], epochs: Mapping[str, int]) -> None:
+        super().__init__()
+        if not stages or set(stages) != set(epochs) or any(count < 1 for count in epochs.values()):
+            raise InputError(
+                "a schedule needs a positive number of epochs for each of its stages, got stages"
+                f" {list(stages)} and epochs {dict(epochs)}"
+            )
+        self.stages, self.epochs = dict(stages), dict(epochs)
+
+    @property
+    def last_begins(self) -> int:
+        """The epoch in which the last stage begins."""
+        return sum(self.epochs[name] for name in list(self.stages)[:-1])
+
+    def stage(self, epoch: int) -> TrainingPerturbation:
+        """The perturbation of an epoch."""
+        end = 0
+        for name, stage in self.stages.items():
+            end += self.epochs[name]
+            if epoch < end:
+                return stage
+        return stage
+
+    def __call__(self, at: Setting) -> Perturbed:
+        """The stage's own perturbation, with its own ratio."""
+        return self.stage(at.examples.epoch)(at)
+
+    def perturb(self, at: Setting) -> Tensor:
+        """All images perturbed by the stage's."""
+        return self.stage(at.examples.epoch).perturb(at)

@@ -1,0 +1,105 @@
+"""Training perturbations drawn at random from a set: its prior, normal noise, Randomized-LA."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.robustness.radii import certified_radii
+from latentrobust.robustness.statistics import Fixed, GroupSequential, noise_level
+from latentrobust.robustness.training.base import NOISE, Setting, TrainingPerturbation, checked_norm
+from latentrobust.transforms import random
+
+
+class Sample(TrainingPerturbation):
+    """Draws from the set's prior cut to a radius: CVAE augmentation (Wong & Kolter, appendix D).
+
+    Args:
+        radius: a number, ``"p25"``, ``"p50"``, ``"p75"``, or null for the set's own.
+        ratio: share perturbed.
+    """
+
+    def __init__(self, radius: float | str | None = None, ratio: float = 1.0) -> None:
+        super().__init__(ratio)
+        self.radius = radius
+
+    def perturb(self, at: Setting) -> Tensor:
+        """One draw an example."""
+        s, ball = at.condition(), at.ball(self.radius)
+        with torch.no_grad():
+            return s.decode(s.draw(random.fold_in(at.examples.keys, NOISE), ball).to(s.x.dtype))
+
+
+class Gaussian(TrainingPerturbation):
+    """Normal noise in ``u``, as a smoothed model will see (Wong & Kolter, appendix D).
+
+    Args:
+        sigma: standard deviation in the unit of ``u``; null to take the level that certifies ``target`` at best.
+        target: the ℓ2 radius to certify, a number or a name; used where ``sigma`` is null. Null for the largest of
+            those that `CertifySettings` takes by default.
+        n: draws of the later certification.
+        alpha: its error probability.
+        adaptive: whether it will be adaptive.
+        ratio: share perturbed.
+    """
+
+    def __init__(
+        self,
+        sigma: float | None = None,
+        target: float | str | None = None,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        adaptive: bool = True,
+        ratio: float = 1.0,
+    ) -> None:
+        super().__init__(ratio)
+        if sigma is not None and not (sigma > 0 and math.isfinite(sigma)):
+            raise InputError(f"sigma must be positive and finite, got {sigma}")
+        self.sigma, self.target = sigma, target
+        self.procedure = GroupSequential(n, alpha) if adaptive else Fixed(n, alpha)
+
+    def level(self, perturbations: PerturbationSet) -> float:
+        """The standard deviation of the noise."""
+        if self.sigma is not None:
+            return self.sigma
+        targets = certified_radii(None if self.target is None else [self.target], perturbations)
+        return noise_level(max(targets), procedure=self.procedure)
+
+    def perturb(self, at: Setting) -> Tensor:
+        """One noisy image an example."""
+        s = at.condition()
+        u = self.level(at.set) * random.normal(random.fold_in(at.examples.keys, NOISE), s.ball.shape)
+        with torch.no_grad():
+            return s.decode(u.to(s.x.dtype))
+
+
+class RandomizedLA(TrainingPerturbation):
+    """``radius · N(0, I)`` around each image's latent, then projected: Randomized-LA (Yüksel et al., section 2).
+
+    Args:
+        radius: a number, a percentile, or null for the set's own.
+        norm: of the ball that is projected to: ``"l2"``, ``"linf"``, or null for no projection.
+        ratio: share perturbed.
+    """
+
+    def __init__(
+        self,
+        radius: float | str | None = None,
+        norm: Literal["l2", "linf"] | None = "linf",
+        ratio: float = 1.0,
+    ) -> None:
+        super().__init__(ratio)
+        self.radius, self.norm = radius, checked_norm(norm)
+
+    def perturb(self, at: Setting) -> Tensor:
+        """One draw an example."""
+        s = at.condition()
+        ball = at.ball(self.radius, self.norm)
+        u = ball.radius * random.normal(random.fold_in(at.examples.keys, NOISE), ball.shape)
+        with torch.no_grad():
+            return s.decode((u if self.norm is None else ball.project(u)).to(s.x.dtype))
