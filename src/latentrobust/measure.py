@@ -15,14 +15,16 @@ from torch import nn
 
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.reporting.density import density_section
 from latentrobust.reporting.html import Section, write_report
 from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.models import models_section
 from latentrobust.reporting.quality import set_section
-from latentrobust.reporting.terminal import print_models, print_quality
+from latentrobust.reporting.terminal import print_quality, print_rows
 from latentrobust.robustness.assess import Assessor
 from latentrobust.run_folder import write_csv, write_metrics
 from latentrobust.session import Session, run_trainer
+from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest
 from latentrobust.tasks.robustness import ModelTest
 
@@ -41,8 +43,9 @@ def check_evaluation(cfg: DictConfig, perturbations: PerturbationSet | None, mod
         InputError: for values that cannot be used, also together.
     """
     evaluation = cfg.evaluation
-    wanted = [part for part in ("quality", "accuracy", "robust", "certify") if evaluation.get(part) is not None]
-    if models and wanted in ([], ["quality"]):
+    parts_of = ("quality", "density", "accuracy", "robust", "certify")
+    wanted = [part for part in parts_of if evaluation.get(part) is not None]
+    if models and not set(wanted) - {"quality", "density"}:
         raise InputError("this evaluation measures sets, not models: choose evaluation=model or all")
     if unknown := sorted(set(evaluation.get("certified_models") or ()) - set(models)):
         raise InputError(f"evaluation.certified_models names {', '.join(unknown)}; there are {', '.join(models)}")
@@ -52,6 +55,8 @@ def check_evaluation(cfg: DictConfig, perturbations: PerturbationSet | None, mod
     }
     if perturbations is not None:
         Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
+    if perturbations is not None and evaluation.get("density") is not None:
+        instantiate(evaluation.density, perturbations=perturbations)
     if evaluation.get("quality") is not None:
         instantiate(evaluation.quality.settings)
         instantiate(evaluation.quality.exact, _convert_="all")
@@ -64,6 +69,7 @@ def measure(
     perturbations: PerturbationSet | None,
     models: Mapping[str, nn.Module],
     extra: Mapping[str, float],
+    history: History | None = None,
 ) -> tuple[dict[str, float], list[pl.LightningModule]]:
     """Test the set and the models as ``cfg.evaluation`` says.
 
@@ -76,6 +82,7 @@ def measure(
         perturbations: the set, or None.
         models: by name; one without a name is not prefixed.
         extra: further metrics, such as times.
+        history: of a flow's training, for the report.
 
     Returns:
         All metrics, and the modules that hold the details.
@@ -88,6 +95,12 @@ def measure(
         quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
         run_trainer(trainer, lambda: trainer.test(quality, datamodule=data, verbose=False))
         metrics |= quality.metrics
+    density: DensityTest | None = None
+    if perturbations is not None and cfg.evaluation.get("density") is not None:
+        arguments = {"perturbations": perturbations, "history": history}
+        density = instantiate(cfg.evaluation.density, **arguments, _convert_="all")
+        run_trainer(trainer, lambda: trainer.test(density, datamodule=data, verbose=False))
+        metrics |= density.metrics
     tests = {}
     for name, model in models.items():
         test = tests[name] = _model_test(cfg, folder, name, model, perturbations)
@@ -98,17 +111,21 @@ def measure(
         sections = []
         if quality is not None:
             sections.append(set_section(quality, data, metrics))
+        if density is not None:
+            sections.append(density_section(density, data, metrics))
         if tests:
             sections.append(models_section(tests, data, metrics))
-        figures = _write(folder, shared, sections, metrics, _per_example(quality, tests, data.kinds))
+        figures = _write(folder, shared, sections, metrics, _per_example(quality, density, tests, data.kinds))
         norms = quality.per_example["latent_norm"] if quality is not None else None
         log_results(trainer.loggers, metrics, figures, norms, trainer.global_step)
         if quality is not None:
             print_quality(metrics)
+        if density is not None:
+            print_rows(next(section for section in sections if section.title == "The flow"))
         if tests:
-            print_models(sections[-1])
+            print_rows(sections[-1])
         print(f"report: {folder / 'report.html'}")
-    return metrics, [*([quality] if quality is not None else []), *tests.values()]
+    return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
 
 
 def _model_test(
@@ -154,10 +171,10 @@ def _write(
 
 
 def _per_example(
-    quality: QualityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
+    quality: QualityTest | None, density: DensityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
 ) -> dict[str, list[Any]]:
     """One table over everything: a row an example and kind, blank where something was not measured."""
-    tables = [("", quality.per_example)] if quality is not None else []
+    tables = [("", part.per_example) for part in (quality, density) if part is not None]
     for name, test in tests.items():
         prefix = f"{name}/" if name else ""
         parts = {"accuracy": "", "robust": "robust/", "certified": "certified/"}

@@ -79,6 +79,7 @@ def train(cfg: DictConfig) -> Run:
         if cfg.test:
             check_evaluation(cfg, perturbations, names)
         metrics: dict[str, float] = {}
+        history = None
         modules: list[pl.LightningModule] = []
         if learns:
             started = time.perf_counter()
@@ -89,13 +90,14 @@ def train(cfg: DictConfig) -> Run:
                 "steps": float(trainer.global_step),
             }
             modules.append(learner)
+            history = getattr(learner, "history", None)
         models = {}
         for name, variant in variants(cfg) if trains else ():
             models[name], task, times = train_model(variant, shared, folder, name, perturbations)
             metrics |= times
             modules.append(task)
         if cfg.test:
-            metrics, tests = measure(cfg, shared, folder, perturbations, models, metrics)
+            metrics, tests = measure(cfg, shared, folder, perturbations, models, metrics, history)
             modules += tests
         elif writes():
             radius = {"radius": perturbations.ball.radius} if perturbations is not None else {}

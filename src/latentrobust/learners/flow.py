@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import MaxMetric
+from torchmetrics import MaxMetric, MeanMetric
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
@@ -77,8 +77,9 @@ class FlowLearner(pl.LightningModule):
         self.radius = radius
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()
-        self.round_trip = MaxMetric()
+        self.train_bits, self.val_bits, self.round_trip = MeanMetric(), MeanMetric(), MaxMetric()
         self.data_name = ""
+        self.history: dict[str, list[float]] = {"epoch": [], "train": [], "val": []}
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
@@ -119,7 +120,8 @@ class FlowLearner(pl.LightningModule):
         images = apply_in_order(self.augmentation, batch.clean, random.fold_in(keys, AUGMENT))
         loss = self.bits_per_dim(images, batch.label, keys).mean()
         size = len(batch.example)
-        self.log("train/bits_per_dim", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        self.train_bits.update(loss.detach(), size)
+        self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log("train/lr", lr, on_step=True, on_epoch=False)
         return loss
@@ -140,9 +142,9 @@ class FlowLearner(pl.LightningModule):
         """Likelihood, round trip, and norms of observed perturbations."""
         bits = self.bits_per_dim(batch.clean, batch.label, random.example_keys(self.seed, batch.example))
         size = len(batch.example)
-        self.log_dict(
-            {"val/loss": bits.mean(), "val/bits_per_dim": bits.mean()}, on_epoch=True, batch_size=size, sync_dist=True
-        )
+        self.val_bits.update(bits)
+        self.log("val/bits_per_dim", self.val_bits, on_epoch=True, batch_size=size)
+        self.log("val/loss", bits.mean(), on_epoch=True, batch_size=size, sync_dist=True)
         s = FlowSet(self.network, self.norm, radius=1.0).at(batch.clean, batch.label)
         back = s.decode_unclamped(torch.zeros_like(s.z))  # type: ignore[attr-defined]
         self.round_trip.update((back - batch.clean).abs().amax())
@@ -152,6 +154,9 @@ class FlowLearner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Where the data has pairs: their norms, and the radius if it is to be selected."""
+        if not self.trainer.sanity_checking:
+            self.history["epoch"].append(self.trainer.current_epoch + 1)
+            self.history["val"].append(float(self.val_bits.compute()))
         if not self._has_pairs:
             return
         self.latent_norms = self.norms.compute()
@@ -159,6 +164,11 @@ class FlowLearner(pl.LightningModule):
         if self.fixed_radius is None:
             self.radius = largest if math.isfinite(largest) and largest > 0 else None
         self.log_dict({f"val/latent_norm/{name}": value for name, value in self.latent_norms.items()})
+
+    def on_train_epoch_end(self) -> None:
+        """Complete the history of an epoch that had a validation."""
+        if len(self.history["train"]) < len(self.history["val"]):
+            self.history["train"].append(float(self.train_bits.compute()))
 
     def perturbation_set(self) -> FlowSet:
         """The set with the present weights.
@@ -176,11 +186,13 @@ class FlowLearner(pl.LightningModule):
         """Take up the radius: the next checkpoint may be written before the next validation."""
         stored = checkpoint.get(CHECKPOINT_KEY, {})
         self.latent_norms = dict(stored.get("latent_norms", {}))
+        self.history = checkpoint.get("history", self.history)
         if self.fixed_radius is None:
             self.radius = stored.get("radius")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the set's configuration, plain containers only."""
+        """Add the set's configuration and the training's history, plain containers only."""
+        checkpoint["history"] = {name: list(values) for name, values in self.history.items()}
         checkpoint[CHECKPOINT_KEY] = describe_flow(
             self.network, self.norm, self.radius, self.latent_norms, self.data_name
         )

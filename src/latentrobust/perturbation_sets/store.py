@@ -166,6 +166,8 @@ def load_perturbation_set(
     Raises:
         InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
     """
+    if path is None:  # what a configuration gives for a run that was not named
+        raise InputError("no perturbation set is named: give perturbation_set.path=… (paths.flow=… in experiments)")
     path = stored_at(Path(path), FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "perturbation set")

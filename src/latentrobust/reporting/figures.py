@@ -93,7 +93,7 @@ def latent_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str]
     axis.set_ylabel("density")
     axis.set_title("How far observed perturbations lie from the centre of the set", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    return _plain(figure, axis)
+    return plain(figure, axis)
 
 
 def quality_bars(metrics: Mapping[str, float]) -> Figure:
@@ -110,7 +110,7 @@ def quality_bars(metrics: Mapping[str, float]) -> Figure:
     axis.set_xlabel("squared error, mean over pixels")
     axis.set_title("Error between the set and observed perturbations", fontsize=10, loc="right")
     figure.legend(frameon=False, fontsize=8, loc="outside lower right")
-    return _plain(figure, axis)
+    return plain(figure, axis)
 
 
 def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -126,7 +126,7 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
     axis.set_ylabel("squared error")
     axis.set_title("Quality against the radius", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    return _plain(figure, axis)
+    return plain(figure, axis)
 
 
 def robust_accuracy(curves: Mapping[str, Mapping[float, float]]) -> Figure:
@@ -141,7 +141,7 @@ def robust_accuracy(curves: Mapping[str, Mapping[float, float]]) -> Figure:
     axis.set_ylabel("accuracy in the worst case found")
     axis.set_title("Robust accuracy", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    return _plain(figure, axis)
+    return plain(figure, axis)
 
 
 def smallest_offset(sizes: Mapping[str, np.ndarray], largest: float) -> Figure:
@@ -158,7 +158,7 @@ def smallest_offset(sizes: Mapping[str, np.ndarray], largest: float) -> Figure:
     axis.set_ylabel("share of images")
     axis.set_title("How little it takes", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    return _plain(figure, axis)
+    return plain(figure, axis)
 
 
 def certified_accuracy(radii: Mapping[str, np.ndarray], targets: Sequence[float]) -> Figure:
@@ -177,7 +177,7 @@ def certified_accuracy(radii: Mapping[str, np.ndarray], targets: Sequence[float]
     axis.set_ylabel("share right and certified")
     axis.set_title("Certified accuracy", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    return _plain(figure, axis)
+    return plain(figure, axis)
 
 
 def adversarial_rows(clean: Tensor, found: Tensor, outcomes: Sequence[str], title: str) -> Figure:
@@ -186,6 +186,7 @@ def adversarial_rows(clean: Tensor, found: Tensor, outcomes: Sequence[str], titl
     return image_rows(rows, title, outcomes)
 
 
-def _plain(figure: Figure, axis: Axes) -> Figure:
+def plain(figure: Figure, axis: Axes) -> Figure:
+    """The figure with its axis freed of needless lines."""
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -45,12 +45,14 @@ def print_quality(metrics: Mapping[str, float], console: Console | None = None) 
     (console or Console()).print(table)
 
 
-def print_models(section: Section, console: Console | None = None) -> None:
-    """The comparison table of the models."""
+def print_rows(section: Section, console: Console | None = None) -> None:
+    """A section's table: its names and numbers."""
     table = Table(title=section.title.lower())
     table.add_column(section.columns[0])
-    for column in section.columns[1:]:
-        table.add_column(column, justify="right")
-    for title, *values in section.rows:
-        table.add_row(str(title), *("" if value is None else f"{value:.4g}" for value in values))
+    numbers = [place for place, name in enumerate(section.columns) if place and name != "Meaning"]
+    for place in numbers:
+        table.add_column(section.columns[place], justify="right")
+    for row in section.rows:
+        cells = (row[place] for place in numbers)
+        table.add_row(str(row[0]), *(f"{cell:.4g}" if isinstance(cell, float) else str(cell or "") for cell in cells))
     (console or Console()).print(table)

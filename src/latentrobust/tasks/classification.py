@@ -106,6 +106,9 @@ class ClassificationTask(pl.LightningModule):
         """Check that data, set and model fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
+        self._has_pairs = data.has_pairs
+        if self.select_on == "perturbed" and not data.has_pairs:
+            raise InputError(f"data {data.name} has no perturbed images for task.select_on=perturbed: use clean")
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
             self.perturbations.eval().requires_grad_(False).to(self.device)
@@ -175,7 +178,8 @@ class ClassificationTask(pl.LightningModule):
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
-        for name, images in (("clean", batch.clean), ("perturbed", batch.perturbed)):
+        seen = {"clean": batch.clean, **({"perturbed": batch.perturbed} if self._has_pairs else {})}
+        for name, images in seen.items():
             self._count(name, (self.model(images).argmax(1) == batch.label).float())
         chosen = batch.example < self.attack_examples
         if self._attacks_now:

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assess import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.criteria import answer, cross_entropy
 from latentrobust.tasks.classification import check_fit
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms import random
@@ -60,7 +62,7 @@ class ModelTest(pl.LightningModule):
             robust = certify = None
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
-        self.right = PairValues(["label", "clean", "perturbed", *(f"ood/{name}" for name in self.ood)])
+        self.right = PairValues(["label", "clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)])
         self.stays: PairValues | None = None
         self.certificates: PairValues | None = None
         self.metrics: dict[str, float] = {}
@@ -68,12 +70,13 @@ class ModelTest(pl.LightningModule):
         self.adversarial: Found | None = None
         self.adversarial_index = torch.zeros(0, dtype=torch.int64)
         self._kinds: tuple[str, ...] = ()
+        self._has_pairs = True
         self._assessor: Assessor | None = None
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._kinds = data.kinds
+        self._kinds, self._has_pairs = data.kinds, data.has_pairs
         check_fit(self.model, tuple(data.image_shape), data.classes)
         if self.perturbations is None:
             return
@@ -113,7 +116,10 @@ class ModelTest(pl.LightningModule):
                     self.certificates.update(part.example, part.kind, **values)
 
     def _count_right(self, batch: Pairs) -> None:
-        columns = {"label": batch.label, "clean": is_right(self.model, batch.clean, batch.label)}
+        with frozen(self.model), torch.no_grad():
+            logits = answer(self.model, batch.clean).float()
+        columns = {"label": batch.label, "clean": (logits.argmax(1) == batch.label).float()}
+        columns["loss"] = cross_entropy(logits, batch.label)
         columns["perturbed"] = is_right(self.model, batch.perturbed, batch.label)
         for number, (name, perturbation) in enumerate(self.ood.items()):
             keys = random.fold_in(random.example_keys(self.seed, batch.example), OOD + (number << 8))
@@ -124,13 +130,15 @@ class ModelTest(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
         table = self.tables["accuracy"] = self.right.table()
-        self.metrics = {f"accuracy/{name}": _share(table[name]) for name in ("clean", "perturbed")}
+        seen = ("clean", "perturbed") if self._has_pairs else ("clean",)
+        self.metrics = {f"accuracy/{name}": _mean(table[name]) for name in seen}
+        self.metrics["loss/clean"] = _mean(table["loss"])
         if len(self._kinds) > 1:
             for number, kind in enumerate(self._kinds):
                 if (chosen := table["kind"] == number).any():
-                    self.metrics[f"accuracy/perturbed/{kind}"] = _share(table["perturbed"][chosen])
+                    self.metrics[f"accuracy/perturbed/{kind}"] = _mean(table["perturbed"][chosen])
         if self.ood:
-            each = {f"accuracy/ood/{name}": _share(table[f"ood/{name}"]) for name in self.ood}
+            each = {f"accuracy/ood/{name}": _mean(table[f"ood/{name}"]) for name in self.ood}
             self.metrics |= {**each, "accuracy/ood": sum(each.values()) / len(each)}
         if self._assessor is None:
             return
@@ -152,7 +160,7 @@ class ModelTest(pl.LightningModule):
         return self._assessor.sigma if self._assessor is not None else 0.0
 
 
-def _share(column: np.ndarray) -> float:
+def _mean(column: np.ndarray) -> float:
     return float(column.astype(np.float64).mean())
 
 

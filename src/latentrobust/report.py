@@ -1,0 +1,83 @@
+"""Aggregate runs over seeds: ``python -m latentrobust.report FOLDER [--metric NAME …] [--x KEY]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from latentrobust.app import BAD_INPUT, is_bad_input
+from latentrobust.errors import InputError
+from latentrobust.reporting import aggregate
+from latentrobust.run_folder import write_csv, write_text
+
+DEFAULT_METRICS = ("accuracy/clean", "*/accuracy/clean", "bits_per_dim", "robust/full", "*/robust/full")
+
+
+def report(
+    folder: str | Path, metrics: Sequence[str] = DEFAULT_METRICS, x: str | None = None, out: str | Path | None = None
+) -> aggregate.Summary:
+    """Group the finished runs below ``folder`` by their command lines, and write what comes out.
+
+    Writes ``report.csv`` (numbers), ``report.md``, ``report.tex``, and ``<metric>.png`` where there is an axis.
+
+    Args:
+        folder: of a sweep, or any folder with runs somewhere below it.
+        metrics: names; ``*`` stands for anything.
+        x: the key for the figures' axis; by default the only one whose values are numbers.
+        out: folder for what is written; by default ``<folder>/report``.
+
+    Raises:
+        InputError: if there are no runs, or nothing of what is asked for.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}")
+    runs, left_out = aggregate.find_runs(folder)
+    summary = aggregate.summarise(runs, metrics, left_out)
+    axis = aggregate.axis_key(summary, x)
+    place = Path(out) if out is not None else folder / "report"
+    place.mkdir(parents=True, exist_ok=True)
+    write_csv(place / "report.csv", aggregate.columns(summary))
+    write_text(place / "report.md", aggregate.markdown(summary))
+    write_text(place / "report.tex", aggregate.latex(summary))
+    for metric in summary.metrics if axis is not None else ():
+        picture = aggregate.figure(summary, str(axis), metric)
+        picture.savefig(place / f"{metric.replace('/', '_')}.png", dpi=110)
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m latentrobust.report", description=__doc__)
+    parser.add_argument("folder", help="of a sweep, or any folder with runs below it")
+    parser.add_argument("--metric", action="append", metavar="NAME", help="in metrics.json; * stands for anything")
+    parser.add_argument("--x", metavar="KEY", help="for the figures' axis, e.g. data.train_size")
+    parser.add_argument("--out", metavar="DIR", help="where to write; FOLDER/report by default")
+    chosen = parser.parse_args(arguments)
+    try:
+        summary = report(chosen.folder, chosen.metric or DEFAULT_METRICS, chosen.x, chosen.out)
+    except (InputError, OSError) as error:
+        if not is_bad_input(error):
+            raise
+        print(f"latentrobust report: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    heads, rows = aggregate.cells(summary)
+    table = Table(caption=" ".join(f"{key}={value}" for key, value in summary.constant.items()) or None)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < len(summary.keys) else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    if summary.left_out:
+        console.print(f"left out, not finished: {', '.join(path.name for path in summary.left_out)}", highlight=False)
+    console.print(f"written to {chosen.out or Path(chosen.folder) / 'report'}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

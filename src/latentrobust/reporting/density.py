@@ -1,0 +1,120 @@
+"""The report's section about a flow: how well it knows the data, and what its latent space looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from matplotlib.figure import Figure
+
+from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.pairs import Pairs
+from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
+from latentrobust.reporting.html import Section
+from latentrobust.tasks.density import DensityTest, History
+from latentrobust.transforms import random
+
+TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0)
+SHARES = (0.5, 1.0, 2.0)  # of the radius, for random draws
+CAPTIONS = {
+    "temperature": "Images decoded from normal latents times a temperature. Low temperatures give the most likely"
+    " images; at 1 they should look like data, as far as the flow has learned it.",
+    "perturbed": "Test images, a random draw at shares of the radius, and below each the difference from the image"
+    " (grey is none; the strongest change of each row is black or white).",
+    "interpolation": "Straight lines in latent space between two test images of the same class where there are such.",
+    "bits_per_dim": "Negative log-likelihood during training. Validation rising while training falls is overfitting.",
+}
+
+
+def density_section(test: DensityTest, data: PairsDataModule, metrics: Mapping[str, float]) -> Section:
+    """Likelihood, round trip and pictures; after ``trainer.test``."""
+    perturbations = test.perturbations
+    ball = perturbations.ball
+    pictured = data.first_pairs("test", 64)
+    shown = pictured.map(lambda part: part[:8])
+    found = {
+        "temperature": temperature_samples(perturbations, shown),
+        "perturbed": perturbed(perturbations, shown),
+        "interpolation": interpolations(perturbations, pictured),
+    }
+    if test.history:
+        found["bits_per_dim"] = curve(test.history)
+    norm = {"l2": "ℓ2", "linf": "ℓ∞"}[ball.norm]
+    return Section(
+        title="The flow",
+        text="A normalizing flow is an exact, invertible map from images to latents that are normal numbers where the"
+        " data is dense. Perturbing a latent and decoding it gives another plausible image: the perturbation set of an"
+        f" image is what decodes from offsets u of {norm} norm at most {ball.radius:.3g}.",
+        verdict=f"The flow needs {metrics['bits_per_dim']:.3f} bits a value for test images. Decoding an encoded image"
+        f" gives it back up to {metrics['round_trip_error']:.1e}.",
+        columns=["Metric", "Value", "Meaning"],
+        rows=[
+            [
+                "Bits per dimension", metrics["bits_per_dim"],
+                "Negative log-likelihood of 256 levels, under the noise that the flow was trained with; 8 is no"
+                " knowledge at all.",
+            ],
+            ["Round-trip error", metrics["round_trip_error"], "Largest error of any pixel of any test image."],
+        ],
+        figures={name: (figure, CAPTIONS[name]) for name, figure in found.items()},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def temperature_samples(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> Figure:
+    """Decoded latents ``T·N(0, I)``, the same normal numbers in each row; labels are those of the shown examples."""
+    keys = random.example_keys(seed, pairs.example)
+    z = random.normal(keys, perturbations.network.latent_shape)
+    y = pairs.label if perturbations.needs_label else None
+    rows = {f"T = {t:g}": list(perturbations.network.decode(t * z, y).nan_to_num()) for t in TEMPERATURES}
+    columns = [f"class {label}" for label in pairs.label.tolist()] if y is not None else []
+    return image_rows(rows, "Samples of the flow by temperature", columns)
+
+
+@torch.no_grad()
+def perturbed(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> Figure:
+    """Originals, random draws at several radii, and the differences (Yüksel et al., figure 3)."""
+    s = perturbations.at(pairs.clean, pairs.label)
+    keys = random.example_keys(seed, pairs.example)
+    rows = {"example x": list(pairs.clean)}
+    for share in SHARES:
+        ball = perturbations.ball.with_radius(share * perturbations.ball.radius)
+        images = s.decode(s.draw(keys, ball))
+        change = images - pairs.clean
+        rows[f"ε = {ball.radius:.3g}"] = list(images)
+        rows[f"change, ε = {ball.radius:.3g}"] = list(0.5 + change / (2 * change.abs().max().clamp_min(1e-6)))
+    return image_rows(rows, "Random latent perturbations and what they change")
+
+
+@torch.no_grad()
+def interpolations(perturbations: FlowSet, pairs: Pairs, lines: int = 6, steps: int = 9) -> Figure:
+    """Between pairs of images, of one class each where the flow is conditioned on it."""
+    labels = pairs.label.tolist()
+    wanted: list[tuple[int, int]] = []
+    for first, label in enumerate(labels):
+        second = next((k for k in range(first + 1, len(labels)) if labels[k] == label), None)
+        if second is not None and all(labels[a] != label for a, _ in wanted):
+            wanted.append((first, second))
+    rows = {}
+    for first, second in wanted[:lines]:
+        part = pairs.map(lambda t, ends=(first, second): t[list(ends)])  # type: ignore[misc]
+        y = part.label if perturbations.needs_label else None
+        z = perturbations.network.encode(part.clean, y)[0]
+        share = torch.linspace(0, 1, steps, device=z.device).reshape(-1, *[1] * (z.dim() - 1))
+        path = perturbations.network.decode(torch.lerp(z[:1], z[1:], share), None if y is None else y[:1].expand(steps))
+        rows[f"class {labels[first]}"] = list(path)
+    return image_rows(rows, "Between two test images", ["image", *[""] * (steps - 2), "image"])
+
+
+def curve(history: History) -> Figure:
+    """Bits per dimension against the epoch."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(history["epoch"], history["train"], color=BLUE, label="training")
+    axis.plot(history["epoch"], history["val"], color=ORANGE, label="validation")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("bits per dimension")
+    axis.set_title("Negative log-likelihood during training", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return plain(figure, axis)

@@ -1,0 +1,68 @@
+"""Measure the flow of a perturbation set on the test images: likelihood and round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.tasks.quality import check_same_images
+from latentrobust.transforms import random
+
+History = Mapping[str, Sequence[float]]
+
+
+class DensityTest(pl.LightningModule):
+    """Bits per dimension under noise drawn by (seed, example), and the error of ``F⁻¹(F(x))``, on every test image.
+
+    After ``trainer.test`` there are `metrics` (``bits_per_dim``, a mean, and ``round_trip_error``, the largest of a
+    pixel) and `per_example` (a column a name).
+
+    Args:
+        perturbations: a flow set.
+        history: of the training, for the report: ``epoch``, ``train`` and ``val`` bits per dimension; or empty.
+        seed: of the noise.
+
+    Raises:
+        InputError: for another kind of set, which has no likelihood.
+    """
+
+    def __init__(self, perturbations: PerturbationSet, history: History | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if not isinstance(perturbations, FlowSet):
+            raise InputError(
+                f"a {type(perturbations).__name__} has no likelihood: evaluation.density is for flows, use"
+                " evaluation=set"
+            )
+        self.perturbations: FlowSet = perturbations
+        self.history, self.seed = dict(history or {}), seed
+        self.values = PairValues(["bits_per_dim", "round_trip_error"])
+        self.metrics: dict[str, float] = {}
+        self.per_example: dict[str, np.ndarray] = {}
+
+    def setup(self, stage: str) -> None:
+        """Check that data and set fit."""
+        check_same_images(self.trainer.datamodule, self.perturbations)  # type: ignore[attr-defined]
+
+    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Both values of a batch."""
+        keys = random.example_keys(self.seed, batch.example)
+        label = batch.label if self.perturbations.needs_label else None
+        with frozen(self.perturbations), torch.no_grad():
+            self.values.update(batch.example, batch.kind, **self.perturbations.density(batch.clean, label, keys))
+
+    def on_test_epoch_end(self) -> None:
+        """Gather values over processes and make the metrics."""
+        table = self.per_example = self.values.table()
+        self.metrics = {
+            "bits_per_dim": float(table["bits_per_dim"].astype(np.float64).mean()),
+            "round_trip_error": float(table["round_trip_error"].max()),
+        }
