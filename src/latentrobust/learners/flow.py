@@ -18,7 +18,7 @@ from latentrobust.networks.flows.convolution import InvertibleConvolution
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.perturbation_sets.quality import LatentNorms
-from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_flow
+from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_latent
 from latentrobust.schedules import LearningRate, Schedule, now
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
@@ -193,6 +193,6 @@ class FlowLearner(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the set's configuration and the training's history, plain containers only."""
         checkpoint["history"] = {name: list(values) for name, values in self.history.items()}
-        checkpoint[CHECKPOINT_KEY] = describe_flow(
-            self.network, self.norm, self.radius, self.latent_norms, self.data_name
+        checkpoint[CHECKPOINT_KEY] = describe_latent(
+            "flow", self.network, self.norm, self.radius, self.latent_norms, self.data_name
         )

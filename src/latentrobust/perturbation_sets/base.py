@@ -9,9 +9,20 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.likelihood import Likelihood
 from latentrobust.transforms import random
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Refuse labels that a network was not built for.
+
+    Raises:
+        InputError: naming them.
+    """
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise InputError(f"the set knows {classes} classes, got labels from {int(y.min())} to {int(y.max())}")
 
 
 class SetAt(ABC):

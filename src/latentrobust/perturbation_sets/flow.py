@@ -7,7 +7,7 @@ from torch import Tensor
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
-from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt, check_labels
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS
 from latentrobust.transforms import random
 
@@ -38,10 +38,8 @@ class FlowSet(PerturbationSet):
         low, high = (float(value) for value in x.aminmax()) if x.numel() else (0.0, 1.0)
         if not (low >= 0 and high <= 1):
             raise InputError(f"a flow encodes images in [0, 1], got values from {low:g} to {high:g}")
-        if y is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.network.classes:
-            raise InputError(
-                f"the flow knows {self.network.classes} classes, got labels from {int(y.min())} to {int(y.max())}"
-            )
+        if y is not None:
+            check_labels(y, self.network.classes)
         return FlowSetAt(self.network, x, self.ball, y)
 
     def density(self, x: Tensor, y: Tensor | None, keys: Tensor) -> dict[str, Tensor]:

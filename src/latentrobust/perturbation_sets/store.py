@@ -23,13 +23,15 @@ from safetensors.torch import load_file, save_file
 
 import latentrobust
 from latentrobust.errors import InputError
-from latentrobust.networks import cvae, flows
+from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
+from latentrobust.networks.vae_gan import VAEGAN
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.exact import PixelBall, RTSSet
 from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.perturbation_sets.vae_gan import VAEGANSet
 from latentrobust.transforms.affine import RotationTranslationScale
 
 FORMAT = 1
@@ -37,17 +39,19 @@ CONFIG, WEIGHTS, FOLDER = "config.json", "model.safetensors", "perturbation_set"
 CHECKPOINT_KEY = "perturbation_set"
 """Where a Lightning checkpoint of a learner keeps the set's configuration; its weights are under ``network.``."""
 
+LearnedNetwork = CVAE | FlowNetwork | VAEGAN
 # Kinds of learned sets: who builds their networks by name, and what those are.
-_LEARNED: dict[str, tuple[Callable[..., Any], type[CVAE] | type[FlowNetwork]]] = {
+_LEARNED: dict[str, tuple[Callable[..., Any], type[CVAE] | type[FlowNetwork] | type[VAEGAN]]] = {
     "cvae": (cvae.build, CVAE),
     "flow": (flows.build, FlowNetwork),
+    "vae_gan": (vae_gan.build, VAEGAN),
 }
 
 __all__ = [
     "CHECKPOINT_KEY",
     "FOLDER",
     "describe_cvae",
-    "describe_flow",
+    "describe_latent",
     "load_perturbation_set",
     "save_perturbation_set",
 ]
@@ -71,13 +75,18 @@ def describe_cvae(
     }
 
 
-def describe_flow(
-    network: FlowNetwork, norm: str, radius: float | None, latent_norms: dict[str, float], data: str
+def describe_latent(
+    kind: str,
+    network: FlowNetwork | VAEGAN,
+    norm: str,
+    radius: float | None,
+    latent_norms: dict[str, float],
+    data: str,
 ) -> dict[str, Any]:
-    """The configuration of a flow set, as `describe_cvae`."""
+    """The configuration of a ``flow`` or ``vae_gan`` set, as `describe_cvae`."""
     return {
         "format": FORMAT,
-        "kind": "flow",
+        "kind": kind,
         "network": network.description,
         "norm": norm,
         "likelihood": "gaussian",
@@ -91,8 +100,9 @@ def describe_flow(
 
 
 def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
-    if isinstance(perturbations, FlowSet):
-        return describe_flow(
+    if isinstance(perturbations, FlowSet | VAEGANSet):
+        return describe_latent(
+            "flow" if isinstance(perturbations, FlowSet) else "vae_gan",
             perturbations.network,
             perturbations.ball.norm,
             perturbations.ball.radius,
@@ -154,7 +164,7 @@ def write_folder(
 
 
 def load_perturbation_set(
-    path: str | Path, *, radius: float | None = None, network: CVAE | FlowNetwork | None = None
+    path: str | Path, *, radius: float | None = None, network: LearnedNetwork | None = None
 ) -> PerturbationSet:
     """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
 
@@ -237,7 +247,7 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
 
 
 def _build(
-    configuration: dict[str, Any], radius: float | None, network: CVAE | FlowNetwork | None, path: Path
+    configuration: dict[str, Any], radius: float | None, network: LearnedNetwork | None, path: Path
 ) -> PerturbationSet:
     try:
         if configuration["format"] != FORMAT:
@@ -268,7 +278,7 @@ def _build(
 
 
 def _learned(
-    configuration: dict[str, Any], radius: float, network: CVAE | FlowNetwork | None, path: Path
+    configuration: dict[str, Any], radius: float, network: LearnedNetwork | None, path: Path
 ) -> PerturbationSet:
     build, of = _LEARNED[configuration["kind"]]
     network = network or _named_network(build, configuration["network"], path)
@@ -277,6 +287,8 @@ def _learned(
     perturbations: PerturbationSet
     if isinstance(network, FlowNetwork):
         perturbations = FlowSet(network, configuration["norm"], radius)
+    elif isinstance(network, VAEGAN):
+        perturbations = VAEGANSet(network, configuration["norm"], radius)
     else:
         perturbations = CVAESet(network, configuration["likelihood"], radius)
     perturbations.latent_norms = dict(configuration["latent_norms"])
