@@ -1,0 +1,231 @@
+"""Learning flows and VAE-GANs, and training over them, as a user does."""
+
+import json
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from latentrobust import load_perturbation_set
+from latentrobust.errors import InputError
+from latentrobust.evaluate import evaluate
+from latentrobust.perturbation_sets import FlowSet
+from latentrobust.report import main as report_main
+from latentrobust.report import report
+from latentrobust.train import train
+
+from ..conftest import compose_in_process
+from .test_commands import command
+from .test_train import stable
+
+DIGITS = [
+    "data=digits", "data/perturbation=none", "data.canvas=28", "data.validation=200", "data.batch_size=100",
+    "data.test_size=40", "trainer.accelerator=cpu", "print_config=false", "callbacks.progress=null",
+]  # fmt: skip
+FLOW = [
+    "experiment=mnist/flow", *DIGITS, "learner.network.blocks=2", "learner.network.hidden=16", "trainer.max_epochs=2",
+    "learner.optimizer.lr=1e-3",
+]  # fmt: skip
+GLOW = [
+    "experiment=cifar10/flow", *DIGITS, "learner.network.image_shape=[1,28,28]", "learner.network.levels=2",
+    "learner.network.steps=1", "learner.network.hidden=8", "trainer.max_epochs=1", "trainer.limit_train_batches=4",
+    "learner.scheduler.images=200", "learner.initialize_on=32",
+]  # fmt: skip
+CLASSIFIER = [*DIGITS, "data.train_size=200", "trainer.max_epochs=1"]
+LENET = ["experiment=mnist/lenet", *CLASSIFIER]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    def start(name, *overrides, entry="train"):
+        folder = tmp_path_factory.mktemp(name.replace("/", "_"))
+        cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
+        return (train if entry == "train" else evaluate)(cfg)
+
+    yield start
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="module")
+def flow(run):
+    return run("flow", *FLOW)
+
+
+def test_a_flow_is_learned_measured_and_stored(flow):
+    metrics = json.loads((flow.folder / "metrics.json").read_text())
+    assert metrics["bits_per_dim"] < 9.5
+    assert metrics["round_trip_error"] < 1e-5
+    for figure in ("temperature", "perturbed", "interpolation", "bits_per_dim"):
+        assert (flow.folder / "figures" / f"{figure}.png").is_file()
+    assert "bits a value" in (flow.folder / "report.html").read_text()
+    learner = flow.modules[0]
+    assert learner.history["epoch"] == [1, 2]
+    assert len(learner.history["train"]) == len(learner.history["val"]) == 2
+    loaded = load_perturbation_set(flow.folder)
+    assert isinstance(loaded, FlowSet)
+    assert (loaded.ball.norm, loaded.ball.radius, loaded.needs_label) == ("linf", 0.15, True)
+    assert (flow.folder / "per_example.csv").read_text().splitlines()[0] == "index,kind,bits_per_dim,round_trip_error"
+
+
+def test_a_stored_flow_is_measured_the_same(flow, run):
+    again = run(
+        "again",
+        *FLOW[:1],
+        *DIGITS,
+        "perturbation_set=trained",
+        f"perturbation_set.path={flow.folder}",
+        entry="evaluate",
+    )
+    for name in ("bits_per_dim", "round_trip_error"):
+        assert again.metrics[name] == pytest.approx(flow.metrics[name], rel=1e-5)
+
+
+def test_an_interrupted_flow_goes_on_as_if_it_had_not_been(flow, run):
+    half = run("half", *FLOW, "trainer.max_steps=13", "test=false")
+    resumed = run("resumed", *FLOW, f"ckpt_path={half.folder}/checkpoints/last.ckpt")
+    assert resumed.metrics["bits_per_dim"] == pytest.approx(flow.metrics["bits_per_dim"], rel=1e-6)
+    assert resumed.modules[0].history["val"] == pytest.approx(flow.modules[0].history["val"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["learner.recompute=true", "learner.network.lu=true", "learner.network.scale=bounded"],
+        ["trainer.precision=bf16-mixed"],
+        ["+callbacks.average._target_=pytorch_lightning.callbacks.EMAWeightAveraging", "+callbacks.average.decay=0.9"],
+    ],
+)
+def test_a_glow_is_learned(run, options):
+    found = run("glow", *GLOW, *options)
+    assert found.metrics["round_trip_error"] < (5e-3 if "trainer.precision=bf16-mixed" in options else 1e-4)
+    assert 0 < found.metrics["bits_per_dim"] < 20
+    assert found.perturbations.network.initialized
+    assert found.modules[0].network.initialized
+
+
+def test_the_same_seed_gives_the_same_flow(run):
+    assert stable(run("one", *GLOW).folder) == stable(run("two", *GLOW).folder)
+
+
+def test_a_radius_can_be_selected_on_pairs(run):
+    options = [option for option in GLOW if not option.startswith("data/perturbation")]
+    found = run("pairs", *options, "data/perturbation=linf", "learner.radius=null", "evaluation/quality=default",
+                "evaluation.quality.settings.steps=2", "evaluation.quality.detail=4")  # fmt: skip
+    assert found.perturbations.latent_norms["max"] == found.metrics["radius"]
+    assert found.metrics["quality/encoder_ae"] < 1e-3  # a flow reaches every pair that its ball holds
+    with pytest.raises(InputError, match="has no pairs to select a radius from"):
+        run("none", *GLOW, "learner.radius=null")
+
+
+def test_classifiers_over_a_flow(flow, run):
+    for name in ("randomized_la", "adversarial_la"):
+        found = run(name, f"experiment=mnist/{name}", *CLASSIFIER, f"paths.flow={flow.folder}")
+        assert 0 <= found.metrics["accuracy/clean"] <= 1
+        assert {"train/accuracy", "train/loss", "loss/clean"} <= set(found.metrics)
+        assert "accuracy/perturbed" not in found.metrics
+
+
+def test_classifiers_over_a_flow_are_attacked_like_any(flow, run):
+    found = run(
+        "attacked", "experiment=mnist/randomized_la", *CLASSIFIER, f"paths.flow={flow.folder}",
+        "evaluation/robust=default", "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=8",
+    )  # fmt: skip
+    assert found.metrics["robust/full"] <= found.metrics["accuracy/clean"] + 1
+
+
+def test_a_schedule_of_three_stages_over_a_flow(run):
+    glow = run("stages_flow", *GLOW, "test=false")
+    found = run(
+        "stages", "experiment=cifar10/table_8/three_stages", *CLASSIFIER, f"paths.flow={glow.folder}",
+        "model=lenet5", "trainer.max_epochs=3", "training_perturbation.epochs={first:1,second:1,third:1}",
+    )  # fmt: skip
+    assert found.metrics["steps"] == 6
+
+
+@pytest.mark.parametrize("name", ["common", "cutout", "mixup", "augmix"])
+def test_augmentations_train(run, name):
+    found = run(name, *LENET, f"image_augmentation@task.augmentation={name}")
+    assert 0 <= found.metrics["accuracy/clean"] <= 1
+
+
+def test_vae_gans_and_training_on_their_manifold(run):
+    gan = run("gan", "experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.channels=4", "trainer.max_epochs=3")
+    losses = gan.modules[0].trainer.callback_metrics
+    assert losses["val/reconstruction"] < 0.2
+    found = run("manifold", "experiment=fashion_mnist/on_manifold", *CLASSIFIER, f"paths.flow={gan.folder}")
+    assert 0 <= found.metrics["accuracy/clean"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=mnist/randomized_la", *CLASSIFIER], "no perturbation set is named"),
+        ([*FLOW, "data.canvas=32"], "the flow is for"),
+        ([*FLOW, "learner.network.classes=7"], "learner.network.classes=10"),
+        ([*FLOW, "learner.radius=-1"], "learner.radius positive"),
+        ([*FLOW, "data.train_size=100000"], "exceeds the 1300"),
+        ([*FLOW, "learner.scheduler.values=[]"], "a schedule needs"),
+        (
+            ["experiment=mnist/lenet", *CLASSIFIER, "image_augmentation@task.augmentation=mixup", "objective=trades"],
+            "mixup",
+        ),
+        ([*LENET, "task.select_on=perturbed"], "no perturbed images"),
+        (["experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.classes=3"], "of 10 classes"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run, overrides, message):
+    with pytest.raises(Exception, match=message):
+        run("bad", *overrides)
+
+
+def test_density_is_for_flows(run):
+    with pytest.raises(Exception, match="has no likelihood"):
+        run("no_density", *DIGITS, "perturbation_set=pixel_ball", "evaluation=flow", entry="evaluate")
+
+
+def test_runs_over_seeds_become_a_table(tmp_path, capsys):
+    sizes, seeds = (60, 120), (1, 2)
+    done = command(
+        "train", "-m", "experiment=mnist/lenet,fashion_mnist/standard", *DIGITS, "trainer.max_epochs=1",
+        "data.batch_size=20",
+        f"data.train_size={','.join(map(str, sizes))}", f"seed={','.join(map(str, seeds))}",
+        f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = report(tmp_path / "sweep")
+    assert summary.keys == ["experiment", "data.train_size"]
+    assert len(summary.rows) == 4
+    assert all(found["accuracy/clean"].count == 2 for _, found in summary.rows)
+    values = [
+        json.loads((run / "metrics.json").read_text())["accuracy/clean"]
+        for run in sorted((tmp_path / "sweep").glob("[0-9]"))[:2]
+    ]
+    first = next(f for c, f in summary.rows if c == {"experiment": "mnist/lenet", "data.train_size": "60"})
+    assert first["accuracy/clean"].mean == pytest.approx(sum(values) / 2)
+    half = 12.706204736 * abs(values[0] - values[1]) / 2  # Student's t with one degree of freedom
+    assert first["accuracy/clean"].half == pytest.approx(half)
+    for name in ("report.csv", "report.md", "report.tex", "accuracy_clean.png"):
+        assert (tmp_path / "sweep" / "report" / name).is_file()
+    report_main(
+        [str(tmp_path / "sweep"), "--metric", "loss/*", "--x", "data.train_size", "--out", str(tmp_path / "other")]
+    )
+    assert "loss/clean" in capsys.readouterr().out
+    for arguments, message in (
+        ([str(tmp_path / "nothing")], "no folder"),
+        ([str(tmp_path / "other")], "no finished run"),
+        ([str(tmp_path / "sweep"), "--metric", "robust/*"], "no run has a metric"),
+        ([str(tmp_path / "sweep"), "--x", "experiment"], "--x experiment"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            report_main(arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_flow_that_lost_its_inverse_is_named(run, tmp_path):
+    found = run("singular", *GLOW, "test=false")
+    with torch.no_grad():
+        found.perturbations.network.flow.steps.flows[0].convolution.weight[0] = 0
+    with pytest.raises(FloatingPointError, match=r"flow\.steps\.flows\.0\.convolution of the flow is singular"):
+        found.perturbations.at(torch.rand(1, 1, 28, 28)).decode(torch.zeros(1, 1, 28, 28))
