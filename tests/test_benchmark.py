@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latentrobust.benchmark import attack, certify, main, measuring
+from latentrobust.benchmark import flows as benchmark_flow
 
 SMALL = (("narrow", {"name": "wide_resnet", "depth": 10, "width": 1}, 8),)
 
@@ -45,3 +46,21 @@ def test_unknown_loops_are_named(capsys):
         main(["nonsense"])
     assert stopped.value.code == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+def test_the_plain_flow_computes_the_same():
+    size = {"image_shape": [3, 8, 8], "levels": 2, "steps": 2, "hidden": 8}
+    network = benchmark_flow.glow(torch.device("cpu"), size)
+    x = torch.rand(2, 3, 8, 8)
+    z, log_det = network.encode(x)
+    torch.testing.assert_close(benchmark_flow.plain_encode(network, x), (z, log_det), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(benchmark_flow.plain_decode(network, z)[0], network.decode(z), rtol=1e-4, atol=1e-5)
+
+
+def test_the_flow_loops_run(monkeypatch):
+    monkeypatch.setattr(benchmark_flow, "SIZE", {"image_shape": [3, 32, 32], "levels": 1, "steps": 1, "hidden": 4})
+    monkeypatch.setattr(benchmark_flow, "BATCH", {"cpu": 2})
+    rows = benchmark_flow.flow(torch.device("cpu"), 0.0)
+    assert [row["loop"] for row in rows[:4]] == [f"flow/{name}" for name in benchmark_flow.LOOPS]
+    assert all(row["samples_per_second"] > 0 for row in rows)
+    assert rows[-1]["kept_memory_mb"] >= 0

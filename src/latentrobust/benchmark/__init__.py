@@ -13,10 +13,11 @@ from rich.table import Table
 
 from latentrobust.benchmark.attacks import attack
 from latentrobust.benchmark.certification import certify
+from latentrobust.benchmark.flows import flow
 from latentrobust.benchmark.measuring import Row
 from latentrobust.benchmark.pairs import data
 
-LOOPS: dict[str, Callable[..., list[Row]]] = {"data": data, "attack": attack, "certify": certify}
+LOOPS: dict[str, Callable[..., list[Row]]] = {"data": data, "attack": attack, "certify": certify, "flow": flow}
 
 
 def _number(value: float) -> str:
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--seconds", type=float, default=12.0, help="for each loop, about")
-    parser.add_argument("--bf16", action="store_true", help="our side of attack and certify under bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="our side of the models' loops under bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true", help="our decoder of the flow through torch.compile")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.loops if name not in LOOPS]:
         parser.error(f"unknown loop {', '.join(unknown)}; there are {', '.join(LOOPS)}")
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in chosen.loops or LOOPS:
         options = {"bf16": True} if chosen.bf16 and name != "data" else {}
+        options |= {"compiled": True} if chosen.compile and name == "flow" else {}
         rows += LOOPS[name](torch.device(chosen.device), chosen.seconds, **options)
     table = Table("loop", "shape", "samples/s", "plain loop", "ratio", "peak MB", caption=f"on {rows[0]['device']}")
     for row in rows:
