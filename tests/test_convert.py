@@ -17,6 +17,9 @@ from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
 
+from .golden.rule import wave
+from .golden.test_flows import GOLDEN, published_state
+
 
 def published(path, name="mnist_conv", **kwargs):
     """A file as the published training script writes it: a NumPy number in the optimiser's state."""
@@ -133,3 +136,30 @@ def test_wrong_options_give_one_line(tmp_path, capsys, options, message):
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("golden", "network", "wrapped"),
+    [("glow", "glow", True), ("glow_mnist", "glow", True), ("freia", "fully_connected", False)],
+)
+def test_published_flows_become_sets_of_their_own_size(tmp_path, capsys, golden, network, wrapped):
+    state = published_state(golden)
+    parallel = {"model": {f"module.{name}": value for name, value in state.items()}}
+    torch.save(parallel if wrapped else state, tmp_path / "f.pt")
+    main([str(tmp_path / "f.pt"), str(tmp_path / "set"), "--network", network, "--radius", "0.5", "--norm", "linf"])
+    assert "perturbation set" in capsys.readouterr().out
+    perturbations = load_perturbation_set(tmp_path / "set")
+    assert (perturbations.ball.norm, perturbations.ball.radius) == ("linf", 0.5)
+    x, y = wave((2, *perturbations.image_shape), 0.05, 1), torch.tensor([3, 7])
+    np.testing.assert_allclose(perturbations.at(x, y).z.flatten(1), GOLDEN[f"{golden}.z"].reshape(2, -1), atol=2e-4)
+    assert bool(perturbations.network.initialized)
+
+
+def test_other_weights_than_a_flows_are_refused(tmp_path, capsys):
+    published(tmp_path / "c.pth")
+    for network in ("glow", "fully_connected"):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(tmp_path / "c.pth"), str(tmp_path / "set"), "--network", network, "--radius", "1"])
+        assert stopped.value.code == 2
+        assert "is missing" in capsys.readouterr().err
+        assert not (tmp_path / "set").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,22 @@ _STEP = {
     "coup.nn.out_conv.bias": "coupling.network.last_bias",
 }
 BOUNDS = 0.9
+
+
+def glow_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Levels, steps and channels of flow-lp's Glow, by its weights; its images are taken to be 32×32, or 28×28 if grey.
+
+    Raises:
+        InputError: if they are not a Glow's.
+    """
+    first = published.get("flows.steps.0.coup.nn.in_conv.weight")
+    if first is None:
+        raise InputError("these are not the weights of flow-lp's Glow: flows.steps.0 is missing")
+    levels = 1 + max(name.count("next.") for name in published)
+    steps = 1 + max(int(found[1]) for name in published if (found := re.match(r"flows\.steps\.(\d+)\.", name)))
+    channels = first.shape[1] // 2
+    side = 28 if channels == 1 else 32
+    return {"image_shape": [channels, side, side], "levels": levels, "steps": steps, "hidden": first.shape[0]}
 
 
 def glow_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,6 +72,19 @@ def glow_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
             halves = value
         ours[f"flow.{level}steps.flows.{found[2]}.{_STEP[found[3]]}"] = halves
     return ours
+
+
+def fully_connected_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Blocks, width and classes of the published fully connected flow on 28×28 images, by its weights.
+
+    Raises:
+        InputError: if they are not such a flow's.
+    """
+    first = published.get("module_list.0.subnet1.0.weight")
+    if first is None or first.dim() != 2:
+        raise InputError("these are not the weights of the published flow: module_list.0.subnet1 is missing")
+    blocks = sum(name.endswith("subnet1.0.weight") for name in published)
+    return {"blocks": blocks, "hidden": first.shape[0], "classes": first.shape[1] - 392}
 
 
 def fully_connected_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
