@@ -8,7 +8,7 @@ from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness import training
 from latentrobust.robustness.criteria import cross_entropy
-from latentrobust.robustness.objectives import MaxCleanAdversarial, Standard, Trades
+from latentrobust.robustness.objectives import Consistency, MaxCleanAdversarial, Standard, Trades
 from latentrobust.robustness.statistics import Fixed, noise_level
 from latentrobust.robustness.training import Examples, Setting
 from latentrobust.transforms import random
@@ -222,3 +222,23 @@ def test_adversaries_can_attack_the_prediction_instead_of_the_label():
     assert cross_entropy(model(given), predicted).mean() < cross_entropy(model(at.examples.x), predicted).mean()
     with pytest.raises(InputError, match="labels must be"):
         training.Adversarial(labels="none")
+
+
+def test_consistency_is_cross_entropy_plus_the_jensen_shannon_divergence_of_three_views():
+    class Shift:
+        def __call__(self, images, keys):
+            return images + 0.01 * random.normal(keys, SHAPE, images.dtype)
+
+    model, at = Linear(), setting()
+    x, y, keys = at.examples.x, at.examples.y, at.examples.keys
+    step = Consistency(Shift(), weight=3.0)(model, x, x, y, keys)
+    views = [x] + [Shift()(x, random.fold_in(keys, number)) for number in (50, 51)]
+    p = torch.stack([model(view).softmax(1) for view in views])
+    entropy = lambda q: -(q * q.log()).sum(-1)  # noqa: E731
+    divergence = entropy(p.mean(0)) - entropy(p).mean(0)
+    assert divergence.min() > 0
+    torch.testing.assert_close(step.loss, cross_entropy(model(x), y) + 3 * divergence, rtol=1e-6, atol=1e-9)
+    same = Consistency(lambda images, keys: images, weight=3.0)(model, x, x, y)
+    torch.testing.assert_close(same.loss, cross_entropy(model(x), y), rtol=1e-6, atol=1e-9)
+    with pytest.raises(InputError, match="weight"):
+        Consistency(Shift(), weight=-1.0)

@@ -28,9 +28,11 @@ BATCH = {"cpu": 4, "cuda": 64}
 LOOPS = ("encode", "decode", "training_step", "adversarial_la_step")
 
 
-def flow(device: torch.device, seconds: float, bf16: bool = False, compiled: bool = False) -> list[Row]:
+def flow(
+    device: torch.device, seconds: float, bf16: bool = False, compiled: bool = False, batch: int | None = None
+) -> list[Row]:
     """All loops, then the memory of a training step that keeps its activations, and of one that recomputes them."""
-    batch = BATCH[device.type]
+    batch = batch or BATCH[device.type]
     ours, plain = _Ours(device, batch, bf16, compiled), _Plain(device, batch)
     rows = []
     for loop in LOOPS:

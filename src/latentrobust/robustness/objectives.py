@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 from latentrobust.errors import InputError
 from latentrobust.robustness.criteria import cross_entropy
+from latentrobust.transforms import random
+from latentrobust.transforms.augmentation import Augmentation
 
+VIEW = 50  # purpose of an example's key, and the next one
 AttackLoss = Callable[[Tensor], Tensor]
 """Logits to losses ``[N]``, for examples that are fixed."""
 
@@ -29,8 +32,10 @@ class TrainingObjective(Protocol):
     def attack_loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> AttackLoss:
         """What a perturbation of ``x`` should make large."""
 
-    def __call__(self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor) -> Step:
-        """Losses of a batch; ``targets`` are labels or probabilities."""
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
+        """Losses of a batch; ``targets`` are labels or probabilities, ``keys [B]`` of what is random in it."""
 
 
 class Standard:
@@ -40,7 +45,9 @@ class Standard:
         """Cross-entropy."""
         return lambda logits: cross_entropy(logits, targets)
 
-    def __call__(self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor) -> Step:
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
         """One pass of the model."""
         logits = model(perturbed)
         return Step(cross_entropy(logits, targets), logits)
@@ -49,9 +56,11 @@ class Standard:
 class MaxCleanAdversarial(Standard):
     """The larger of the clean and the perturbed loss, example by example: what the published code minimises."""
 
-    def __call__(self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor) -> Step:
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
         """Two passes of the model."""
-        step = super().__call__(model, x, perturbed, targets)
+        step = super().__call__(model, x, perturbed, targets, keys)
         return Step(torch.maximum(step.loss, cross_entropy(model(x), targets)), step.logits)
 
 
@@ -73,11 +82,43 @@ class Trades:
             clean = model(x).log_softmax(1)
         return lambda logits: _divergence(clean, logits.log_softmax(1))
 
-    def __call__(self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor) -> Step:
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
         """Two passes of the model."""
         clean, logits = model(x), model(perturbed)
         divergence = _divergence(clean.log_softmax(1), logits.log_softmax(1))
         return Step(cross_entropy(clean, targets) + self.beta * divergence, logits)
+
+
+class Consistency(Standard):
+    """AugMix's loss (Hendrycks et al. 2020, eq. 1): cross-entropy, plus how much predictions for two more views differ.
+
+    ``weight`` times the Jensen–Shannon divergence of the predictions for the perturbed images and two augmentations of
+    them. One pass of the model on all three.
+
+    Args:
+        augmentation: makes the views, AugMix as a rule; `image_augmentation` should not apply it as well.
+        weight: 12 in the paper.
+    """
+
+    def __init__(self, augmentation: Augmentation, weight: float = 12.0) -> None:
+        if not weight >= 0:
+            raise InputError(f"objective.weight must not be negative, got {weight}")
+        self.augmentation, self.weight = augmentation, weight
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
+        """One pass on three times the images."""
+        if keys is None:
+            keys = random.fresh_keys(len(x), device=x.device)
+        views = [self.augmentation(perturbed, random.fold_in(keys, number)) for number in (VIEW, VIEW + 1)]
+        logits = model(torch.cat([perturbed, *views])).chunk(3)
+        probabilities = [part.softmax(1) for part in logits]
+        mixture = (sum(probabilities[1:], probabilities[0]) / 3).clamp(1e-7, 1).log()
+        divergence = torch.stack([_divergence(part.log_softmax(1), mixture) for part in logits]).mean(0)
+        return Step(cross_entropy(logits[0], targets) + self.weight * divergence, logits[0])
 
 
 def _divergence(clean: Tensor, perturbed: Tensor) -> Tensor:

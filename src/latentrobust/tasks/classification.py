@@ -156,7 +156,7 @@ class ClassificationTask(pl.LightningModule):
         if self.augmentation.mixup is not None:
             targets = F.one_hot(targets, self.classes).to(images.dtype)
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, MIXUP))
-        step = self.objective(self.model, examples.x, images, targets)
+        step = self.objective(self.model, examples.x, images, targets, keys)
         loss = step.loss.mean()
         right = (step.logits.detach().argmax(1) == batch.label).float().mean()
         self.log_dict(

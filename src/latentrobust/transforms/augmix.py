@@ -92,7 +92,7 @@ def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
 class AugMix:
     """``(1 − m)·x + m·Σ wᵢ·chainᵢ(x)`` with ``w ~ Dirichlet(1, …)``, ``m ~ Beta(1, 1)``.
 
-    The augmentation alone; the consistency loss of the paper is the objective ``consistency``.
+    The augmentation alone; the loss of the paper is the objective ``consistency``.
 
     Args:
         width: chains.

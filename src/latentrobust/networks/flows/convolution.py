@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.errors import InputError
 from latentrobust.networks.flows.base import Flow
 from latentrobust.networks.flows.frozen import WhileFrozen
 from latentrobust.networks.precision import without_autocast
 
 
-class SingularError(FloatingPointError):
+class SingularError(InputError):
     """The weight of a 1×1 convolution cannot be inverted. The message names the layer and says what to do."""
 
 
