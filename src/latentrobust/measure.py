@@ -21,7 +21,7 @@ from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.models import models_section
 from latentrobust.reporting.quality import set_section
 from latentrobust.reporting.terminal import print_quality, print_rows
-from latentrobust.robustness.assess import Assessor
+from latentrobust.robustness.assessor import Assessor
 from latentrobust.run_folder import write_csv, write_metrics
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks.density import DensityTest, History

@@ -12,7 +12,7 @@ from torch import nn
 import latentrobust
 from latentrobust import CertifySettings, RobustSettings, assess
 from latentrobust.errors import InputError
-from latentrobust.robustness import assess as module
+from latentrobust.robustness import assessor as module
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.statistics import GroupSequential, noise_level

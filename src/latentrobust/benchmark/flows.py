@@ -68,7 +68,7 @@ class _Loops:
         self.x = torch.rand(batch, 3, 32, 32, generator=generator).to(device)
         self.y = torch.randint(0, 10, (batch,), generator=generator).to(device)
         with torch.no_grad():
-            self.z = self.network.encode(self.x)[0]
+            self.z = self.network.encode(self.x)[0].float()
         self.of_flow = torch.optim.SGD(self.network.parameters(), lr=0.0)  # weights stay, so that every step is alike
         self.of_model = torch.optim.SGD(self.model.parameters(), lr=0.0)
 
@@ -230,9 +230,9 @@ def _plain_coupling(step: Step, keep: Tensor) -> tuple[Tensor, Tensor]:
 class _Training:
     """Training steps of the flow alone, with or without recomputing activations."""
 
-    def __init__(self, device: torch.device, batch: int, recompute: bool) -> None:
+    def __init__(self, device: torch.device, batch: int, recompute: bool, size: dict[str, Any] | None = None) -> None:
         self.device = device
-        self.network: FlowNetwork = glow(device)
+        self.network: FlowNetwork = glow(device, size)
         self.network.recompute(recompute)
         channels_last(self.network)
         self.x = torch.rand(batch, 3, 32, 32, device=device)
@@ -251,11 +251,11 @@ def _memory(device: torch.device, batch: int, recompute: bool) -> float:
         training.step()
         return torch.cuda.max_memory_allocated(device) / 2**20
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident, (batch, recompute))
+        return pool.apply(_resident, (batch, recompute, SIZE))
 
 
-def _resident(batch: int, recompute: bool) -> float:
-    training = _Training(torch.device("cpu"), batch, recompute)
+def _resident(batch: int, recompute: bool, size: dict[str, Any]) -> float:
+    training = _Training(torch.device("cpu"), batch, recompute, size)
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     training.step()

@@ -69,7 +69,7 @@ class FlowSetAt(SetAt):
 
     def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
         """``F(x̃) − F(x)``."""
-        return self.network.encode(x_tilde, self.y)[0] - self.z
+        return (self.network.encode(x_tilde, self.y)[0] - self.z).to(x_tilde.dtype)
 
     def decode(self, u: Tensor) -> Tensor:
         """``F⁻¹(F(x) + u)``, clamped to [0, 1]."""

@@ -101,7 +101,7 @@ def interpolations(perturbations: FlowSet, pairs: Pairs, lines: int = 6, steps: 
         part = pairs.map(lambda t, ends=(first, second): t[list(ends)])  # type: ignore[misc]
         y = part.label if perturbations.needs_label else None
         z = perturbations.network.encode(part.clean, y)[0]
-        share = torch.linspace(0, 1, steps, device=z.device).reshape(-1, *[1] * (z.dim() - 1))
+        share = torch.linspace(0, 1, steps, device=z.device, dtype=z.dtype).reshape(-1, *[1] * (z.dim() - 1))
         path = perturbations.network.decode(torch.lerp(z[:1], z[1:], share), None if y is None else y[:1].expand(steps))
         rows[f"class {labels[first]}"] = list(path)
     return image_rows(rows, "Between two test images", ["image", *[""] * (steps - 2), "image"])

@@ -17,7 +17,7 @@ from latentrobust.data.pairs import Pairs, Perturbation
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
-from latentrobust.robustness.assess import Assessor, CertifySettings, RobustSettings, Subjects, is_right
+from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import answer, cross_entropy

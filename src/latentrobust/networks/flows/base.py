@@ -67,7 +67,7 @@ class Chain(Flow):
 
 
 class FlowNetwork(nn.Module, ABC):
-    """A flow from images in [0, 1] to latents, without randomness: ``decode(encode(x)) = x`` up to rounding.
+    """A flow from images in [0, 1] to latents, without randomness: ``decode(encode(x)) = x`` up to float32's last bits.
 
     Args:
         image_shape: of one example, e.g. ``(3, 32, 32)``.
@@ -92,11 +92,14 @@ class FlowNetwork(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``F(x)``: images ``[B, *image]`` to latents ``[B, *latent]``, and ``log |det ∂z/∂x|`` ``[B]`` in nats."""
+        """``F(x)``: images ``[B, *image]`` to latents ``[B, *latent]``, and ``log |det ∂z/∂x|`` ``[B]`` in nats.
+
+        Both are float64 unless the flow is being trained, see `widened`; rounding a latent costs accuracy in `decode`.
+        """
 
     @abstractmethod
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """``F⁻¹(z)``: latents to images, not clamped."""
+        """``F⁻¹(z)``: latents to images in the precision of the weights, not clamped."""
 
     @abstractmethod
     def dequantize(self, x: Tensor, keys: Tensor) -> Tensor:
@@ -105,6 +108,19 @@ class FlowNetwork(nn.Module, ABC):
     @abstractmethod
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Initialise from a batch what is initialised from data, once; a second call changes nothing."""
+
+    def widened(self, x: Tensor) -> Tensor:
+        """``x`` in float64, unless the flow is being trained.
+
+        What the layers pass on is then reconstructed so closely that their networks, which round it to their own
+        precision, see the same input in both directions and compute the same scales and shifts, in bfloat16 too.
+        """
+        training = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        return x if training else x.double()
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """``x`` in the precision of the weights."""
+        return x.to(next(self.parameters()).dtype)
 
     def recompute(self, wanted: bool = True) -> None:
         """Trade work for memory in all chains; see `Chain`."""

@@ -53,7 +53,7 @@ class InvertibleConvolution(Flow):
         return self._matrix(list(self.parameters()), self._build)
 
     def inverse_matrix(self) -> Tensor:
-        """``W⁻¹ [C, C]``, found in float64.
+        """``W⁻¹ [C, C]``, float64.
 
         Raises:
             SingularError: if there is none.
@@ -76,14 +76,15 @@ class InvertibleConvolution(Flow):
                 f"{self.name} of the flow is singular: go back to an earlier checkpoint and lower the learning rate,"
                 " set trainer.gradient_clip_val, or use learner.network.lu=true"
             )
-        return inverse.to(matrix.dtype)
+        return inverse
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         matrix, log_det = self.matrix()
         with without_autocast(x):
-            return F.conv2d(x, matrix[..., None, None]), (log_det * (x.shape[-2] * x.shape[-1])).expand(len(x))
+            z = F.conv2d(x, matrix[..., None, None].to(x.dtype))
+        return z, (log_det * (x.shape[-2] * x.shape[-1])).expand(len(x))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """``W⁻¹ z``; the inverse is kept while the weight is frozen."""
         with without_autocast(z):
-            return F.conv2d(z, self.inverse_matrix()[..., None, None])
+            return F.conv2d(z, self.inverse_matrix()[..., None, None].to(z.dtype))

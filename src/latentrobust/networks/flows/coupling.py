@@ -84,8 +84,7 @@ class CouplingNetwork(nn.Module):
 class AffineCoupling(Flow):
     """``z₁ = (x₁ + t(x₂))·exp s(x₂)``, ``z₂ = x₂`` for the two halves of the channels of ``x [B, C, H, W]``.
 
-    The network may run in half precision under autocast: both directions then compute the same ``s`` and ``t``, and the
-    rest is float32.
+    The network computes in the precision of its weights, or less under autocast; the rest in that of ``x``.
 
     Args:
         channels: C, even.
@@ -107,7 +106,7 @@ class AffineCoupling(Flow):
         self.factor = nn.Parameter(torch.ones(channels // 2, 1, 1)) if scale == "learned" else None
 
     def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = at_least_float32(self.network(x)).chunk(2, 1)
+        s, t = at_least_float32(self.network(x.to(self.network.first.dtype))).to(x.dtype).chunk(2, 1)
         return (s / BOUND).tanh() * BOUND if self.factor is None else s.tanh() * self.factor, t
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102

@@ -45,7 +45,7 @@ class TwoSidedCoupling(Flow):
         self.of_second = Subnet(second, classes, hidden, 2 * first)
 
     def _scale_and_shift(self, subnet: Subnet, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        s, t = at_least_float32(subnet(x, y)).chunk(2, 1)
+        s, t = at_least_float32(subnet(x.to(subnet.last.weight.dtype), y)).to(x.dtype).chunk(2, 1)
         return self.clamp * 0.636 * torch.atan(s), t
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -119,11 +119,12 @@ class FullyConnectedFlow(FlowNetwork):
         return y if self.classes else None
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        z, log_det = self.flow(x.flatten(1), self._context(y))
+        z, log_det = self.flow(self.widened(x).flatten(1), self._context(y))
         return z.reshape(-1, *self.latent_shape), log_det
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self.flow.inverse(z.flatten(1), self._context(y)).reshape(-1, *self.image_shape)
+        x = self.flow.inverse(self.widened(z).flatten(1), self._context(y))
+        return self.narrowed(x.reshape(-1, *self.image_shape))
 
     def dequantize(self, x: Tensor, keys: Tensor) -> Tensor:
         """Normal noise, clamped, as published."""

@@ -33,22 +33,22 @@ class Step(Flow):
         self._forward: WhileFrozen[Affine] = WhileFrozen()
         self._inverse: WhileFrozen[tuple[Tensor, Tensor]] = WhileFrozen()
 
-    def _affine(self) -> Affine:
-        matrix, log_det = self.convolution.matrix()
-        scale = self.norm.logs.exp().flatten()
+    def _affine(self, dtype: torch.dtype) -> Affine:
+        matrix, log_det = (part.to(dtype) for part in self.convolution.matrix())
+        bias, logs = self.norm.bias.flatten().to(dtype), self.norm.logs.flatten().to(dtype)
         with without_autocast(matrix):
-            shift = matrix @ (scale * self.norm.bias.flatten())
-        return (matrix * scale)[..., None, None], shift, log_det + self.norm.logs.sum()
+            shift = matrix @ (logs.exp() * bias)
+        return (matrix * logs.exp())[..., None, None], shift, log_det + logs.sum()
 
-    def _affine_inverse(self) -> tuple[Tensor, Tensor]:
-        inverse = self.convolution.inverse_matrix() * (-self.norm.logs).exp().reshape(-1, 1)
-        return inverse[..., None, None], -self.norm.bias.flatten()
+    def _affine_inverse(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        inverse = self.convolution.inverse_matrix() * (-self.norm.logs.flatten().double()).exp()[:, None]
+        return inverse[..., None, None].to(dtype), -self.norm.bias.flatten().to(dtype)
 
     def _linear(self) -> list[Tensor]:
         return [*self.norm.parameters(), *self.convolution.parameters()]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        weight, shift, log_det = self._forward(self._linear(), self._affine)
+        weight, shift, log_det = self._forward(self._linear(), lambda: self._affine(x.dtype), x.dtype)
         with without_autocast(x):
             x = F.conv2d(x, weight, shift)
         z, of_coupling = self.coupling(x)
@@ -56,7 +56,7 @@ class Step(Flow):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
         z = self.coupling.inverse(z)
-        weight, shift = self._inverse(self._linear(), self._affine_inverse)
+        weight, shift = self._inverse(self._linear(), lambda: self._affine_inverse(z.dtype), z.dtype)
         with without_autocast(z):
             return F.conv2d(z, weight, shift)
 
@@ -138,12 +138,13 @@ class Glow(FlowNetwork):
                 part.name = name
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        logits, of_logit = self.preprocess(x)
+        logits, of_logit = self.preprocess(self.widened(x))
         z, log_det = self.flow(F.pixel_unshuffle(logits, 2))
         return F.pixel_shuffle(z, 2), of_logit + log_det
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self.preprocess.inverse(F.pixel_shuffle(self.flow.inverse(F.pixel_unshuffle(z, 2)), 2))
+        logits = F.pixel_shuffle(self.flow.inverse(F.pixel_unshuffle(self.widened(z), 2)), 2)
+        return self.narrowed(self.preprocess.inverse(logits))
 
     def dequantize(self, x: Tensor, keys: Tensor) -> Tensor:
         """Uniform noise, one level wide and centred on it: `encode` makes ``(255 x + U) / 256`` of it, as published."""

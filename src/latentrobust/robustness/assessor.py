@@ -1,0 +1,316 @@
+"""What is measured of a model over a set, and how, a batch at a time: attacks and certificates."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ascent import frozen
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.robustness.attacks import PGD, Attack, Found
+from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.criteria import Classification, answer
+from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
+from latentrobust.robustness.radii import attack_radii, certified_radii
+from latentrobust.robustness.smoothing import ABSTAIN, SmoothedModel, level_for
+from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
+from latentrobust.transforms import random
+
+Radius = float | str
+Table = dict[str, np.ndarray]
+ATTACK = 20  # purpose of an example's key
+
+
+@dataclass(frozen=True)
+class RobustSettings:
+    """Attacks and radii.
+
+    Args:
+        attacks: by name; the worst case is taken over all of them.
+        radii: numbers, ``"p25"``, ``"p50"``, ``"p75"`` (percentiles of the latent norms stored with the set) or
+            ``"full"``; null for the percentiles that the set stores, and full.
+        examples: attack the first so many; null for all.
+    """
+
+    attacks: Mapping[str, Attack] = field(default_factory=lambda: {"pgd": PGD()})
+    radii: Sequence[Radius] | None = None
+    examples: int | None = 500
+
+    def __post_init__(self) -> None:
+        if not self.attacks or _empty(self.radii) or (self.examples is not None and self.examples < 1):
+            raise InputError("evaluation.robust needs at least one attack, one radius and one example")
+
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """How a smoothed model is certified; n₀, n and α are the paper's by default.
+
+    Args:
+        sigma: noise level; null for the smallest that can certify ``target``.
+        target: a radius; null for the largest of ``radii``.
+        radii: ℓ2 radii at which certified accuracy is reported, named as for `RobustSettings` (`certified_radii` says
+            what names mean in ℓ∞ sets); null for the percentiles that the set stores, or its own radius.
+        n0: draws that choose the class.
+        n: draws that bound its probability.
+        alpha: error probability of each certificate.
+        adaptive: stop an example early once all radii are decided, with the same guarantee.
+        examples: certify the first so many; null for all.
+        batch: images that go through the model at once.
+    """
+
+    sigma: float | None = None
+    target: Radius | None = None
+    radii: Sequence[Radius] | None = None
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    adaptive: bool = True
+    examples: int | None = 100
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        if _empty(self.radii) or (self.examples is not None and self.examples < 1):
+            raise InputError("evaluation.certify needs at least one radius and one example")
+        _ = self.procedure
+
+    @property
+    def procedure(self) -> Procedure:
+        """Fixed or group-sequential."""
+        return GroupSequential(self.n, self.alpha) if self.adaptive else Fixed(self.n, self.alpha)
+
+
+class Subjects:
+    """A batch to be assessed: images, labels, indices ``[B]``, and observed perturbations where there are any."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, index: Tensor, x_tilde: Tensor | None = None, offset: Tensor | None = None
+    ) -> None:
+        self.x, self.y, self.index, self.x_tilde, self.offset = x, y, index, x_tilde, offset
+
+    def below(self, limit: int | None) -> Subjects | None:
+        """The part whose index is below a limit, or None where there is none."""
+        if limit is None:
+            return self
+        chosen = (self.index < limit).nonzero()[:, 0]
+        parts = (self.x, self.y, self.index, self.x_tilde, self.offset)
+        return Subjects(*(None if t is None else t[chosen] for t in parts)) if len(chosen) else None  # type: ignore[arg-type]
+
+
+def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Whether the model is right about each image, as float: ``[B]``.
+
+    Raises:
+        InputError: for logits or labels that do not fit.
+    """
+    with frozen(model), torch.no_grad():
+        logits = answer(model, x)
+    Classification().check(logits, y)
+    return (logits.argmax(1) == y).float()
+
+
+class Assessor:
+    """Measures one model over one set, batch by batch.
+
+    Args:
+        model: images in [0, 1] to logits.
+        perturbations: any set.
+        robust: attacks, or None.
+        certify: certification, or None.
+        seed: of all draws, by (seed, example).
+        journal: file for finished certificates, or None.
+        expected: how many certificates there will be, for the estimate of the time left.
+
+    Raises:
+        InputError: for radii or noise levels that do not fit the set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet,
+        robust: RobustSettings | None = None,
+        certify: CertifySettings | None = None,
+        seed: int = 0,
+        journal: Path | None = None,
+        expected: int | None = None,
+    ) -> None:
+        self.model, self.perturbations, self.seed = model, perturbations, seed
+        self.robust, self.certify = robust, certify
+        self.radii = attack_radii(robust.radii, perturbations) if robust else {}
+        self.targets = certified_radii(certify.radii, perturbations) if certify else {}
+        self.sigma = 0.0
+        self._journal: CertificateJournal | None = None
+        self._progress = _Progress(expected)
+        if certify:
+            self.sigma = self._noise(certify)
+            if journal is not None:
+                settings = {name: getattr(certify, name) for name in ("n0", "n", "alpha", "adaptive")}
+                settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": seed}
+                settings |= {"set": fingerprint(perturbations), "weights": fingerprint(model)}
+                self._journal = CertificateJournal(journal, settings)
+
+    def _noise(self, certify: CertifySettings) -> float:
+        target = max(self.targets)
+        if certify.target is not None:
+            (target,) = certified_radii([certify.target], self.perturbations)
+        if certify.sigma is None:
+            return noise_level(target, procedure=certify.procedure)
+        needed = {radius: noise_level(radius, procedure=certify.procedure) for radius in self.targets if radius > 0}
+        beyond = [f"{radius:g} (needs {level:.5g})" for radius, level in needed.items() if level > certify.sigma]
+        if beyond:
+            warnings.warn(
+                f"sigma={certify.sigma:g} cannot certify the radii {', '.join(beyond)} with n={certify.n},"
+                f" alpha={certify.alpha:g}{', adaptive' if certify.adaptive else ''}",
+                RobustnessWarning,
+                stacklevel=4,
+            )
+        return certify.sigma
+
+    @property
+    def robust_columns(self) -> list[str]:
+        """Names of the attack table's columns."""
+        if self.robust is None:
+            return []
+        each = [f"{attack}/eps={radius:g}" for attack in self.robust.attacks for radius in self.radii]
+        return [*each, "margin", "smallest_fooling_norm", "queries"]
+
+    CERTIFICATE_COLUMNS = ("prediction", "label", "p_lower", "radius", "draws")
+
+    def attack(self, subjects: Subjects) -> tuple[dict[str, Tensor], dict[str, Found]]:
+        """The attack table's columns for a batch, and what each attack found.
+
+        ``<attack>/eps=<ε>`` is 1 where the model stays right. Margin and smallest offset that fools (infinite where
+        none was found) are those of the worst attack, the margin at the largest radius.
+        """
+        assert self.robust is not None
+        keys = random.fold_in(random.example_keys(self.seed, subjects.index), ATTACK)
+        columns: dict[str, Tensor] = {}
+        found: dict[str, Found] = {}
+        smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
+        for name, attack in self.robust.attacks.items():
+            found[name] = attack(
+                self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii), keys=keys,
+                x_tilde=subjects.x_tilde, offset=subjects.offset,
+            )  # fmt: skip
+            for number, radius in enumerate(self.radii):
+                columns[f"{name}/eps={radius:g}"] = (~found[name].fooled[number]).float()
+            sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
+            smallest = torch.minimum(smallest, sizes.amin(0).float())
+        columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
+        columns["smallest_fooling_norm"] = smallest
+        columns["queries"] = torch.stack([part.queries.amax(0) for part in found.values()]).sum(0).float()
+        return columns, found
+
+    def certificates(self, subjects: Subjects, chunk: int = 8) -> dict[str, Tensor]:
+        """The certificate table's columns for a batch, a few examples at a time; journaled ones are not made again."""
+        assert self.certify is not None
+        settings = self.certify
+        smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
+        indices = subjects.index.tolist()
+        known: dict[int, dict[str, float]] = {}
+        if self._journal is not None:
+            pictures = {index: checksum(image) for index, image in zip(indices, subjects.x.cpu(), strict=True)}
+            done = self._journal.done
+            known = {i: done[i] for i in indices if i in done and done[i].get("image") == pictures[i]}
+        todo = [row for row, index in enumerate(indices) if index not in known]
+        self._progress.skip(len(indices) - len(todo))
+        for start in range(0, len(todo), chunk):
+            rows = torch.tensor(todo[start : start + chunk], device=subjects.x.device)
+            keys = random.example_keys(self.seed, subjects.index[rows])
+            found = smoothed.certify(
+                subjects.x[rows], keys, n0=settings.n0, n=settings.n, alpha=settings.alpha,
+                adaptive=settings.adaptive, targets=list(self.targets),
+            )  # fmt: skip
+            columns = {
+                "prediction": found.prediction, "p_lower": found.p_lower, "radius": found.radius, "draws": found.draws,
+            }  # fmt: skip
+            lists = zip(*(column.tolist() for column in columns.values()), strict=True)
+            new = {
+                index: dict(zip(columns, values, strict=True))
+                for index, values in zip(subjects.index[rows].tolist(), lists, strict=True)
+            }
+            if self._journal is not None:
+                self._journal.add({index: {**new[index], "image": pictures[index]} for index in new})
+            known |= new
+            self._progress.done(len(rows))
+        mine = [{**known[index], "label": label} for index, label in zip(indices, subjects.y.tolist(), strict=True)]
+        return {
+            name: torch.tensor([row[name] for row in mine], dtype=torch.float64, device=subjects.x.device)
+            for name in self.CERTIFICATE_COLUMNS
+        }
+
+    def robust_metrics(self, table: Table) -> dict[str, float]:
+        """Robust accuracy by attack and radius, and their worst case: names as in ``metrics.json``."""
+        assert self.robust is not None
+        metrics = {}
+        for radius, name in self.radii.items():
+            right = np.stack([table[f"{attack}/eps={radius:g}"] for attack in self.robust.attacks]).astype(np.float64)
+            for attack, column in zip(self.robust.attacks, right, strict=True):
+                metrics[f"robust/{attack}/eps={radius:g}"] = float(column.mean())
+            metrics[f"robust/eps={radius:g}"] = worst = float(right.min(0).mean())
+            if name:
+                metrics[f"robust/{name}"] = worst
+        metrics["robust/examples"] = float(len(table["margin"]))
+        return metrics
+
+    def certified_metrics(self, table: Table) -> dict[str, float]:
+        """Certified accuracy by radius, smoothed accuracy, abstentions, draws an example."""
+        right = table["prediction"] == table["label"]
+        metrics = {
+            "smoothed/clean": float(right.mean()),
+            "smoothed/abstained": float((table["prediction"] == ABSTAIN).mean()),
+            "smoothed/sigma": self.sigma,
+            "certified/draws": float(table["draws"].mean()),
+            "certified/examples": float(len(right)),
+        }
+        for radius, name in self.targets.items():
+            reached = right & (table["p_lower"] >= level_for(radius, self.sigma))
+            metrics[f"certified/eps={radius:g}"] = float(reached.mean())
+            if name:
+                metrics[f"certified/{name}"] = float(reached.mean())
+        return metrics
+
+
+def _empty(radii: Sequence[Radius] | None) -> bool:
+    return radii is not None and not len(radii)
+
+
+class _Progress:
+    """Tells on standard error, now and then, how many certificates are done and how long the rest will take."""
+
+    INTERVAL = 15.0
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.finished = self.made = 0
+        self.started = self.told = 0.0
+
+    def skip(self, count: int) -> None:
+        """So many were finished before; the clock starts with the first that is not."""
+        self.finished += count
+        self.started = self.started or time.monotonic()
+        self.told = self.told or self.started
+
+    def done(self, count: int) -> None:
+        """So many more are finished now."""
+        self.finished, self.made = self.finished + count, self.made + count
+        now = time.monotonic()
+        if now - self.told < self.INTERVAL or self.finished == self.total:
+            return
+        line = f"certified {self.finished}"
+        if self.total is not None:
+            left = (now - self.started) / self.made * (self.total - self.finished)
+            minutes, seconds = divmod(round(left), 60)
+            line += f" of {self.total}, about {minutes}:{seconds:02d} left"
+        print(line, file=sys.stderr)
+        self.told = now
