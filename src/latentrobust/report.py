@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     console.print(table)
     if summary.left_out:
-        console.print(f"left out, not finished: {', '.join(path.name for path in summary.left_out)}", highlight=False)
+        names = ", ".join(path.name for path in summary.left_out)
+        console.print(f"left out (failed, not finished, or repeated later): {names}", highlight=False)
     console.print(f"written to {chosen.out or Path(chosen.folder) / 'report'}", highlight=False)
 
 

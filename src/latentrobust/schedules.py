@@ -26,9 +26,9 @@ def now(module: Any, batch_idx: int) -> Moment:
     """The moment before a batch of a `LightningModule` in training."""
     trainer = module.trainer
     steps = max(int(trainer.num_training_batches), 1)
-    step = trainer.current_epoch * steps + batch_idx
-    images = step * trainer.datamodule.batch_size * trainer.world_size
-    return Moment(trainer.current_epoch + batch_idx / steps, step, images)
+    batches = trainer.current_epoch * steps + batch_idx
+    images = batches * trainer.datamodule.batch_size * trainer.world_size
+    return Moment(trainer.current_epoch + batch_idx / steps, batches / trainer.accumulate_grad_batches, images)
 
 
 class LearningRate:

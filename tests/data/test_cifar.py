@@ -11,7 +11,7 @@ import scipy.io
 import torch
 
 from latentrobust.data.sources import cifar10, cifar100, svhn
-from latentrobust.data.sources.cifar import read_pickle
+from latentrobust.data.sources.pickles import read_pickle
 from latentrobust.errors import InputError
 
 FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
@@ -148,3 +148,59 @@ def test_svhn(tmp_path):
     scipy.io.savemat(folder / "test_32x32.mat", {"X": images.astype(float), "y": np.ones((5, 1))})
     with pytest.raises(InputError, match="expected X"):
         svhn(str(tmp_path), download=False)
+
+
+def forged(code, *state):
+    """An array of 16 bytes whose dtype was given a state of the pickle's own."""
+
+    class DType:
+        def __reduce__(self):
+            return np.dtype, (code, False, True), state
+
+    class Array:
+        def __reduce__(self):
+            return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (2,), DType(), False, b"\x41" * 16)
+
+    return Array()
+
+
+OBJECTS = forged("O8", 3, "|", None, None, None, 8, 8, 0)
+FIELDS = forged("V8", 3, "|", None, ("a",), {}, 8, 1, 0)
+
+
+@pytest.mark.parametrize("array", [OBJECTS, FIELDS])
+def test_bytes_never_become_objects(tmp_path, array):
+    """A pickle could tell numpy that a dtype of objects has none, and hand it addresses as bytes."""
+    for content in ({"data": array, "labels": [0]}, {"data": np.zeros((1, 3072), np.uint8), "labels": [array]}):
+        (tmp_path / "file").write_bytes(pickle.dumps(content, protocol=2))
+        with pytest.raises(InputError, match=r"it asks for an array of '[OV]8'"):
+            read_pickle(tmp_path / "file")
+
+
+def test_arrays_that_lie_about_their_size_are_refused(tmp_path):
+    good = pickle.dumps({"data": np.arange(6, dtype=np.uint8)}, protocol=2)
+    assert read_pickle_of(tmp_path, good)["data"].tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(InputError, match="do not fit its shape"):
+        read_pickle_of(tmp_path, good.replace(b"K\x06\x85", b"K\x63\x85"))
+
+
+def read_pickle_of(folder, content):
+    (folder / "file").write_bytes(content)
+    return read_pickle(folder / "file")
+
+
+def test_byte_order_and_columns_are_kept(tmp_path):
+    for array in (np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.arange(6.0).reshape(2, 3))):
+        read = read_pickle_of(tmp_path, pickle.dumps({"data": array, "other": {"nested": 1}}, protocol=2))
+        np.testing.assert_array_equal(read["data"], array)
+        assert "other" not in read
+
+
+def test_an_interrupted_unpacking_goes_on(tmp_path):
+    write_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+    (tmp_path / "cifar10").mkdir()
+    with tarfile.open(tmp_path / "cifar10" / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+    cifar10(str(tmp_path), download=False)
+    (tmp_path / "cifar10" / "cifar-10-batches-py" / "data_batch_4").unlink()
+    assert len(cifar10(str(tmp_path), download=False).train.images) == 20

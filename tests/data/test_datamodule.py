@@ -161,8 +161,9 @@ def test_parts_to_train_on_are_balanced_seeded_and_nested():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train_size": 1301}, "train_size=1301 exceeds the 1300"),
-        ({"train_fraction": 0.9}, "exceeds the 1300"),
+        ({"train_size": 1301}, "train_size=1301 is 1301 of the 1300"),
+        ({"train_fraction": 0.9}, "train_fraction=0.9 is 1350 of the 1300"),
+        ({"train_fraction": 1e-5}, "train_fraction=1e-05 is 0 of the 1300"),
         ({"train_size": 0}, "must be positive"),
         ({"train_fraction": 1.5}, r"in \(0, 1\]"),
         ({"train_size": 10, "train_fraction": 0.5}, "not both"),

@@ -21,11 +21,11 @@ from latentrobust.networks.flows.logit import Logit
 IMAGE, VECTOR = (4, 4, 4), (7,)
 
 
-def scrambled(layer):
+def scrambled(layer, scale=0.3):
     """Weights away from where they start: zero-initialised ones would hide mistakes."""
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return layer.double()
 
 
@@ -216,10 +216,46 @@ def test_gradients_recomputed_equal_those_kept():
 
 def test_a_singular_convolution_is_named():
     net, x = trained()
+    weight = net.flow.following.steps.flows[1].convolution.weight
+    for row in (
+        torch.zeros_like(weight[1]),
+        weight[1].detach().clone() * (1 + 1e-7),
+        torch.full_like(weight[1], torch.nan),
+    ):
+        with torch.no_grad():
+            weight[0] = row
+        with pytest.raises(SingularError, match=r"flow\.following\.steps\.flows\.1\.convolution .* singular"):
+            net.decode(x)
+
+
+def test_weights_that_are_trained_are_never_remembered():
+    """Fused optimisers, and writing to ``.data`` as averaging does, leave no trace on a weight."""
+    net, x = trained()
+    for change in ("fused", "data"):
+        with torch.no_grad():
+            before = net.encode(x)[0]
+        if change == "fused":
+            optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
+            net.bits_per_dim(x).mean().backward()
+            optimizer.step()
+        else:
+            for parameter in net.parameters():
+                parameter.data.copy_(parameter.data * 1.01)
+        with torch.no_grad():
+            after = net.encode(x)[0]
+        assert (after - before).abs().max() > 1e-3
+        fresh = copy.deepcopy(net)
+        with torch.no_grad():
+            assert torch.equal(fresh.encode(x)[0], after)
+
+
+def test_training_can_be_compiled_after_use():
+    net, x = trained()
     with torch.no_grad():
-        net.flow.following.steps.flows[1].convolution.weight[0] = 0
-    with pytest.raises(SingularError, match=r"flow\.following\.steps\.flows\.1\.convolution .* singular"):
-        net.decode(x)
+        net.encode(x)
+    net.zero_grad()
+    torch.compile(net.bits_per_dim, backend="eager")(x).mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -244,7 +280,7 @@ def test_fully_connected_flows_of_any_size_invert(channels, side, classes, seed)
     if channels * side * side < 2:
         return
     net = flows.build("fully_connected", image_shape=[channels, side, side], classes=classes, blocks=3, hidden=8)
-    scrambled(net)
+    scrambled(net, 0.03)  # farther away the inverse is as exact, but of latents in the hundreds
     x = torch.rand(4, channels, side, side, dtype=torch.float64)
     y = torch.randint(0, max(classes, 1), (4,))
     z, _ = net.encode(x, y)

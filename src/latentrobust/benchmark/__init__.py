@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--seconds", type=float, default=12.0, help="for each loop, about")
     parser.add_argument("--bf16", action="store_true", help="our side of the models' loops under bfloat16 autocast")
-    parser.add_argument("--batch", type=int, help="images at once in the flow's loops; 4 on a CPU, 64 on a GPU")
+    parser.add_argument("--batch", type=int, help="images at once in the flow's loops; 16 on a CPU, 64 on a GPU")
     parser.add_argument("--compile", action="store_true", help="our decoder of the flow through torch.compile")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.loops if name not in LOOPS]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from latentrobust.robustness.training import Adversarial, Examples, Setting
 
 SIZE: dict[str, Any] = {"image_shape": [3, 32, 32], "levels": 3, "steps": 32, "hidden": 512}
 RADIUS, STEPS, RELATIVE_STEP = 1.0, 3, 0.5
-BATCH = {"cpu": 4, "cuda": 64}
+BATCH = {"cpu": 16, "cuda": 64}
 LOOPS = ("encode", "decode", "training_step", "adversarial_la_step")
 
 
@@ -256,7 +256,14 @@ def _memory(device: torch.device, batch: int, recompute: bool) -> float:
 
 def _resident(batch: int, recompute: bool, size: dict[str, Any]) -> float:
     training = _Training(torch.device("cpu"), batch, recompute, size)
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     training.step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    """The largest resident size of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux ru_maxrss is inherited from whoever started the process
+        return next(float(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -110,8 +110,9 @@ class PairsDataModule(pl.LightningDataModule):
         if wanted is None:
             return torch.arange(len(labels))
         if not 1 <= wanted <= len(labels):
+            asked = f"train_size={wanted}" if self.train_fraction is None else f"train_fraction={self.train_fraction:g}"
             raise InputError(
-                f"data.train_size={wanted} exceeds the {len(labels)} training examples that data.validation leaves"
+                f"data.{asked} is {wanted} of the {len(labels)} training examples that data.validation leaves"
             )
         # The place of each example within its class decides, so that classes fill up evenly.
         by_class = torch.argsort(labels, stable=True)

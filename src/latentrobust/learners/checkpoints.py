@@ -6,9 +6,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.callbacks import ModelCheckpoint
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from latentrobust.run_folder import writes
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """`EMAWeightAveraging` whose average lies where the weights are trained, not on the CPU."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has made the average before it moved the module."""
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
+        super().on_fit_start(trainer, pl_module)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -71,6 +71,10 @@ class CVAELearner(pl.LightningModule):
                 f"data {data.name} has images {list(data.image_shape)}, the network is for"
                 f" {list(self.network.image_shape)}: choose another learner/network or data.canvas"
             )
+        if not data.has_pairs:
+            raise InputError(
+                f"data {data.name} has no pairs to learn from: choose data/perturbation=…, or learner=flow"
+            )
         self.data_name = data.name
         self.norms.kind_names = data.kinds
 

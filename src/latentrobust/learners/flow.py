@@ -77,7 +77,9 @@ class FlowLearner(pl.LightningModule):
         self.radius = radius
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()
-        self.train_bits, self.val_bits, self.round_trip = MeanMetric(), MeanMetric(), MaxMetric()
+        # A figure that is not a number must show.
+        self.train_bits, self.val_bits = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.round_trip = MaxMetric(nan_strategy="disable")
         self.data_name = ""
         self.history: dict[str, list[float]] = {"epoch": [], "train": [], "val": []}
 

@@ -21,10 +21,14 @@ class NonFiniteGuard(pl.Callback):
         self.patience = patience
         self.skipped = 0
         self.in_a_row = 0
+        self._skipped_now = False
         self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Remember the running statistics, which a forward pass may spoil."""
+        """Remember the running statistics, which a forward pass may spoil; a batch without a skip ends the row."""
+        if not self._skipped_now:
+            self.in_a_row = 0
+        self._skipped_now = False
         self._statistics = [(buffer, buffer.clone()) for buffer in _running_statistics(pl_module)]
 
     def on_before_optimizer_step(
@@ -33,10 +37,10 @@ class NonFiniteGuard(pl.Callback):
         """Drop the gradients if any of them is not finite."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
-            self.in_a_row = 0
             return
         self.skipped += 1
-        self.in_a_row += 1
+        self.in_a_row += not self._skipped_now  # several optimisers, one batch
+        self._skipped_now = True
         optimizer.zero_grad(set_to_none=True)  # an optimiser leaves parameters without a gradient alone
         for buffer, value in self._statistics:
             buffer.copy_(value)

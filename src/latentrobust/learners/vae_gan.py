@@ -77,6 +77,10 @@ class VAEGANLearner(pl.LightningModule):
                 f"data {data.name} has images {list(data.image_shape)} of {data.classes} classes, the network is for"
                 f" {list(self.network.image_shape)} and {self.network.classes}: set learner.network.image_shape"
             )
+        if self.trainer.world_size > 1:
+            raise InputError(
+                "learner=vae_gan trains on one device: not every process would have examples of each class"
+            )
         self.data_name = data.name
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

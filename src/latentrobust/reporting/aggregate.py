@@ -27,11 +27,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Finished:
-    """A run: its folder, what its command line chose (seeds and places left out), and its final metrics."""
+    """A run: its folder, what its command line chose (seeds and places left out), its final metrics, and its seeds."""
 
     folder: Path
     choices: dict[str, str]
     metrics: dict[str, float]
+    seeds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Summary:
         constant: what all runs chose alike.
         metrics: names.
         rows: a group each: its choices by key (empty where it says nothing) and its interval by metric.
-        left_out: folders without a result: failed, or not finished.
+        left_out: folders that do not count: failed, not finished, or repeated later.
     """
 
     keys: list[str]
@@ -80,6 +81,8 @@ class Summary:
 def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
     """All runs at or below a folder that are done, and the folders of the others.
 
+    A run that was repeated with the same seeds is no further draw: the last one counts.
+
     Raises:
         InputError: if there is none that is done, or a file is damaged.
     """
@@ -90,14 +93,18 @@ def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
             others.append(run)
             continue
         try:
-            overrides = OmegaConf.select(OmegaConf.load(configuration), "overrides") or []
+            loaded = OmegaConf.load(configuration)
+            overrides = OmegaConf.select(loaded, "overrides") or []
+            seeds = tuple(str(OmegaConf.select(loaded, key)) for key in ("seed", "data.split_seed"))
             metrics = json.loads((run / "metrics.json").read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"{run} holds a damaged config.yaml or metrics.json: {error}") from None
-        runs.append(Finished(run, _choices(overrides), metrics))
+        runs.append(Finished(run, _choices(overrides), metrics, seeds))
     if not runs:
         raise InputError(f"no finished run at or below {folder}")
-    return runs, others
+    last = {(run.seeds, *sorted(run.choices.items())): run for run in runs}
+    others += [run.folder for run in runs if run not in last.values()]
+    return list(last.values()), others
 
 
 def _choices(overrides: Sequence[str]) -> dict[str, str]:
@@ -135,7 +142,7 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
         members = groups[choice]
         found = {}
         for name in metrics:
-            values = [float(run.metrics[name]) for run in members if name in run.metrics]
+            values = [float(run.metrics[name]) for run in members if run.metrics.get(name) is not None]
             if values:
                 found[name] = Interval.of(values)
         rows.append((dict(zip(differs, choice, strict=True)), found))
@@ -184,9 +191,10 @@ def latex(summary: Summary) -> str:
 
 
 def _escaped(text: str) -> str:
-    kept = text.replace(r"$\pm$", "\0")
-    for character in "_%&#":
+    kept = text.replace(r"$\pm$", "\0").replace("\\", r"\textbackslash ")
+    for character in "_%&#{}$":
         kept = kept.replace(character, "\\" + character)
+    kept = kept.replace("^", r"\textasciicircum ").replace("~", r"\textasciitilde ")
     return kept.replace("\0", r"$\pm$")
 
 

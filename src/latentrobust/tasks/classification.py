@@ -112,7 +112,7 @@ class ClassificationTask(pl.LightningModule):
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
             self.perturbations.eval().requires_grad_(False).to(self.device)
-        check_fit(self.model, self.image_shape, self.classes)
+        self._outputs = check_fit(self.model, self.image_shape, self.classes)
 
     def on_fit_start(self) -> None:
         """Take the set along to the training device."""
@@ -154,7 +154,7 @@ class ClassificationTask(pl.LightningModule):
         images, targets = self.training_perturbation(setting)
         images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, AFTER))
         if self.augmentation.mixup is not None:
-            targets = F.one_hot(targets, self.classes).to(images.dtype)
+            targets = F.one_hot(targets, self._outputs).to(images.dtype)
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, MIXUP))
         step = self.objective(self.model, examples.x, images, targets, keys)
         loss = step.loss.mean()
@@ -170,9 +170,11 @@ class ClassificationTask(pl.LightningModule):
     def _examples(self, batch: Pairs, keys: Tensor) -> Examples:
         before = self.augmentation.before
         if not before:
-            return Examples(batch.clean, batch.label, keys, batch.epoch, batch.perturbed, batch.offset)
+            pair = (batch.perturbed, batch.offset) if self._has_pairs else (None, None)
+            return Examples(batch.clean, batch.label, keys, batch.epoch, *pair)
         own = random.fold_in(keys, BEFORE)
-        clean, perturbed = (apply_in_order(before, part, own) for part in (batch.clean, batch.perturbed))
+        clean = apply_in_order(before, batch.clean, own)
+        perturbed = apply_in_order(before, batch.perturbed, own) if self._has_pairs else None
         # The true offset is of the images as they were.
         return Examples(clean, batch.label, keys, batch.epoch, perturbed, None)
 
@@ -217,8 +219,8 @@ class ClassificationTask(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = describe_model(self.model, self.image_shape, self.classes, self.data_name)
 
 
-def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> None:
-    """Refuse a model that does not take the data's images or tell its classes apart.
+def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> int:
+    """Refuse a model that does not take the data's images or tell its classes apart; return how many it tells apart.
 
     Raises:
         InputError: naming both sides.
@@ -229,3 +231,4 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> N
     Classification().check(logits, torch.zeros(2, dtype=torch.int64, device=device))
     if logits.shape[1] < classes:
         raise InputError(f"the model has {logits.shape[1]} classes, the data {classes}: labels are 0 to {classes - 1}")
+    return int(logits.shape[1])

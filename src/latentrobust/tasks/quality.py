@@ -67,6 +67,10 @@ class QualityTest(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data and set fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not data.has_pairs:
+            raise InputError(
+                f"data {data.name} has no pairs to measure quality on: choose data/perturbation=…, or evaluation=flow"
+            )
         check_same_images(data, self.perturbations)
         self._kinds = data.kinds
 

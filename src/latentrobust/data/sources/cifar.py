@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy._core import multiarray
 
 from latentrobust.data.download import Remote, fetch
 from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
+from latentrobust.data.sources.pickles import read_pickle
 from latentrobust.errors import InputError
 
 _URL = "https://www.cs.toronto.edu/~kriz/"
@@ -20,55 +17,6 @@ _TEN = Remote(_URL, {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a
 _HUNDRED = Remote(_URL, {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"})
 _TEN_FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _HUNDRED_FILES = {"train": ["train"], "test": ["test"]}
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What protocol 2 writes bytes by; other codecs could do more than that."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
-    return text.encode("latin1")
-
-
-# What an array in these pickles is made of, under the module names of NumPy 1 and 2: data, and no callables beyond
-# NumPy's own reconstruction of an array.
-_ADMITTED: dict[tuple[str, str], Any] = {
-    (module, name): value
-    for name, value in {
-        "_reconstruct": multiarray._reconstruct,
-        "scalar": multiarray.scalar,
-    }.items()
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-}
-_ADMITTED |= {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
-
-
-def read_pickle(path: str | Path) -> dict[str, Any]:
-    """A pickled dictionary of NumPy arrays, numbers, strings and lists; keys as strings.
-
-    Raises:
-        InputError: if it is missing, damaged, or asks for anything else, of which nothing is then run.
-    """
-    path = Path(path)
-    try:
-        found = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except FileNotFoundError:
-        raise InputError(f"no data file at {path}") from None
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} was refused: {error}; only arrays, numbers and strings are read") from None
-    except Exception as error:  # a damaged pickle raises almost anything
-        line = str(error).splitlines()[0] if str(error) else ""
-        raise InputError(f"{path} is truncated or damaged ({type(error).__name__}: {line})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not a CIFAR file: it holds a {type(found).__name__}")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
 
 
 def cifar10(root: str, download: bool = True) -> Images:
@@ -92,7 +40,9 @@ def _read(
     folder: Path, unpacked: str, files: dict[str, list[str]], labels: str, remote: Remote, download: bool
 ) -> Images:
     place = folder / unpacked
-    if not place.is_dir():
+    if not all((place / name).is_file() for names in files.values() for name in names) and (
+        (folder / next(iter(remote.md5))).is_file() or not place.is_dir()
+    ):
         members = [f"{unpacked}/{name}" for names in files.values() for name in names]
         unpack(fetch_or_find(remote, folder, download), folder, members)
     splits = []

@@ -16,6 +16,9 @@ class SingularError(InputError):
     """The weight of a 1×1 convolution cannot be inverted. The message names the layer and says what to do."""
 
 
+WORST = 1e7  # condition in the maximum norm, from which float32 weights say little about their inverse
+
+
 class InvertibleConvolution(Flow):
     """``z = W x`` at every position of ``x [B, C, H, W]``; starts as a random rotation.
 
@@ -70,11 +73,13 @@ class InvertibleConvolution(Flow):
 
     def _invert(self) -> Tensor:
         matrix = self._build()[0]
-        inverse, failed = torch.linalg.inv_ex(matrix.double())
-        if bool(failed) or not bool(inverse.isfinite().all()):
+        wide = matrix.double()
+        inverse, failed = torch.linalg.inv_ex(wide)
+        condition = wide.abs().sum(1).max() * inverse.abs().sum(1).max()
+        if bool(failed) or not bool(condition < WORST):  # also where it is not a number
             raise SingularError(
-                f"{self.name} of the flow is singular: go back to an earlier checkpoint and lower the learning rate,"
-                " set trainer.gradient_clip_val, or use learner.network.lu=true"
+                f"{self.name} of the flow has become singular: go back to an earlier checkpoint and lower the"
+                " learning rate, set trainer.gradient_clip_val, or use learner.network.lu=true"
             )
         return inverse
 

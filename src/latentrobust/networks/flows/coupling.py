@@ -64,6 +64,8 @@ class CouplingNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         first, middle, last = self.kernels()
+        if self.last.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)  # the half of a tensor that is not
         hidden = F.conv2d(x, *first, padding=1).relu_()
         hidden = F.conv2d(hidden, *middle).relu_()
         return F.conv2d(hidden, *last, padding=1)

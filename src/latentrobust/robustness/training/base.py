@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -67,6 +68,10 @@ class Setting(NamedTuple):
     def ball(self, radius: float | str | None, norm: Norm | None = None) -> LatentBall:
         """The set's ball, with the radius of that name, and with another norm where one is given."""
         ball = self.set.ball
+        if norm not in (None, ball.norm) and (radius is None or isinstance(radius, str)):
+            raise InputError(
+                f"training_perturbation.radius must be a number with norm={norm}: the set's own radii are {ball.norm}"
+            )
         size = resolve_radius(radius, self.set)[1]
         return dataclasses.replace(ball, radius=size, norm=norm or ball.norm)
 
@@ -144,25 +149,29 @@ class Schedule(TrainingPerturbation):
     Args:
         stages: name to perturbation, in order.
         epochs: name to number of epochs.
+        stretch_to: scale these numbers so that they sum to this: the whole schedule in a shorter or longer run.
     """
 
-    def __init__(self, stages: Mapping[str, TrainingPerturbation], epochs: Mapping[str, int]) -> None:
+    def __init__(
+        self, stages: Mapping[str, TrainingPerturbation], epochs: Mapping[str, int], stretch_to: float | None = None
+    ) -> None:
         super().__init__()
         if not stages or set(stages) != set(epochs) or any(count < 1 for count in epochs.values()):
             raise InputError(
                 "a schedule needs a positive number of epochs for each of its stages, got stages"
                 f" {list(stages)} and epochs {dict(epochs)}"
             )
-        self.stages, self.epochs = dict(stages), dict(epochs)
+        share = stretch_to / sum(epochs.values()) if stretch_to is not None and stretch_to > 0 else 1.0
+        self.stages, self.epochs = dict(stages), {name: share * count for name, count in epochs.items()}
 
     @property
     def last_begins(self) -> int:
-        """The epoch in which the last stage begins."""
-        return sum(self.epochs[name] for name in list(self.stages)[:-1])
+        """The first epoch of the last stage."""
+        return math.ceil(sum(self.epochs[name] for name in list(self.stages)[:-1]) - 1e-9)
 
     def stage(self, epoch: int) -> TrainingPerturbation:
         """The perturbation of an epoch."""
-        end = 0
+        end = -1e-9
         for name, stage in self.stages.items():
             end += self.epochs[name]
             if epoch < end:
