@@ -204,3 +204,16 @@ def test_an_interrupted_unpacking_goes_on(tmp_path):
     cifar10(str(tmp_path), download=False)
     (tmp_path / "cifar10" / "cifar-10-batches-py" / "data_batch_4").unlink()
     assert len(cifar10(str(tmp_path), download=False).train.images) == 20
+
+
+def test_the_form_of_the_original_archives_is_read(tmp_path):
+    """Python 2 wrote bytes as strings, and so the original files are."""
+    content = (
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+        b"(K\x01(K\x01K\x04tcnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x04\x00\x7f\x80\xfftbU\x06labels](K\x03K\x04eu."
+    )
+    read = read_pickle_of(tmp_path, content)
+    assert read["data"].tolist() == [[0, 127, 128, 255]]
+    assert read["data"].dtype == np.uint8
+    assert read["labels"] == [3, 4]

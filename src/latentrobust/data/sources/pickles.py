@@ -43,6 +43,8 @@ class _Array:
         if len(state) != 5:
             raise pickle.UnpicklingError("it holds an array in another form")
         _, shape, kind, by_columns, content = state
+        if isinstance(content, str):  # Python 2's bytes, as in the original archives
+            content = content.encode("latin1")
         whole = isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)
         if not whole or not isinstance(kind, _DType) or not isinstance(content, bytes):
             raise pickle.UnpicklingError("it holds an array of something other than numbers")
