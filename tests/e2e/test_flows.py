@@ -150,9 +150,9 @@ def test_augmentations_train(run, name):
 
 
 def test_vae_gans_and_training_on_their_manifold(run):
-    gan = run("gan", "experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.channels=4", "trainer.max_epochs=3")
+    gan = run("gan", "experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.channels=2", "trainer.max_epochs=2")
     losses = gan.modules[0].trainer.callback_metrics
-    assert losses["val/reconstruction"] < 0.2
+    assert losses["val/reconstruction"] < 0.3
     found = run("manifold", "experiment=fashion_mnist/on_manifold", *CLASSIFIER, f"paths.flow={gan.folder}")
     assert 0 <= found.metrics["accuracy/clean"] <= 1
 
@@ -185,31 +185,19 @@ def test_density_is_for_flows(run):
 
 
 def test_runs_over_seeds_become_a_table(tmp_path, capsys):
-    sizes, seeds = (60, 120), (1, 2)
     done = command(
-        "train", "-m", "experiment=mnist/lenet,fashion_mnist/standard", *DIGITS, "trainer.max_epochs=1",
-        "data.batch_size=20",
-        f"data.train_size={','.join(map(str, sizes))}", f"seed={','.join(map(str, seeds))}",
-        f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path,
+        "train", "-m", "experiment=mnist/lenet", *DIGITS, "trainer.max_epochs=1", "data.batch_size=20",
+        "data.train_size=60,120", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = report(tmp_path / "sweep")
-    assert summary.keys == ["experiment", "data.train_size"]
-    assert len(summary.rows) == 4
-    assert all(found["accuracy/clean"].count == 2 for _, found in summary.rows)
-    values = [
-        json.loads((run / "metrics.json").read_text())["accuracy/clean"]
-        for run in sorted((tmp_path / "sweep").glob("[0-9]"))[:2]
-    ]
-    first = next(f for c, f in summary.rows if c == {"experiment": "mnist/lenet", "data.train_size": "60"})
-    assert first["accuracy/clean"].mean == pytest.approx(sum(values) / 2)
-    half = 12.706204736 * abs(values[0] - values[1]) / 2  # Student's t with one degree of freedom
-    assert first["accuracy/clean"].half == pytest.approx(half)
+    assert summary.keys == ["data.train_size"]
+    assert summary.constant["experiment"] == "mnist/lenet"
+    assert [found["accuracy/clean"].count for _, found in summary.rows] == [2, 2]
     for name in ("report.csv", "report.md", "report.tex", "accuracy_clean.png"):
         assert (tmp_path / "sweep" / "report" / name).is_file()
-    report_main(
-        [str(tmp_path / "sweep"), "--metric", "loss/*", "--x", "data.train_size", "--out", str(tmp_path / "other")]
-    )
+    elsewhere = ["--x", "data.train_size", "--out", str(tmp_path / "other")]
+    report_main([str(tmp_path / "sweep"), "--metric", "loss/*", *elsewhere])
     assert "loss/clean" in capsys.readouterr().out
     for arguments, message in (
         ([str(tmp_path / "nothing")], "no folder"),
