@@ -108,9 +108,9 @@ def train_model(
     prefix = f"{name}/" if name else ""
     seconds = time.perf_counter() - started
     times = {f"{prefix}fit_seconds": seconds, f"{prefix}steps": float(trainer.global_step)}
-    for key in ("train/accuracy", "train/loss"):  # of the last epoch, on the images that it was trained on
-        if key in trainer.callback_metrics:
-            times[prefix + key] = float(trainer.callback_metrics[key])
+    for key in ("accuracy", "loss"):  # of the last epoch, on the images that it was trained on
+        if f"train/{key}" in trainer.callback_metrics:
+            times[f"{prefix}fit_{key}"] = float(trainer.callback_metrics[f"train/{key}"])
     best = _best_checkpoint(trainer)
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         models.load_model(best, network=task.model)

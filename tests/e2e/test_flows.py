@@ -122,7 +122,7 @@ def test_classifiers_over_a_flow(flow, run):
     for name in ("randomized_la", "adversarial_la"):
         found = run(name, f"experiment=mnist/{name}", *CLASSIFIER, f"paths.flow={flow.folder}")
         assert 0 <= found.metrics["accuracy/clean"] <= 1
-        assert {"train/accuracy", "train/loss", "loss/clean"} <= set(found.metrics)
+        assert {"fit_accuracy", "fit_loss", "loss/clean"} <= set(found.metrics)
         assert "accuracy/perturbed" not in found.metrics
 
 
