@@ -150,7 +150,14 @@ def test_augmentations_train(run, name):
 
 
 def test_vae_gans_and_training_on_their_manifold(run):
-    gan = run("gan", "experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.channels=2", "trainer.max_epochs=2")
+    gan = run(
+        "gan",
+        "experiment=fashion_mnist/vae_gan",
+        *DIGITS,
+        "learner.network.channels=2",
+        "trainer.max_epochs=2",
+        "data.train_size=300",
+    )
     losses = gan.modules[0].trainer.callback_metrics
     assert losses["val/reconstruction"] < 0.3
     found = run("manifold", "experiment=fashion_mnist/on_manifold", *CLASSIFIER, f"paths.flow={gan.folder}")
