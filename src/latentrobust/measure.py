@@ -177,7 +177,7 @@ def _per_example(
     tables = [("", part.per_example) for part in (quality, density) if part is not None]
     for name, test in tests.items():
         prefix = f"{name}/" if name else ""
-        parts = {"accuracy": "", "robust": "robust/", "certified": "certified/"}
+        parts = {"kinds": "", "accuracy": "", "robust": "robust/", "certified": "certified/"}
         tables += [(f"{prefix}{parts[part]}", table) for part, table in test.tables.items()]
     rows = sorted({pair for _, table in tables for pair in _rows(table)})
     columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [kinds[row[1]] for row in rows]}

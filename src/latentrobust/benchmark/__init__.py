@@ -14,11 +14,18 @@ from rich.table import Table
 
 from latentrobust.benchmark.attacks import attack
 from latentrobust.benchmark.certification import certify
+from latentrobust.benchmark.corruptions import corruptions
 from latentrobust.benchmark.flows import flow
 from latentrobust.benchmark.measuring import Row
 from latentrobust.benchmark.pairs import data
 
-LOOPS: dict[str, Callable[..., list[Row]]] = {"data": data, "attack": attack, "certify": certify, "flow": flow}
+LOOPS: dict[str, Callable[..., list[Row]]] = {
+    "data": data,
+    "corruptions": corruptions,
+    "attack": attack,
+    "certify": certify,
+    "flow": flow,
+}
 
 
 def _number(value: float) -> str:
@@ -44,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--device cuda, but PyTorch sees no GPU here")
     rows = []
     for name in chosen.loops or LOOPS:
-        options: dict[str, Any] = {"bf16": True} if chosen.bf16 and name != "data" else {}
+        options: dict[str, Any] = {"bf16": True} if chosen.bf16 and name not in ("data", "corruptions") else {}
         options |= {"compiled": chosen.compile, "batch": chosen.batch} if name == "flow" else {}
         rows += LOOPS[name](torch.device(chosen.device), chosen.seconds, **options)
     table = Table("loop", "shape", "samples/s", "plain loop", "ratio", "peak MB", caption=f"on {rows[0]['device']}")

@@ -25,6 +25,8 @@ class PairsDataModule(pl.LightningDataModule):
     Training pairs are drawn anew each epoch (or from ``draws_per_example`` fixed ones); validation and test pairs
     are the same in every epoch, batch size and number of processes.
 
+    After ``setup`` there are `splits`, `rows` (of each split's examples in the training or test file) and `file_sizes`.
+
     Args:
         source: called without arguments, gives `Images`.
         perturbation: draws and applies.
@@ -74,9 +76,11 @@ class PairsDataModule(pl.LightningDataModule):
         self.test_size, self.draws_per_example = test_size, draws_per_example
         self.train_size, self.train_fraction = train_size, train_fraction
         self.split_seed, self.seed = split_seed, seed
-        self.kinds = (perturbation.name,)
+        self.kinds: tuple[str, ...] = (perturbation.name,)
         self.has_pairs = not isinstance(perturbation, Unchanged)
         self.splits: dict[str, Split] = {}
+        self.rows: dict[str, Tensor] = {}
+        self.file_sizes: dict[str, int] = {}
 
     def prepare_data(self) -> None:
         """Download where needed (one process does this)."""
@@ -98,6 +102,8 @@ class PairsDataModule(pl.LightningDataModule):
         if self.batch_size > len(kept):
             raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(kept)} training examples")
         part = slice(0, self.test_size)
+        self.file_sizes = {"train": count, "test": len(test.images)}
+        self.rows = {"train": kept, "validation": held_out, "test": torch.arange(len(test.images))[part]}
         self.splits = {
             "train": Split(images.images[kept], images.labels[kept]),
             "validation": Split(images.images[held_out], images.labels[held_out]),
@@ -133,6 +139,10 @@ class PairsDataModule(pl.LightningDataModule):
         """Number of classes: labels are 0 to this minus one."""
         self.setup()
         return int(max(split.labels.max() for split in self.splits.values())) + 1
+
+    def count(self, split: str) -> int:
+        """Pairs an epoch."""
+        return len(self.splits[split].images)
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
         """The pairs of examples ``index [B]`` of a split, on the index's device."""
@@ -195,7 +205,7 @@ class PairsDataModule(pl.LightningDataModule):
                 limit = self.trainer.limit_train_batches
         return IndexLoader(
             split,
-            len(self.splits[split].images),
+            self.count(split),
             self.batch_size,
             shuffle=split == "train" and not overfit,  # to overfit is to see the same batches again
             seed=self.seed,

@@ -180,10 +180,15 @@ class ClassificationTask(pl.LightningModule):
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
-        seen = {"clean": batch.clean, **({"perturbed": batch.perturbed} if self._has_pairs else {})}
-        for name, images in seen.items():
-            self._count(name, (self.model(images).argmax(1) == batch.label).float())
-        chosen = batch.example < self.attack_examples
+        if self._has_pairs:
+            self._count("perturbed", (self.model(batch.perturbed).argmax(1) == batch.label).float())
+        once = batch.kind == 0  # an image has a pair of each kind, and is itself the same in all of them
+        alone = batch.map(lambda part: part[once])
+        right = torch.zeros(0, device=self.device)
+        if len(alone.example):
+            right = (self.model(alone.clean).argmax(1) == alone.label).float()
+        self._count("clean", right)
+        chosen = once & (batch.example < self.attack_examples)
         if self._attacks_now:
             self._attack(batch.map(lambda part: part[chosen]))
 

@@ -32,8 +32,10 @@ SHOWN = 8  # examples whose adversarial images are kept for figures
 class ModelTest(pl.LightningModule):
     """Accuracy on all test pairs, robust and certified accuracy on the first ones; equal on any number of processes.
 
+    Where the data has several kinds of perturbations, each image is attacked and certified once, with its first kind.
     After ``trainer.test`` there are `metrics` (flat, as in ``metrics.json``), `tables` (``accuracy``, ``robust``,
-    ``certified``: columns by name, ordered by index) and `adversarial` (what the first attack found, for pictures).
+    ``certified``, and ``kinds`` where there are several: columns by name, ordered by index) and `adversarial` (what the
+    first attack found, for pictures).
 
     Args:
         model: images in [0, 1] to logits.
@@ -63,6 +65,7 @@ class ModelTest(pl.LightningModule):
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
         self.right = PairValues(["label", "clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)])
+        self.by_kind = PairValues(["perturbed"])
         self.stays: PairValues | None = None
         self.certificates: PairValues | None = None
         self.metrics: dict[str, float] = {}
@@ -97,6 +100,13 @@ class ModelTest(pl.LightningModule):
         """Everything about a batch."""
         with torch.inference_mode(False):
             batch = batch.map(torch.clone)
+            if len(self._kinds) > 1:
+                self.by_kind.update(
+                    batch.example, batch.kind, perturbed=is_right(self.model, batch.perturbed, batch.label)
+                )
+            batch = _of_first_kind(batch)
+            if not len(batch.example):
+                return
             self._count_right(batch)
             if self._assessor is None:
                 return
@@ -130,13 +140,15 @@ class ModelTest(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
         table = self.tables["accuracy"] = self.right.table()
-        seen = ("clean", "perturbed") if self._has_pairs else ("clean",)
-        self.metrics = {f"accuracy/{name}": _mean(table[name]) for name in seen}
-        self.metrics["loss/clean"] = _mean(table["loss"])
+        self.metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
+        if self._has_pairs:
+            self.metrics["accuracy/perturbed"] = _mean(table["perturbed"])
         if len(self._kinds) > 1:
+            of_kinds = self.tables["kinds"] = self.by_kind.table()
+            self.metrics["accuracy/perturbed"] = _mean(of_kinds["perturbed"])
             for number, kind in enumerate(self._kinds):
-                if (chosen := table["kind"] == number).any():
-                    self.metrics[f"accuracy/perturbed/{kind}"] = _mean(table["perturbed"][chosen])
+                if (chosen := of_kinds["kind"] == number).any():
+                    self.metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
         if self.ood:
             each = {f"accuracy/ood/{name}": _mean(table[f"ood/{name}"]) for name in self.ood}
             self.metrics |= {**each, "accuracy/ood": sum(each.values()) / len(each)}
@@ -162,6 +174,14 @@ class ModelTest(pl.LightningModule):
 
 def _mean(column: np.ndarray) -> float:
     return float(column.astype(np.float64).mean())
+
+
+def _of_first_kind(batch: Pairs) -> Pairs:
+    """One pair an image: what is asked of the image alone is asked once."""
+    if not bool(batch.kind.any()):
+        return batch
+    chosen = batch.kind == 0
+    return batch.map(lambda part: part[chosen])
 
 
 def _first(batch: Pairs, limit: int | None) -> Pairs:

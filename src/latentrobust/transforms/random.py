@@ -88,6 +88,16 @@ def integers(keys: Tensor, low: int, high: int, shape: tuple[int, ...] = ()) -> 
     return (low + ((bits * (high - low)) >> 31)).reshape(*keys.shape, *shape)
 
 
+def bits(keys: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Fair coins, uint8 0 or 1: ``[*batch, *shape]``."""
+    count = math.prod(shape)
+    words = _bits(keys, (count + 63) // 64)
+    # A word seen as eight bytes, and each byte as eight bits.
+    octets = words.contiguous().view(torch.uint8)
+    spread = (octets[..., None] >> torch.arange(8, dtype=torch.uint8, device=keys.device)) & 1
+    return spread.flatten(keys.ndim)[..., :count].reshape(*keys.shape, *shape)
+
+
 def permutation(seed: int, count: int, *context: int) -> Tensor:
     """A permutation of ``range(count)`` that depends on ``(seed, *context)`` alone: int64 ``[count]``, on the CPU."""
     keys = example_keys(seed, torch.arange(count), *context)

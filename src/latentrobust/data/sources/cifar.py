@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -60,13 +61,13 @@ def fetch_or_find(remote: Remote, folder: Path, download: bool) -> Path:
 
 
 def unpack(archive: Path, folder: Path, members: list[str]) -> None:
-    """Take the named members out of a ``.tar.gz``, nothing else, into ``folder``; a file appears there whole.
+    """Take the named members out of a tar archive, nothing else, into ``folder``; a file appears there whole.
 
     Raises:
         InputError: if the archive is damaged or lacks one.
     """
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(archive) as tar:
             for member in members:
                 content = tar.extractfile(member)
                 if content is None:
@@ -74,7 +75,8 @@ def unpack(archive: Path, folder: Path, members: list[str]) -> None:
                 target = folder / member
                 target.parent.mkdir(parents=True, exist_ok=True)
                 partial = target.with_name(f".{target.name}.part")
-                partial.write_bytes(content.read())
+                with partial.open("wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 22)
                 partial.replace(target)
     except KeyError:
         raise InputError(f"{archive} lacks {member}: is it another archive?") from None

@@ -1,0 +1,83 @@
+"""Commands on data: ``python -m latentrobust.data corrupt …`` writes corrupted images in the published layouts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from latentrobust.data.corrupted import Plan, checked, write_corrupted
+from latentrobust.data.sources import Images, cifar10, cifar100, photos, svhn
+from latentrobust.errors import InputError
+from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING
+
+BAD_INPUT, INTERRUPTED = 2, 130
+SOURCES: dict[str, Callable[[str], Images]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "photos": lambda root: photos(),
+}
+KINDS = {"training": TRAINING, "held_out": HELD_OUT, "all": tuple(CORRUPTIONS)}
+
+
+def corrupt(arguments: argparse.Namespace) -> None:
+    """Write the files that are not there yet, and say what was done.
+
+    Raises:
+        InputError: for data, corruptions or a folder that do not fit.
+    """
+    kinds = tuple(name for kind in arguments.kinds for name in KINDS.get(kind, (kind,)))
+    plan = Plan(
+        arguments.split, tuple(dict.fromkeys(kinds)), tuple(arguments.severities), arguments.layout, arguments.seed
+    )
+    for kind in plan.kinds:  # before anything is read or downloaded
+        for severity in plan.severities:
+            checked(kind, severity)
+    root = arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root")
+    images = SOURCES[arguments.data](root)
+    written = write_corrupted(images.train if plan.split == "train" else images.test, plan, arguments.folder)
+    print(f"{arguments.folder}: {len(plan.files())} files, {len(written)} written, the others verified")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 0 when done, 2 for bad input (one line on standard error), 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m latentrobust.data", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser(
+        "corrupt",
+        help="write corrupted images",
+        description="Write the common corruptions of a data set as uint8 .npy files. An interrupted command goes on"
+        " when it is repeated; what was written is verified. Read them with data=cifar10c data.corrupted=FOLDER"
+        " (training), or place the archive layout of the test split in the data root as cifar10c/CIFAR-10-C.",
+    )
+    command.add_argument("folder", type=Path, help="to write to")
+    command.add_argument("--data", choices=SOURCES, default="cifar10", help="images to corrupt (default: %(default)s)")
+    command.add_argument("--split", choices=("train", "test"), default="train", help="default: %(default)s")
+    command.add_argument(
+        "--kinds", nargs="+", default=["training"], metavar="NAME",
+        help=f"training (twelve, the default), held_out (three), all, or names: {', '.join(CORRUPTIONS)}",
+    )  # fmt: skip
+    command.add_argument("--severities", nargs="+", type=int, default=[5], metavar="1..5", help="default: 5")
+    command.add_argument(
+        "--layout", choices=("files", "archive"), default="files",
+        help="files: NAME_SEVERITY.npy; archive: NAME.npy, severities one after another (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="of random kinds, as data.split_seed (default: 0)")
+    command.add_argument("--data-dir", help="data root; default: LATENTROBUST_DATA, or data_root")
+    command.set_defaults(run=corrupt)
+    chosen = parser.parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except KeyboardInterrupt:
+        print("latentrobust data: interrupted; repeat the command to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (InputError, OSError) as error:
+        print(f"latentrobust data: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

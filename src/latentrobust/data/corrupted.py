@@ -1,0 +1,248 @@
+"""Corrupted images on disk: the published layouts, written so that an interrupted run goes on, and read by rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from latentrobust.data.download import Remote, fetch
+from latentrobust.data.sources.base import Split
+from latentrobust.data.sources.cifar import unpack
+from latentrobust.errors import InputError
+from latentrobust.transforms import random
+from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, check, make, textures
+
+MANIFEST = "corruptions.json"
+Layout = Literal["files", "archive"]
+ZENODO = Remote("https://zenodo.org/records/2535967/files/", {"CIFAR-10-C.tar": "56bf5dcef84df0e2308c6dcbcbbd8499"})
+PART = 4096  # images between two ticks of the progress bar
+
+
+def checked(name: str, severity: int = 5) -> None:
+    """`corruptions.check` as bad input.
+
+    Raises:
+        InputError: with the nearest names.
+    """
+    try:
+        check(name, severity)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def corruption_keys(seed: int, split: str, rows: Tensor, name: str, severity: int, draw: int = 0) -> Tensor:
+    """Keys of the images ``rows [B]`` of the training or test file for one corruption: int64 ``[B]``.
+
+    What is written to files is draw 0; further draws of an image are other corruptions of the same kind.
+    """
+    keys = random.example_keys(seed, rows, 0 if split == "train" else 1, draw)
+    return random.fold_in(keys, 8 * list(CORRUPTIONS).index(name) + severity)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder of corrupted images is made of.
+
+    Attributes:
+        split: ``train`` or ``test``: which file of the data the rows count in.
+        kinds: names of corruptions.
+        severities: 1 to 5.
+        layout: ``files``: ``NAME_SEVERITY.npy`` each; ``archive``: ``NAME.npy``, severities one after another.
+        seed: of the draws.
+    """
+
+    split: str
+    kinds: tuple[str, ...]
+    severities: tuple[int, ...] = (5,)
+    layout: Layout = "files"
+    seed: int = 0
+
+    def files(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """File names to their kind and severities."""
+        if self.layout == "archive":
+            return {f"{kind}.npy": (kind, self.severities) for kind in self.kinds}
+        return {f"{kind}_{level}.npy": (kind, (level,)) for kind in self.kinds for level in self.severities}
+
+
+def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
+    """Write all files of a plan that are not there yet, with ``labels.npy`` and a manifest; return those written.
+
+    A file appears whole. Those that are there are verified against the manifest, and made again where they differ.
+
+    Raises:
+        InputError: for images that are not RGB, or a folder that was begun with other settings.
+    """
+    if images.images.shape[1] != 3:
+        raise InputError(f"corruptions are for RGB images, got {list(images.images.shape[1:])}")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "split": plan.split,
+        "layout": plan.layout,
+        "severities": list(plan.severities) if plan.layout == "archive" else None,
+        "seed": plan.seed,
+        "images": hashlib.sha256(images.images.numpy().tobytes()).hexdigest(),
+        "frost": textures.source(),
+    }
+    manifest = _manifest(folder) or {**about, "files": {}}
+    if differing := [key for key, value in about.items() if manifest.get(key) != value]:
+        was = ", ".join(f"{key}={manifest.get(key)!r}" for key in differing)
+        raise InputError(f"{folder} was begun with other settings ({was}): choose another folder, or delete this one")
+    written = []
+    with Progress() as progress:
+        for name, (kind, severities) in plan.files().items():
+            total = len(images.images) * len(severities)
+            task = progress.add_task(name, total=total)
+            known = manifest["files"].get(name)
+            if known is not None and (folder / name).is_file() and _digest(folder / name) == known:
+                progress.update(task, completed=total, description=f"{name} verified")
+                continue
+            partial = folder / f".{name}.part"
+            shape = (total, *images.images.shape[2:], 3)
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            place = 0
+            for level in severities:
+                for rows in torch.arange(len(images.images)).split(PART):
+                    keys = corruption_keys(plan.seed, plan.split, rows, kind, level)
+                    made = make(kind, level)(images.images[rows], keys)
+                    array[place : place + len(rows)] = made.permute(0, 2, 3, 1).numpy()
+                    place += len(rows)
+                    progress.update(task, completed=place)
+            array.flush()
+            del array
+            manifest["files"][name] = _digest(partial)
+            partial.replace(folder / name)
+            _write_manifest(folder, manifest)
+            written.append(name)
+    labels = folder / "labels.npy"
+    repeats = len(plan.severities) if plan.layout == "archive" else 1
+    partial = folder / ".labels.part.npy"
+    np.save(partial, np.tile(images.labels.numpy().astype(np.uint8), repeats))
+    partial.replace(labels)
+    return written
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path} is not readable as JSON ({error}): delete the folder to make it again") from None
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    partial = folder / f".{MANIFEST}.part"
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    partial.replace(folder / MANIFEST)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+class Corrupted:
+    """Corrupted images in a folder of either layout, read through a memory map.
+
+    Args:
+        folder: with ``NAME_SEVERITY.npy`` or ``NAME.npy`` files.
+        count: images of the split.
+        image_shape: ``(3, H, W)``.
+
+    Raises:
+        InputError: if the folder is not there.
+    """
+
+    def __init__(self, folder: Path, count: int, image_shape: tuple[int, ...]) -> None:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder} of corrupted images")
+        self.folder, self.count, self.image_shape = folder, count, image_shape
+
+    def check(self, kinds: Sequence[str], severities: Sequence[int], labels: Tensor | None = None) -> None:
+        """Whether everything is there and whole, and belongs to these images.
+
+        Raises:
+            InputError: naming what is missing, truncated or of another data set.
+        """
+        missing = [f"{kind} (severity {s})" for kind in kinds for s in severities if self._place(kind, s) is None]
+        if missing:
+            raise InputError(f"{self.folder} lacks {', '.join(missing)}")
+        for kind in kinds:
+            for severity in severities:
+                self._open(kind, severity)
+        stored = self.folder / "labels.npy"
+        if labels is not None and stored.is_file():
+            found = np.load(stored, allow_pickle=False)[: self.count]
+            if not np.array_equal(found, labels.numpy()[: len(found)]):
+                raise InputError(
+                    f"{stored} does not have the labels of the data: these corruptions are of other images, or of the"
+                    " same in another order"
+                )
+
+    def rows(self, kind: str, severity: int, rows: Tensor) -> Tensor:
+        """The images ``rows [B]``: uint8 ``[B, 3, H, W]``."""
+        array, start = self._open(kind, severity)
+        return torch.from_numpy(array[start + rows.numpy()]).permute(0, 3, 1, 2).contiguous()
+
+    def _place(self, kind: str, severity: int) -> tuple[Path, int] | None:
+        single, whole = self.folder / f"{kind}_{severity}.npy", self.folder / f"{kind}.npy"
+        if single.is_file():
+            return single, 0
+        manifest = _manifest(self.folder) or {}
+        severities = manifest.get("severities") or list(SEVERITIES)
+        if whole.is_file() and severity in severities:
+            return whole, severities.index(severity)
+        return None
+
+    def _open(self, kind: str, severity: int) -> tuple[np.ndarray, int]:
+        found = self._place(kind, severity)
+        if found is None:
+            raise InputError(f"{self.folder} lacks {kind} (severity {severity})")
+        path, block = found
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path} is truncated or not a NumPy file ({error}): make or download it again") from None
+        channels, *size = self.image_shape
+        wanted = (*size, channels)
+        if array.dtype != np.uint8 or array.shape[1:] != wanted or len(array) < (block + 1) * self.count:
+            raise InputError(
+                f"{path}: expected uint8 {[(block + 1) * self.count, *wanted]} or longer, got {array.dtype}"
+                f" {list(array.shape)}"
+            )
+        return array, block * self.count
+
+
+def zenodo_archive(root: Path, download: bool) -> Path | None:
+    """Where the published test archive of CIFAR-10-C lies below the data root, unpacked; None where it is not.
+
+    Looked for as ``cifar10c/CIFAR-10-C/``, ``CIFAR-10-C/`` or ``cifar10c/CIFAR-10-C.tar``.
+
+    Args:
+        root: the data root.
+        download: fetch it (2.9 GB) when it is not there.
+
+    Raises:
+        InputError: if it is to be downloaded and cannot, or is damaged.
+    """
+    for folder in (root / "cifar10c" / "CIFAR-10-C", root / "CIFAR-10-C"):
+        if (folder / "labels.npy").is_file():
+            return folder
+    packed = root / "cifar10c" / "CIFAR-10-C.tar"
+    if not packed.is_file():
+        if not download:
+            return None
+        fetch(ZENODO, packed.name, packed.parent, download)
+    members = [f"CIFAR-10-C/{name}.npy" for name in (*CORRUPTIONS, "labels")]
+    unpack(packed, packed.parent, members)
+    return packed.parent / "CIFAR-10-C"

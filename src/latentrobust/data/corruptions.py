@@ -1,0 +1,313 @@
+"""Pairs of images and their common corruptions: CIFAR-10-C, also for other RGB images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from latentrobust.data.corrupted import Corrupted, checked, corruption_keys, zenodo_archive
+from latentrobust.data.datamodule import SPLITS, PairsDataModule
+from latentrobust.data.pairs import Pairs
+from latentrobust.data.sources.base import Images
+from latentrobust.errors import InputError
+from latentrobust.transforms import random
+from latentrobust.transforms.augmentation import Augmentation, apply_in_order
+from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, TRAINING, make
+from latentrobust.transforms.noise import Unchanged
+
+PAIRINGS = ("centred", "original_perturbed", "perturbed_only")
+ORIGINAL = "original"
+JOINT, TARGET, CONDITION = 31, 32, 33  # purposes of an example's key
+TestImages = Literal["auto", "archive", "generated"]
+
+
+@dataclass(frozen=True)
+class OneCorruption:
+    """A corruption as a perturbation of float images: held-out kinds, or data with one kind. An offset is the key."""
+
+    corruption: str
+    severity: int = 5
+    name: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        checked(self.corruption, self.severity)
+        object.__setattr__(self, "name", self.corruption)
+
+    def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
+        """The keys themselves ``[B]``: all parameters follow from them."""
+        return keys
+
+    def apply(self, images: Tensor, offset: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [0, 1], taken as 256 levels."""
+        return make(self.corruption, self.severity)(to_levels(images), offset).to(images.dtype) / 255
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """Images in [0, 1] to the nearest of 256 levels, uint8."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class CorruptionsDataModule(PairsDataModule):
+    """Pairs made of an image and its corruptions (Wong & Kolter, section 5.2 and appendix F).
+
+    An epoch has each training image once, with one of its corruptions, drawn anew each epoch; validation and test have
+    every image with every kind. Corruptions are made once and kept as uint8 on the training device, or read from
+    files; images are split before they are corrupted, so that all versions of one lie on the same side.
+
+    Args:
+        source: called without arguments, gives `Images`, RGB.
+        name: of the data.
+        kinds: names of corruptions.
+        severity: 1 to 5.
+        pairing: ``centred``: the condition is the original; ``original_perturbed``: an ordered pair of different
+            versions, the original among them; ``perturbed_only``: the same without the original.
+        joint: augmentations of training pairs by name, the same change to both halves.
+        draws_per_example: 1: each image has one corruption of each kind, as published; k: it has k; null: new ones
+            each epoch.
+        keep: keep all corrupted images in memory (with ``draws_per_example: 1``); else make them for each batch.
+        corrupted: folder with the corrupted training images, as ``python -m latentrobust.data corrupt`` writes them;
+            null makes them. It has the rows of the whole training file.
+        test_images: ``archive``: the published ones, below ``root``; ``generated``: made; ``auto``: the archive where
+            there is one.
+        root: data root, where the archive is looked for.
+        download: fetch the archive (2.9 GB) for ``test_images: archive``.
+
+    The rest is as in `PairsDataModule`.
+
+    Raises:
+        InputError: for kinds, severities, pairings or files that do not exist or do not fit.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], Images],
+        name: str,
+        kinds: Sequence[str] = TRAINING,
+        severity: int = 5,
+        pairing: str = "centred",
+        joint: Mapping[str, Augmentation] | None = None,
+        batch_size: int = 128,
+        validation: int = 1000,
+        test_size: int | None = None,
+        draws_per_example: int | None = 1,
+        keep: bool = True,
+        train_size: int | None = None,
+        train_fraction: float | None = None,
+        corrupted: str | None = None,
+        test_images: TestImages = "auto",
+        root: str | None = None,
+        download: bool = False,
+        split_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if not kinds:
+            raise InputError("data.kinds is empty: name corruptions")
+        for kind in kinds:
+            checked(kind, severity)
+        if len(set(kinds)) < len(kinds):
+            raise InputError(f"data.kinds names a corruption twice: {', '.join(kinds)}")
+        if pairing not in PAIRINGS:
+            raise InputError(f"data.pairing must be one of {', '.join(PAIRINGS)}, got {pairing!r}")
+        if pairing == "perturbed_only" and len(kinds) < 2:
+            raise InputError("data.pairing=perturbed_only needs two kinds or more")
+        if test_images not in ("auto", "archive", "generated"):
+            raise InputError(f"data.test_images must be auto, archive or generated, got {test_images!r}")
+        if corrupted is not None and draws_per_example != 1:
+            raise InputError("data.corrupted holds one corruption of each kind an image: data.draws_per_example=1")
+        super().__init__(
+            source, Unchanged(), name, None, batch_size, validation, test_size, draws_per_example,
+            train_size, train_fraction, split_seed, seed,
+        )  # fmt: skip
+        self.corruptions, self.severity, self.pairing = tuple(kinds), severity, pairing
+        self.kinds = (ORIGINAL, *kinds) if pairing == "original_perturbed" else tuple(kinds)
+        self.has_pairs = True
+        self.joint = dict(joint or {})
+        self.keep = keep and draws_per_example == 1
+        self.corrupted, self.test_images, self.root, self.download = corrupted, test_images, root, download
+        self._kept: dict[str, Tensor] = {}
+        self._files: dict[str, Corrupted] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images, split them, and see which files there are; done once."""
+        if self.splits:
+            return
+        super().setup(stage)
+        if self.image_shape[0] != 3:
+            raise InputError(f"corruptions are for RGB images, data {self.name} has {list(self.image_shape)}")
+        if self.corrupted is not None:
+            files = Corrupted(Path(self.corrupted), self.file_sizes["train"], self.image_shape)
+            files.check(self.corruptions, [self.severity])
+            self._files["train"] = self._files["validation"] = files
+        archive = test_archive(self.test_images, self.root, self.download)
+        if archive is not None:
+            files = Corrupted(archive, self.file_sizes["test"], self.image_shape)
+            files.check(self.corruptions, [self.severity], self.splits["test"].labels)
+            self._files["test"] = files
+
+    def count(self, split: str) -> int:
+        """Pairs an epoch: an image once in training, with every kind otherwise."""
+        images = len(self.splits[split].images)
+        return images if split == "train" else images * len(self.kinds)
+
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
+        """The pairs ``index [B]`` of a split, on the index's device; validation and test go kind by kind."""
+        example, own = index, random.example_keys(self.seed, index, 0, epoch)
+        if split == "train":
+            target = random.integers(random.fold_in(own, TARGET), 0, len(self.kinds))
+        else:
+            images = len(self.splits[split].images)
+            example, target = index % images, index // images
+            own = random.fold_in(random.example_keys(self.split_seed, example, SPLITS.index(split)), target)
+        condition = torch.full_like(target, -1)
+        if self.pairing != "centred":
+            others = random.integers(random.fold_in(own, CONDITION), 1, len(self.kinds))
+            condition = self._version((target + others) % len(self.kinds))
+        clean = self._versions(split, example, condition, epoch)
+        perturbed = self._versions(split, example, self._version(target), epoch)
+        if split == "train" and self.joint:
+            keys = random.fold_in(own, JOINT)
+            clean, perturbed = (apply_in_order(self.joint, images, keys) for images in (clean, perturbed))
+        label = self._resident(split, index.device).labels[example]
+        return Pairs(clean, perturbed, target, example, label, None, epoch)
+
+    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
+        """The first images of a split, each with another kind, as far as there are some."""
+        self.setup()
+        number = torch.arange(min(count, len(self.splits[split].images)), device=device)
+        if split == "train":
+            return self.pairs(split, number)
+        return self.pairs(split, number % len(self.kinds) * len(self.splits[split].images) + number)
+
+    def _version(self, kind: Tensor) -> Tensor:
+        """A kind's place among the corruptions; −1 for the original."""
+        return kind - 1 if self.pairing == "original_perturbed" else kind
+
+    def _versions(self, split: str, example: Tensor, version: Tensor, epoch: int) -> Tensor:
+        """Images ``example [B]`` in the version asked for: float ``[B, 3, H, W]`` in [0, 1]."""
+        originals = self._resident(split, example.device).images
+        images = originals[example]
+        if self.keep:
+            if bool((version >= 0).any()):
+                chosen = version >= 0
+                kept = self._keep(split, example.device)
+                images[chosen] = kept[version[chosen], example[chosen]]
+            return images.float().div_(255)
+        rows = self.rows[split].to(example.device)[example]
+        for number, kind in enumerate(self.corruptions):
+            chosen = (version == number).nonzero()[:, 0]
+            if not len(chosen):
+                continue
+            if split in self._files:
+                images[chosen] = self._files[split].rows(kind, self.severity, rows[chosen].cpu()).to(images.device)
+            else:
+                keys = self._corruption_keys(split, rows[chosen], kind, epoch)
+                images[chosen] = make(kind, self.severity)(images[chosen], keys)
+        return images.float().div_(255)
+
+    def _corruption_keys(self, split: str, rows: Tensor, kind: str, epoch: int) -> Tensor:
+        file = "test" if split == "test" else "train"
+        if split != "train" or self.draws_per_example == 1:
+            return corruption_keys(self.split_seed, file, rows, kind, self.severity)
+        if self.draws_per_example is None:
+            return corruption_keys(self.seed, file, rows, kind, self.severity, epoch + 1)
+        choice = random.integers(random.example_keys(self.seed, rows, epoch), 0, self.draws_per_example)
+        return random.fold_in(corruption_keys(self.split_seed, file, rows, kind, self.severity), choice)
+
+    def _keep(self, split: str, device: torch.device) -> Tensor:
+        """All versions of a split's images: uint8 ``[kinds, N, 3, H, W]``, made when first asked for."""
+        kept = self._kept.get(split)
+        if kept is None:
+            originals = self._resident(split, device).images
+            rows = self.rows[split]
+            kept = originals.new_empty(len(self.corruptions), *originals.shape)
+            loud = self.trainer is None or self.trainer.is_global_zero
+            source = "reading" if split in self._files else "corrupting"
+            numbered = track(
+                enumerate(self.corruptions), f"{source} {split} images", len(self.corruptions),
+                disable=not loud or len(rows) * len(self.corruptions) < 20_000,
+            )  # fmt: skip
+            for number, kind in numbered:
+                if split in self._files:
+                    kept[number] = self._files[split].rows(kind, self.severity, rows).to(device)
+                else:
+                    keys = self._corruption_keys(split, rows.to(device), kind, 0)
+                    kept[number] = make(kind, self.severity)(originals, keys)
+        if kept.device != device:
+            kept = kept.to(device)
+        self._kept[split] = kept
+        return kept
+
+
+def test_archive(wanted: TestImages, root: str | None, download: bool) -> Path | None:
+    """The folder of the published test images, or None where they are to be generated.
+
+    Raises:
+        InputError: if the archive is asked for and not there.
+    """
+    if wanted == "generated" or root is None:
+        found = None
+    else:
+        found = zenodo_archive(Path(root), download and wanted == "archive")
+    if wanted == "archive" and found is None:
+        raise InputError(
+            f"data.test_images=archive, but {root} has no cifar10c/CIFAR-10-C: place the archive of Zenodo record"
+            " 2535967 there, or data.download=true to fetch it (2.9 GB), or data.test_images=generated"
+        )
+    return found
+
+
+class CorruptionGrid:
+    """Every corruption at every severity of the test images: for accuracies by kind and severity.
+
+    Args:
+        kinds: names of corruptions.
+        severities: 1 to 5.
+        test_images: as in `CorruptionsDataModule`.
+        root: data root, where the archive is looked for.
+        seed: of generated ones.
+        examples: the first so many test images; None for all.
+
+    Raises:
+        InputError: for kinds and severities that do not exist.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str] = tuple(CORRUPTIONS),
+        severities: Sequence[int] = SEVERITIES,
+        test_images: TestImages = "auto",
+        root: str | None = None,
+        seed: int = 0,
+        examples: int | None = None,
+    ) -> None:
+        for kind in kinds:
+            for severity in severities:
+                checked(kind, severity)
+        self.kinds, self.severities, self.seed, self.examples = tuple(kinds), tuple(severities), seed, examples
+        self.test_images, self.root = test_images, root
+        self._files: Corrupted | None = None
+
+    def setup(self, count: int, image_shape: tuple[int, ...], labels: Tensor) -> None:
+        """See which files there are for ``count`` test images.
+
+        Raises:
+            InputError: if they are of other images, damaged or incomplete.
+        """
+        archive = test_archive(self.test_images, self.root, False)
+        if archive is not None:
+            self._files = Corrupted(archive, count, image_shape)
+            self._files.check(self.kinds, self.severities, labels)
+
+    def images(self, kind: str, severity: int, originals: Tensor, rows: Tensor) -> Tensor:
+        """Test images ``rows [B]`` with originals uint8 ``[B, 3, H, W]``, corrupted: float in [0, 1]."""
+        if self._files is not None:
+            found = self._files.rows(kind, severity, rows.cpu()).to(originals.device)
+        else:
+            found = make(kind, severity)(originals, corruption_keys(self.seed, "test", rows, kind, severity))
+        return found.float().div_(255)

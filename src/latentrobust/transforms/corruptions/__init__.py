@@ -1,0 +1,90 @@
+"""The 19 corruptions of CIFAR-10-C (Hendrycks & Dietterich 2019), on batches of any image size, on any device.
+
+``corrupt(images, name, severity, keys)`` takes and returns levels (uint8 ``[B, 3, H, W]``). What is random for an image
+comes from its key, so the result does not depend on batches, their order or the number of processes.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor
+
+from latentrobust.transforms.corruptions.base import SEVERITIES, Corruption, Parameters
+from latentrobust.transforms.corruptions.blur import DefocusBlur, GaussianBlur, GlassBlur, MotionBlur, ZoomBlur
+from latentrobust.transforms.corruptions.digital import Brightness, Contrast, ElasticTransform, Pixelate, Saturate
+from latentrobust.transforms.corruptions.jpeg import JPEGCompression
+from latentrobust.transforms.corruptions.noise import GaussianNoise, ImpulseNoise, ShotNoise, SpeckleNoise
+from latentrobust.transforms.corruptions.spatter import Spatter
+from latentrobust.transforms.corruptions.weather import Fog, Frost, Snow
+
+__all__ = ["CORRUPTIONS", "HELD_OUT", "SEVERITIES", "TRAINING", "Corruption", "Parameters", "check", "corrupt", "make"]
+
+CORRUPTIONS: dict[str, type[Corruption]] = {
+    kind.NAME: kind
+    for kind in (
+        GaussianNoise, ShotNoise, ImpulseNoise, SpeckleNoise, DefocusBlur, GlassBlur, MotionBlur, ZoomBlur,
+        GaussianBlur, Snow, Frost, Fog, Spatter, Brightness, Contrast, Saturate, ElasticTransform, Pixelate,
+        JPEGCompression,
+    )
+}  # fmt: skip
+"""By name, as in the published archive."""
+
+TRAINING = (
+    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness", "contrast",
+    "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+"""The twelve kinds that Wong & Kolter learn."""
+
+HELD_OUT = ("gaussian_blur", "spatter", "saturate")
+"""Their out-of-distribution kinds."""
+
+
+def check(name: str, severity: int = 5) -> None:
+    """Whether there is such a corruption.
+
+    Raises:
+        ValueError: in one line, with the nearest names.
+    """
+    if name not in CORRUPTIONS:
+        near = difflib.get_close_matches(name, CORRUPTIONS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(CORRUPTIONS)}"
+        raise ValueError(f"there is no corruption {name!r}: {hint}")
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise ValueError(f"there is no severity {severity!r} of {name}: choose 1, 2, 3, 4 or 5")
+
+
+def make(name: str, severity: int = 5) -> Corruption:
+    """A corruption by name.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    check(name, severity)
+    return CORRUPTIONS[name](severity)
+
+
+def corrupt(images: Tensor, name: str, severity: int, keys: Tensor) -> Tensor:
+    """Corrupt a batch.
+
+    Args:
+        images: uint8 ``[B, 3, H, W]``.
+        name: of the corruption, as in the published archive.
+        severity: 1 to 5.
+        keys: int64 ``[B]``, such as `random.example_keys` makes; deterministic corruptions ignore them.
+
+    Returns:
+        uint8 ``[B, 3, H, W]``, on the same device.
+
+    Raises:
+        ValueError: for another name, severity, dtype or shape.
+    """
+    corruption = make(name, severity)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images must be uint8 [B, 3, H, W], got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        )
+    if keys.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images need as many keys, got {list(keys.shape)}")
+    return corruption(images, keys)
