@@ -27,8 +27,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## learn a set from real digits; train, attack, certify classifiers over it (under 6 minutes on two cores)
 	$(BIN)/python -m latentrobust.train experiment=demo $(DEMO_ARGS)
 
-test: $(READY)  ## run the test suite
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test: $(READY)  ## run the test suite, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(TEST_ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -34,6 +34,13 @@ SMALL = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share what a module has trained once run in one process; xdist spreads the others."""
+    for item in items:
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

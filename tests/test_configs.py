@@ -24,6 +24,10 @@ def _text(experiment):
     return text + "".join(_text(name) for name in re.findall(r"/experiment/([\w/]+)", text))
 
 
+def _side(cfg):
+    return cfg.data.get("canvas") or 32
+
+
 def options(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
@@ -42,11 +46,11 @@ def test_experiments_that_learn_a_set_build(composed, experiment):
     configuration = resolved(cfg)
     assert configuration["name"] == experiment
     learner = instantiate(cfg.learner, _convert_="all")
-    side = cfg.data.canvas
+    side = _side(cfg)
     assert learner.network.image_shape in ((1, side, side), (3, side, side))
     if cfg.evaluation.get("quality") is not None:
         exact = instantiate(cfg.evaluation.quality.exact, _convert_="all")
-        assert learner.network.image_shape == exact.image_shape
+        assert exact is None or learner.network.image_shape == exact.image_shape
         assert learner.learning_rate.schedule.epochs[-1] == learner.beta.epochs[-1] == cfg.trainer.max_epochs
     assert instantiate(cfg.data, _convert_="all").name == cfg.data.name
     assert {callback._target_ for callback in cfg.callbacks.values()}
@@ -133,13 +137,14 @@ def test_every_attack_builds(composed, name):
 
 @pytest.mark.parametrize("experiment", MODELS)
 def test_experiments_that_train_models_build(composed, experiment):
-    stored = "perturbation_set: trained" in _text(experiment) and "paths.flow" not in _text(experiment)
+    text = _text(experiment)
+    stored = "perturbation_set: trained" in text and not ("paths.flow" in text or "pixel_ball" in text)
     path = ["perturbation_set.path=x"] if stored else ["paths.flow=x"]
     cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x", *path)
     assert resolved(cfg)["name"] == experiment
     for _, variant in variants(cfg):
-        colours = 3 if cfg.data.name in ("cifar10", "cifar100", "svhn") else 1
-        perturbations = PixelBall((colours, cfg.data.canvas, cfg.data.canvas))
+        colours = 3 if cfg.data.name in ("cifar10", "cifar10c", "cifar100", "photos", "svhn") else 1
+        perturbations = PixelBall((colours, _side(cfg), _side(cfg)))
         task = instantiate(variant.task, perturbations=perturbations, _convert_="all").eval()
         classes = 100 if cfg.data.name == "cifar100" else 10
         assert task.model(torch.zeros(1, *perturbations.image_shape)).shape == (1, classes)

@@ -145,6 +145,7 @@ def _model_test(
         robust=instantiate(evaluation.robust, _convert_="all") if evaluation.get("robust") is not None else None,
         certify=instantiate(certify, _convert_="all") if certify is not None else None,
         ood=instantiate(accuracy.get("ood"), _convert_="all") if accuracy.get("ood") else None,
+        **{part: instantiate(accuracy.get(part), _convert_="all") for part in ("held_out", "corruptions")},
         seed=evaluation.get("seed", 0),
         journal=folder / "models" / name / JOURNAL if name else folder / JOURNAL,
     )
@@ -164,7 +165,7 @@ def _write(
     if per_example:
         write_csv(folder / "per_example.csv", per_example)
     data = shared.data
-    about = f"{data.name} ({', '.join(data.kinds)}), {len(data.splits['test'].images)} test pairs."
+    about = f"{data.name} ({', '.join(data.kinds)}), {data.count('test')} test pairs. {data.note}".strip()
     write_report(folder / "report.html", sections, about, folder / "figures", shared.configuration)
     write_metrics(folder, metrics)
     return figures

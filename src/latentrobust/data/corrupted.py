@@ -169,7 +169,7 @@ class Corrupted:
         self.folder, self.count, self.image_shape = folder, count, image_shape
 
     def check(self, kinds: Sequence[str], severities: Sequence[int], labels: Tensor | None = None) -> None:
-        """Whether everything is there and whole, and belongs to these images.
+        """Whether everything is there and whole, and belongs to images with these labels (those of the first rows).
 
         Raises:
             InputError: naming what is missing, truncated or of another data set.
@@ -182,8 +182,8 @@ class Corrupted:
                 self._open(kind, severity)
         stored = self.folder / "labels.npy"
         if labels is not None and stored.is_file():
-            found = np.load(stored, allow_pickle=False)[: self.count]
-            if not np.array_equal(found, labels.numpy()[: len(found)]):
+            found = np.load(stored, allow_pickle=False)
+            if not np.array_equal(found[: len(labels)], labels.numpy()):
                 raise InputError(
                     f"{stored} does not have the labels of the data: these corruptions are of other images, or of the"
                     " same in another order"

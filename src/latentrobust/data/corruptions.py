@@ -18,7 +18,7 @@ from latentrobust.data.sources.base import Images
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
-from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, TRAINING, make
+from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, TRAINING, make, textures
 from latentrobust.transforms.noise import Unchanged
 
 PAIRINGS = ("centred", "original_perturbed", "perturbed_only")
@@ -149,6 +149,9 @@ class CorruptionsDataModule(PairsDataModule):
             files = Corrupted(archive, self.file_sizes["test"], self.image_shape)
             files.check(self.corruptions, [self.severity], self.splits["test"].labels)
             self._files["test"] = files
+        self.note = f"Test images: {'the published archive' if archive is not None else 'generated'}."
+        if "frost" in self.corruptions:
+            self.note += f" Frost: {textures.source()} textures."
 
     def count(self, split: str) -> int:
         """Pairs an epoch: an image once in training, with every kind otherwise."""

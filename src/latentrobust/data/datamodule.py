@@ -78,6 +78,7 @@ class PairsDataModule(pl.LightningDataModule):
         self.split_seed, self.seed = split_seed, seed
         self.kinds: tuple[str, ...] = (perturbation.name,)
         self.has_pairs = not isinstance(perturbation, Unchanged)
+        self.note = ""  # what reports should say of the data
         self.splits: dict[str, Split] = {}
         self.rows: dict[str, Tensor] = {}
         self.file_sizes: dict[str, int] = {}
@@ -160,6 +161,10 @@ class PairsDataModule(pl.LightningDataModule):
             offset=offset,
             epoch=epoch,
         )
+
+    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Pairs:
+        """The pairs of images ``examples [B]`` with one kind of perturbation (a place in `kinds`), outside training."""
+        return self.pairs(split, kind * len(self.splits[split].images) + examples)
 
     def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
         """The first ``count`` pairs of a split, for figures and trials."""

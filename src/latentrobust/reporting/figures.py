@@ -81,8 +81,32 @@ def interpolations(perturbations: PerturbationSet, pairs: Pairs, steps: int = 8)
     return image_rows(rows, "Between two offsets, decoded for one example a row", columns)
 
 
+@torch.no_grad()
+def between_kinds(perturbations: PerturbationSet, versions: Mapping[str, Pairs], steps: int = 5) -> Figure:
+    """The same images carried from one kind of perturbation to the next: pairs by kind, of the same examples.
+
+    The condition is the first kind's; ``steps`` images lie between two kinds (figure 8 of Wong & Kolter).
+    """
+    names, pairs = list(versions), list(versions.values())
+    s = perturbations.at(pairs[0].clean, pairs[0].label)
+    offsets = [perturbations.ball.project(s.encode(part.perturbed, part.offset)) for part in pairs]
+    rows: dict[str, list[Tensor]] = {f"{number + 1}": [image] for number, image in enumerate(pairs[0].clean)}
+    columns = ["example x"]
+    for place, (name, start) in enumerate(zip(names, offsets, strict=True)):
+        last = place + 1 == len(offsets)
+        for number in range(1 if last else steps + 1):
+            share = number / (steps + 1)
+            drawn = s.decode(start if last else (1 - share) * start + share * offsets[place + 1])
+            for row, image in zip(rows.values(), drawn, strict=True):
+                row.append(image)
+            columns.append("" if number else name.replace("_", "\n"))
+    return image_rows(rows, "Between kinds of perturbations, by straight lines in the set", columns)
+
+
 def latent_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str], radius: float) -> Figure:
     """Density of the norms of encoded test pairs, a curve a kind, with the radius."""
+    if len(kind_names) > 3:
+        return _many_norms(norms, kinds, kind_names, radius)
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     bins = np.linspace(0, max(radius, float(norms.max())) * 1.02, 41)
@@ -93,6 +117,31 @@ def latent_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str]
     axis.set_ylabel("density")
     axis.set_title("How far observed perturbations lie from the centre of the set", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
+    return plain(figure, axis)
+
+
+def _many_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str], radius: float) -> Figure:
+    """A curve above the other for each kind, the smallest norms on top (figures 5 and 6 of Wong & Kolter)."""
+    parts = {name: norms[kinds == number] for number, name in enumerate(kind_names) if (kinds == number).any()}
+    order = sorted(parts, key=lambda name: float(np.median(parts[name])))
+    figure = Figure(figsize=(6.4, 0.34 * len(order) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    edges = np.linspace(0, max(radius, float(norms.max())) * 1.02, 81)
+    centres = (edges[1:] + edges[:-1]) / 2
+    smooth = np.exp(-0.5 * (np.arange(-6, 7) / 2.0) ** 2)
+    for place, name in enumerate(order):
+        counts = np.convolve(np.histogram(parts[name], edges)[0], smooth / smooth.sum(), "same")
+        base, height = -float(place), 1.6 * counts / max(counts.max(), 1e-9)
+        axis.fill_between(centres, base, base + height, color=BLUE, alpha=0.55, linewidth=0, zorder=place)
+        axis.plot(centres, base + height, color="white", linewidth=0.8, zorder=place)
+        axis.plot([np.median(parts[name])] * 2, [base, base + 0.45], color="black", linewidth=1, zorder=place + 0.5)
+    axis.axvline(radius, color=ORANGE, label=f"radius {radius:.3g}")
+    axis.set_yticks([-float(place) for place in range(len(order))], order, fontsize=8)
+    axis.set_xlabel("latent norm ‖u‖ of an encoded test pair (line: median)")
+    axis.set_title("How far each kind of perturbation lies from the centre of the set", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
     return plain(figure, axis)
 
 
@@ -176,6 +225,38 @@ def certified_accuracy(radii: Mapping[str, np.ndarray], targets: Sequence[float]
     axis.set_xlabel("certified ℓ2 radius of the latent offset")
     axis.set_ylabel("share right and certified")
     axis.set_title("Certified accuracy", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return plain(figure, axis)
+
+
+def accuracy_by_kind(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Accuracy on each kind of perturbation, a dot a model."""
+    kinds = list(next(iter(accuracies.values())))
+    figure = Figure(figsize=(6.4, 0.28 * len(kinds) + 1.6), layout="constrained")
+    axis = figure.subplots()
+    for name, values in accuracies.items():
+        axis.plot([values[kind] for kind in kinds], range(len(kinds)), "o", markersize=5, label=name, alpha=0.8)
+    axis.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(-0.02, 1.02)
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.set_xlabel("accuracy")
+    axis.set_title("Accuracy by kind of perturbation", fontsize=10)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    return plain(figure, axis)
+
+
+def accuracy_by_severity(accuracies: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Accuracy against the severity, the mean over corruptions, a curve a model."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name, values in accuracies.items():
+        axis.plot(list(values), list(values.values()), marker="o", markersize=4, label=name)
+    axis.set_xticks(list(next(iter(accuracies.values()))))
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("severity")
+    axis.set_ylabel("accuracy, mean over corruptions")
+    axis.set_title("Accuracy by severity", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     return plain(figure, axis)
 

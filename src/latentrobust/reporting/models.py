@@ -49,7 +49,11 @@ def _prefix(name: str) -> str:
 def _rows(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[list[Cell]]:
     test = next(iter(tests.values()))
     wanted = {"accuracy/clean": "clean accuracy", "accuracy/perturbed": "accuracy on perturbed data"}
-    wanted |= {f"accuracy/ood/{name}": f"accuracy on other perturbations: {name}" for name in test.ood}
+    held_out = test.held_out.grid.kinds if test.held_out is not None else ()
+    if len(test.ood) + len(held_out) > 1:
+        wanted["accuracy/ood"] = "accuracy on other perturbations"
+    wanted |= {f"accuracy/ood/{name}": f"accuracy on other perturbations: {name}" for name in (*test.ood, *held_out)}
+    wanted |= {"mce": "mean corruption error", "mce/relative": "mean corruption error, relative to the baseline's"}
     for radius, name in test.radii.items():
         wanted[f"robust/eps={radius:g}"] = f"worst case within ε = {radius:.3g}{f' ({name})' if name else ''}"
     wanted |= {"smoothed/clean": "smoothed accuracy", "smoothed/abstained": "smoothed: abstains"}
@@ -111,6 +115,7 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
         sizes = {name or "model": test.tables["robust"]["smallest_fooling_norm"] for name, test in attacked.items()}
         largest = max(max(test.radii) for test in attacked.values())
         drawn["smallest_offset"] = (figures.smallest_offset(sizes, largest), CAPTIONS["smallest_offset"])
+    drawn |= _by_kind(tests, data)
     if certified:
         curves_of = {
             name or "model": np.where(
@@ -130,6 +135,34 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
             f"What the first attack made of test images{f' against “{name}”' if name else ''} at the largest radius,"
             " and the difference to the image itself (grey: none). Above: the true class and what the model says.",
         )
+    return drawn
+
+
+def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str, tuple[Figure, str]]:
+    drawn = {}
+    of_kinds = {
+        name or "model": {kind: test.metrics[f"accuracy/perturbed/{kind}"] for kind in data.kinds}
+        for name, test in tests.items()
+        if "kinds" in test.tables
+    }
+    if of_kinds:
+        caption = "Share of test images that are classified correctly under each kind of perturbation in the data."
+        drawn["accuracy_by_kind"] = (figures.accuracy_by_kind(of_kinds), caption)
+    grids = {name: test.corruptions.grid for name, test in tests.items() if test.corruptions is not None}
+    if any(len(grid.severities) > 1 for grid in grids.values()):
+        of_severities = {
+            name or "model": {
+                severity: float(
+                    np.mean(
+                        [tests[name].metrics[f"accuracy/corruption/{kind}/severity={severity}"] for kind in grid.kinds]
+                    )
+                )
+                for severity in grid.severities
+            }
+            for name, grid in grids.items()
+        }
+        caption = "Share of test images that are classified correctly at each severity, all corruptions together."
+        drawn["accuracy_by_severity"] = (figures.accuracy_by_severity(of_severities), caption)
     return drawn
 
 

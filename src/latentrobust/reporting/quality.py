@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from matplotlib.figure import Figure
 
 from latentrobust.data.datamodule import PairsDataModule
@@ -39,6 +40,8 @@ CAPTIONS = {
     " that could have been observed.",
     "interpolations": "Straight lines between two offsets. A smooth path means that the set holds the perturbations"
     " between the observed ones too.",
+    "between_kinds": "The same test images under three kinds of perturbations, each encoded, and straight lines between"
+    " them: a smooth path means that the set holds mixtures that were never observed.",
     "latent_norms": "Every test pair's offset has a length. By default the radius is the largest one on"
     " validation pairs, so that nearly all observed perturbations lie inside the set.",
     "quality": "Distance between the set and observed perturbations. The dashed line is what you get without any set,"
@@ -47,6 +50,8 @@ CAPTIONS = {
     " perturbations are reached.",
 }
 
+
+PATH = ("fog", "defocus_blur", "pixelate")  # of figure 8
 
 USAGE = """import latentrobust
 perturbations = latentrobust.load_perturbation_set("this run's folder")
@@ -132,6 +137,11 @@ def _figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
         ),
         "quality": figures.quality_bars(test.metrics),
     }
+    if len(data.kinds) > 2:
+        number = torch.arange(min(5, len(data.splits["test"].images)))
+        chosen = [kind for kind in PATH if kind in data.kinds] if set(PATH) <= set(data.kinds) else data.kinds[:3]
+        versions = {kind: data.pairs_of_kind("test", number, data.kinds.index(kind)) for kind in chosen}
+        found["between_kinds"] = figures.between_kinds(perturbations, versions)
     if test.by_radius:
         found["quality_by_radius"] = figures.quality_by_radius(test.by_radius)
     return found

@@ -22,6 +22,7 @@ from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import answer, cross_entropy
 from latentrobust.tasks.classification import check_fit
+from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms import random
 
@@ -43,6 +44,8 @@ class ModelTest(pl.LightningModule):
         robust: attacks and radii, or None.
         certify: certification, or None.
         ood: further perturbations by name, applied to the clean test images.
+        held_out: further corruptions of the test images, counted with `ood`; or None.
+        corruptions: corruptions and severities to measure one by one, or None.
         seed: of all draws, by (seed, example).
         journal: file for finished certificates (each further process adds its rank), or None.
     """
@@ -54,6 +57,8 @@ class ModelTest(pl.LightningModule):
         robust: RobustSettings | None = None,
         certify: CertifySettings | None = None,
         ood: Mapping[str, Perturbation] | None = None,
+        held_out: GridAccuracy | None = None,
+        corruptions: GridAccuracy | None = None,
         seed: int = 0,
         journal: Path | None = None,
     ) -> None:
@@ -65,6 +70,7 @@ class ModelTest(pl.LightningModule):
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
         self.right = PairValues(["label", "clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)])
+        self.held_out, self.corruptions = held_out, corruptions
         self.by_kind = PairValues(["perturbed"])
         self.stays: PairValues | None = None
         self.certificates: PairValues | None = None
@@ -81,6 +87,8 @@ class ModelTest(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._kinds, self._has_pairs = data.kinds, data.has_pairs
         check_fit(self.model, tuple(data.image_shape), data.classes)
+        for grid in self._grids:
+            grid.setup(data)
         if self.perturbations is None:
             return
         check_same_images(data, self.perturbations)
@@ -108,6 +116,7 @@ class ModelTest(pl.LightningModule):
             if not len(batch.example):
                 return
             self._count_right(batch)
+            self._count_corrupted(batch)
             if self._assessor is None:
                 return
             if self.stays is not None and self.robust is not None:
@@ -137,6 +146,17 @@ class ModelTest(pl.LightningModule):
             columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.clean, drawn), batch.label)
         self.right.update(batch.example, batch.kind, **columns)
 
+    @property
+    def _grids(self) -> list[GridAccuracy]:
+        return [grid for grid in (self.held_out, self.corruptions) if grid is not None]
+
+    def _count_corrupted(self, batch: Pairs) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for grid in self._grids:
+            originals = data.splits["test"].images.to(batch.example.device)[batch.example]
+            rows = data.rows["test"].to(batch.example.device)[batch.example]
+            grid.update(self.model, originals, batch.label, batch.example, rows)
+
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
         table = self.tables["accuracy"] = self.right.table()
@@ -149,9 +169,15 @@ class ModelTest(pl.LightningModule):
             for number, kind in enumerate(self._kinds):
                 if (chosen := of_kinds["kind"] == number).any():
                     self.metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
-        if self.ood:
-            each = {f"accuracy/ood/{name}": _mean(table[f"ood/{name}"]) for name in self.ood}
-            self.metrics |= {**each, "accuracy/ood": sum(each.values()) / len(each)}
+        each = {name: _mean(table[f"ood/{name}"]) for name in self.ood}
+        if self.held_out is not None:
+            found = self.held_out.metrics()
+            each |= {kind: found[f"accuracy/corruption/{kind}"] for kind in self.held_out.grid.kinds}
+        if each:
+            self.metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
+            self.metrics["accuracy/ood"] = sum(each.values()) / len(each)
+        if self.corruptions is not None:
+            self.metrics |= self.corruptions.metrics()
         if self._assessor is None:
             return
         if self.stays is not None:

@@ -1,0 +1,92 @@
+"""Accuracy by corruption and severity, and the mean corruption error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentrobust.data.corruptions import CorruptionGrid
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.robustness.assessor import is_right
+
+
+class GridAccuracy(nn.Module):
+    """How often a model is right on every corruption of the test images at every severity.
+
+    Args:
+        grid: kinds and severities.
+        baseline: ``metrics.json`` of another run, or its folder: errors are also reported relative to its (mCE as in
+            Hendrycks & Dietterich 2019, who divide by AlexNet's); None for the plain mean, as is usual for CIFAR-10-C.
+
+    Raises:
+        InputError: for a baseline without accuracies of these kinds.
+    """
+
+    def __init__(self, grid: CorruptionGrid, baseline: str | None = None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.cells = [(kind, severity) for kind in grid.kinds for severity in grid.severities]
+        self.values = PairValues([_column(kind, severity) for kind, severity in self.cells])
+        self.baseline = _baseline(Path(baseline), grid.kinds) if baseline is not None else None
+
+    def setup(self, data: Any) -> None:
+        """Find the corrupted test images.
+
+        Raises:
+            InputError: if files do not fit the data.
+        """
+        test = data.splits["test"]
+        self.grid.setup(data.file_sizes["test"], tuple(data.image_shape), test.labels.cpu())
+
+    def update(self, model: nn.Module, originals: Tensor, labels: Tensor, example: Tensor, rows: Tensor) -> None:
+        """Test images: uint8 ``[B, 3, H, W]``; labels, places in the split, rows in the test file, ``[B]`` each."""
+        if self.grid.examples is not None:
+            chosen = example < self.grid.examples
+            originals, labels, example, rows = (part[chosen] for part in (originals, labels, example, rows))
+        if not len(example):
+            return
+        right = {
+            _column(kind, severity): is_right(model, self.grid.images(kind, severity, originals, rows), labels)
+            for kind, severity in self.cells
+        }
+        self.values.update(example, torch.zeros_like(example), **right)
+
+    def metrics(self) -> dict[str, float]:
+        """``accuracy/corruption/<kind>`` over severities, ``…/severity=<s>`` each, ``mce`` and ``mce/relative``."""
+        table = self.values.table()
+        found: dict[str, float] = {}
+        for kind in self.grid.kinds:
+            each = {s: float(table[_column(kind, s)].astype(np.float64).mean()) for s in self.grid.severities}
+            found[f"accuracy/corruption/{kind}"] = sum(each.values()) / len(each)
+            if len(each) > 1:
+                found |= {f"accuracy/corruption/{kind}/severity={s}": value for s, value in each.items()}
+        errors = {kind: 1 - found[f"accuracy/corruption/{kind}"] for kind in self.grid.kinds}
+        found["mce"] = sum(errors.values()) / len(errors)
+        if self.baseline is not None:
+            found["mce/relative"] = sum(errors[kind] / self.baseline[kind] for kind in errors) / len(errors)
+        return found
+
+
+def _column(kind: str, severity: int) -> str:
+    return f"{kind}_{severity}"  # also the name of a buffer, which takes no slash
+
+
+def _baseline(path: Path, kinds: tuple[str, ...]) -> dict[str, float]:
+    """The baseline's error of each kind."""
+    file = path / "metrics.json" if path.is_dir() else path
+    try:
+        metrics: Mapping[str, float] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"evaluation.accuracy.corruptions.baseline: cannot read {file} ({error})") from None
+    missing = [kind for kind in kinds if f"accuracy/corruption/{kind}" not in metrics]
+    if missing:
+        raise InputError(f"evaluation.accuracy.corruptions.baseline: {file} has no accuracy of {', '.join(missing)}")
+    # A baseline without any error would make every other infinitely worse.
+    return {kind: max(1 - metrics[f"accuracy/corruption/{kind}"], 1e-6) for kind in kinds}

@@ -1,0 +1,150 @@
+"""Learning a set of corruptions, training over it, and measuring by kind and severity, as a user does."""
+
+import json
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from latentrobust import load_perturbation_set
+from latentrobust.data.__main__ import main as data_main
+from latentrobust.errors import InputError
+from latentrobust.evaluate import evaluate
+from latentrobust.train import train
+
+from ..conftest import compose_in_process
+
+KINDS = ["fog", "contrast", "defocus_blur", "pixelate"]
+PHOTOS = [
+    "data.source.train=120", "data.source.test=20", "data.train_size=96", "data.validation=8", "data.test_size=5",
+    "data.batch_size=16", f"data.kinds=[{','.join(KINDS)}]", "trainer.accelerator=cpu", "print_config=false",
+    "callbacks.progress=null", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1",
+]  # fmt: skip
+SET = [
+    *PHOTOS, "learner.network.latent=6", "learner.network.wide=8", "learner.network.narrow=4",
+    "learner.network.blocks=1", "evaluation.quality.settings.steps=2", "evaluation.quality.detail=2",
+]  # fmt: skip
+MODEL = [
+    *PHOTOS, "task.attack_every_n_epochs=1", "task.attack_examples=4", "evaluation.robust.attacks.pgd.steps=2",
+]  # fmt: skip
+GRID = [
+    "evaluation/accuracy=cifar10c_grid", "evaluation.accuracy.corruptions.grid.kinds=[fog,snow]",
+    "evaluation.accuracy.corruptions.grid.severities=[1,5]", "evaluation.accuracy.corruptions.grid.examples=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    def start(name, *overrides, entry="train"):
+        folder = tmp_path_factory.mktemp(name)
+        cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
+        return (train if entry == "train" else evaluate)(cfg)
+
+    yield start
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="module")
+def learned(run):
+    return run("set", "experiment=cifar10c/small/cvae_centred", *SET)
+
+
+def test_a_set_of_corruptions_has_norms_and_pictures_by_kind(learned):
+    metrics = json.loads((learned.folder / "metrics.json").read_text())
+    for kind in KINDS:
+        assert metrics[f"latent_norm/{kind}/max"] <= metrics["latent_norm/max"]
+        assert metrics[f"latent_norm/{kind}/p25"] <= metrics[f"latent_norm/{kind}/p75"]
+    rows = (learned.folder / "per_example.csv").read_text().splitlines()
+    assert len(rows) == 1 + 5 * 4
+    for figure in ("latent_norms", "between_kinds", "samples", "pairs"):
+        assert (learned.folder / "figures" / f"{figure}.png").is_file()
+    assert "20 test pairs. Test images: generated." in (learned.folder / "report.html").read_text()
+    loaded = load_perturbation_set(learned.folder)
+    assert loaded.image_shape == (3, 32, 32)
+    assert loaded.likelihood == "gaussian"
+
+
+@pytest.mark.parametrize("pairing", ["original_perturbed", "perturbed_only"])
+def test_other_pairings_are_learned(run, pairing):
+    metrics = run(pairing, f"experiment=cifar10c/small/cvae_{pairing}", *SET, "trainer.limit_train_batches=2").metrics
+    assert metrics["quality/reconstruction"] > 0
+    assert ("latent_norm/original/max" in metrics) == (pairing == "original_perturbed")
+
+
+@pytest.fixture(scope="module")
+def augmented(run, learned):
+    return run(
+        "augmented",
+        "experiment=cifar10c/small/data_augmentation",
+        f"perturbation_set.path={learned.folder}",
+        *MODEL,
+        *GRID,
+    )
+
+
+def test_a_model_is_measured_by_kind_and_severity(augmented):
+    metrics = json.loads((augmented.folder / "metrics.json").read_text())
+    kinds = [metrics[f"accuracy/perturbed/{kind}"] for kind in KINDS]
+    assert metrics["accuracy/perturbed"] == pytest.approx(sum(kinds) / 4)
+    held_out = [metrics[f"accuracy/ood/{kind}"] for kind in ("gaussian_blur", "spatter", "saturate")]
+    assert metrics["accuracy/ood"] == pytest.approx(sum(held_out) / 3)
+    for kind in ("fog", "snow"):
+        each = [metrics[f"accuracy/corruption/{kind}/severity={severity}"] for severity in (1, 5)]
+        assert metrics[f"accuracy/corruption/{kind}"] == pytest.approx(sum(each) / 2)
+    errors = [1 - metrics[f"accuracy/corruption/{kind}"] for kind in ("fog", "snow")]
+    assert metrics["mce"] == pytest.approx(sum(errors) / 2)
+    assert "robust/p50" in metrics
+    for figure in ("accuracy_by_kind", "accuracy_by_severity", "robust_accuracy", "adversarial"):
+        assert (augmented.folder / "figures" / f"{figure}.png").is_file()
+    rows = (augmented.folder / "per_example.csv").read_text().splitlines()
+    assert len(rows) == 1 + 5 * 4
+    clean = rows[0].split(",").index("clean")
+    assert sum(bool(row.split(",")[clean]) for row in rows[1:]) == 5  # an image is measured once, its kinds each
+
+
+def test_a_stored_model_is_compared_with_a_baseline_on_files(augmented, learned, run, tmp_path):
+    folder = tmp_path / "cifar10c" / "CIFAR-10-C"
+    command = ["corrupt", str(folder), "--data", "photos", "--split", "test", "--kinds", "held_out", "snow", *KINDS]
+    data_main([*command, "--severities", "1", "5", "--layout", "archive"])
+    # The same images: the command takes the default number of photos.
+    photos = [override for override in MODEL if "source.t" not in override and "robust" not in override]
+    metrics = run(
+        "again", "experiment=cifar10c/small/data_augmentation", f"perturbation_set.path={learned.folder}", *photos,
+        *GRID, "model=trained", f"model.path={augmented.folder}", f"paths.data_dir={tmp_path}", "data.test_images=archive",
+        f"+data.root={tmp_path}", "evaluation.robust=null",
+        f"evaluation.accuracy.corruptions.baseline={augmented.folder}", entry="evaluate",
+    ).metrics  # fmt: skip
+    assert metrics["mce/relative"] >= 0
+    assert "robust/p50" not in metrics
+
+
+def test_smoothing_certifies_at_a_percentile_of_the_norms(run, learned):
+    metrics = run(
+        "smoothed", "experiment=cifar10c/small/smoothing_p50", f"perturbation_set.path={learned.folder}", *MODEL,
+        "evaluation.certify.n=100", "evaluation.certify.n0=10", "evaluation.certify.examples=2",
+    ).metrics  # fmt: skip
+    assert any(key.startswith("certified/eps=") for key in metrics)
+
+
+def test_adversarial_training_on_corruptions_runs(run, learned):
+    found = run(
+        "adversarial", "experiment=cifar10c/small/adversarial", f"perturbation_set.path={learned.folder}", *MODEL
+    )
+    assert torch.isfinite(torch.tensor(found.metrics["fit_loss"]))
+    assert found.metrics["robust/p25"] >= found.metrics["robust/p75"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.accuracy.corruptions.baseline=nowhere"], "cannot read nowhere"),
+        (["evaluation.accuracy.corruptions.grid.kinds=[fgo]"], "did you mean fog"),
+        (["data.kinds=[snwo]"], "did you mean snow"),
+        (["data.test_images=archive"], "place the archive of Zenodo record"),
+    ],
+)
+def test_bad_values_are_named_before_any_work(run, learned, overrides, message):
+    arguments = ["experiment=cifar10c/small/standard", f"perturbation_set.path={learned.folder}", *MODEL, *GRID]
+    with pytest.raises(Exception, match=message) as raised:
+        run("bad", *arguments, *overrides)
+    assert isinstance(raised.value, InputError) or isinstance(raised.value.__cause__, InputError)
