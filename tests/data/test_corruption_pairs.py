@@ -293,5 +293,7 @@ def test_one_corruption_is_a_perturbation_like_others():
     assert not torch.equal(changed, images)
     assert torch.equal(changed, perturbation.apply(images, keys))
     assert not torch.equal(changed, perturbation.apply(images, keys + 1))
+    with pytest.raises(InputError, match="for RGB images"):
+        perturbation.draw(torch.arange(4), (1, 32, 32))
     with pytest.raises(InputError, match="did you mean"):
         OneCorruption("fig")

@@ -40,7 +40,13 @@ class OneCorruption:
         object.__setattr__(self, "name", self.corruption)
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-        """The keys themselves ``[B]``: all parameters follow from them."""
+        """The keys themselves ``[B]``: all parameters follow from them.
+
+        Raises:
+            InputError: for images that are not RGB.
+        """
+        if image_shape[0] != 3:
+            raise InputError(f"corruptions are for RGB images, got {list(image_shape)}: choose another data")
         return keys
 
     def apply(self, images: Tensor, offset: Tensor) -> Tensor:
