@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import struct
 
 import numpy as np
@@ -102,7 +103,52 @@ def test_download_verifies_and_keeps_nothing_that_is_wrong(server, tmp_path):
     wrong = download.Remote(url, {"file.gz": "0" * 32})
     with pytest.raises(InputError, match="does not have the checksum"):
         download.fetch(wrong, "file.gz", tmp_path / "other", True)
-    assert not (tmp_path / "other" / "file.gz").exists()
+    assert not list((tmp_path / "other").iterdir())
+
+
+@pytest.fixture
+def going_on(tmp_path):
+    """A server that sends parts of a file; ``sent`` collects how much of it each time."""
+    import http.server  # noqa: PLC0415
+    import threading  # noqa: PLC0415
+
+    content, sent = bytes(range(256)) * 40, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            part = content[start:] if sent else content[:5000]  # the first connection breaks
+            sent.append(len(part))
+            self.wfile.write(part)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield content, sent, f"http://127.0.0.1:{running.server_port}/"
+        running.shutdown()
+
+
+def test_an_interrupted_download_goes_on(going_on, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "BLOCK", 1000)
+    content, sent, url = going_on
+    remote = download.Remote(url, {"file.npy": hashlib.md5(content).hexdigest()})
+    with pytest.raises(InputError, match="cannot download"):
+        download.fetch(remote, "file.npy", tmp_path, True)
+    assert not (tmp_path / "file.npy").exists()
+    assert download.fetch(remote, "file.npy", tmp_path, True).read_bytes() == content
+    assert sent == [5000, len(content) - 5000]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.npy"]
+    # All of it was there, but not yet in place.
+    (tmp_path / "file.npy").rename(tmp_path / ".file.npy.part")
+    assert download.fetch(remote, "file.npy", tmp_path, True).read_bytes() == content
 
 
 def test_offline_names_file_url_checksum_and_folder(tmp_path):

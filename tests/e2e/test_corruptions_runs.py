@@ -109,9 +109,9 @@ def test_a_stored_model_is_compared_with_a_baseline_on_files(augmented, learned,
     # The same images: the command takes the default number of photos.
     photos = [override for override in MODEL if "source.t" not in override and "robust" not in override]
     metrics = run(
-        "again", "experiment=cifar10c/small/data_augmentation", f"perturbation_set.path={learned.folder}", *photos,
-        *GRID, "model=trained", f"model.path={augmented.folder}", f"paths.data_dir={tmp_path}", "data.test_images=archive",
-        f"+data.root={tmp_path}", "evaluation.robust=null",
+        "again", "experiment=cifar10c/small/data_augmentation", f"perturbation_set.path={learned.folder}",
+        *photos, *GRID, "model=trained", f"model.path={augmented.folder}", "evaluation.robust=null",
+        f"paths.data_dir={tmp_path}", f"+data.root={tmp_path}", "data.test_images=archive",
         f"evaluation.accuracy.corruptions.baseline={augmented.folder}", entry="evaluate",
     ).metrics  # fmt: skip
     assert metrics["mce/relative"] >= 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
 import requests
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from latentrobust.errors import InputError
+
+BLOCK = 1 << 16
+TIMEOUT = 60  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Remote:
 def fetch(remote: Remote, name: str, folder: Path, download: bool) -> Path:
     """Download ``name`` into ``folder`` and verify it; a file appears there only once its checksum fits.
 
+    An interrupted download leaves ``.name.part`` and goes on from there.
+
     Raises:
         InputError: when offline or not allowed to download, for a wrong checksum, or an unwritable folder.
     """
@@ -29,15 +35,44 @@ def fetch(remote: Remote, name: str, folder: Path, download: bool) -> Path:
     remedy = f"place the file (md5 {md5}) in {folder}, or set LATENTROBUST_DATA or paths.data_dir to where it lies"
     if not download:
         raise InputError(f"{name} is missing and data.source.download is false: {remedy}")
+    target, partial = folder / name, folder / f".{name}.part"
     try:
-        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=folder, progressbar=True))
-    except ValueError as error:
-        if "hash" not in str(error).lower():
-            raise
-        raise InputError(
-            f"{url} does not have the checksum md5 {md5}; nothing was kept: try again, or {remedy}"
-        ) from None
+        if target.is_file() and _md5(target) == md5:
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        _continue(url, partial)
+        if _md5(partial) != md5:
+            partial.unlink()
+            raise InputError(f"{url} does not have the checksum md5 {md5}; nothing was kept: try again, or {remedy}")
+        partial.replace(target)
     except requests.exceptions.RequestException as error:
         raise InputError(f"cannot download {url} ({type(error).__name__}): {remedy}") from None
     except OSError as error:
         raise InputError(f"cannot write {name} to {folder}: {error.strerror or error}") from None
+    return target
+
+
+def _continue(url: str, partial: Path) -> None:
+    """Append to ``partial`` what it lacks of the file; start over where the server does not continue."""
+    have = partial.stat().st_size if partial.is_file() else 0
+    headers = {"Accept-Encoding": "identity"}  # a .gz file is wanted as it is
+    headers |= {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # all of it is there
+        response.raise_for_status()
+        going_on = response.status_code == requests.codes.partial_content
+        have = have if going_on else 0
+        length = response.headers.get("Content-Length")
+        columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with partial.open("ab" if going_on else "wb") as file, Progress(*columns) as progress:
+            total = have + int(length) if length else None
+            task = progress.add_task(partial.name[1:].removesuffix(".part"), total=total, completed=have)
+            for block in response.iter_content(BLOCK):
+                file.write(block)
+                progress.advance(task, len(block))
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest()

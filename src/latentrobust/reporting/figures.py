@@ -126,7 +126,7 @@ def _many_norms(norms: np.ndarray, kinds: np.ndarray, kind_names: Sequence[str],
     order = sorted(parts, key=lambda name: float(np.median(parts[name])))
     figure = Figure(figsize=(6.4, 0.34 * len(order) + 1.4), layout="constrained")
     axis = figure.subplots()
-    edges = np.linspace(0, max(radius, float(norms.max())) * 1.02, 81)
+    edges = np.linspace(0, max(radius, float(norms.max())) * 1.1, 81)
     centres = (edges[1:] + edges[:-1]) / 2
     smooth = np.exp(-0.5 * (np.arange(-6, 7) / 2.0) ** 2)
     for place, name in enumerate(order):
