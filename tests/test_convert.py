@@ -63,6 +63,16 @@ def test_command_writes_a_set(tmp_path, capsys):
     assert load_perturbation_set(tmp_path / "set").ball.radius == 14
 
 
+def test_the_set_of_corruptions_is_imported(tmp_path):
+    small = {"latent": 8, "wide": 8, "narrow": 4, "blocks": 1}
+    torch.save({"model_state_dict": build("resnet", **small).state_dict()}, tmp_path / "c.pth")
+    options = [part for name, value in small.items() for part in ("--argument", f"{name}={value}")]
+    command = [str(tmp_path / "c.pth"), str(tmp_path / "set"), "--network", "resnet", "--likelihood", "gaussian"]
+    main([*command, "--radius", "28", *options])
+    perturbations = load_perturbation_set(tmp_path / "set")
+    assert (perturbations.likelihood, perturbations.image_shape) == ("gaussian", (3, 32, 32))
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("/tmp/latentrobust-was-here",)
