@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig) -> Run:
         session(cfg, configuration) as shared,
     ):
         perturbations = given_set(cfg)
-        check_evaluation(cfg, perturbations, [""] if cfg.get("model") is not None else [])
+        check_evaluation(cfg, perturbations, [""] if cfg.get("model") is not None else [], shared.data)
         models = {}
         if cfg.get("model") is not None:
             model = instantiate(cfg.model, _convert_="all")

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.reporting.density import density_section
@@ -22,7 +23,7 @@ from latentrobust.reporting.models import models_section
 from latentrobust.reporting.quality import set_section
 from latentrobust.reporting.terminal import print_quality, print_rows
 from latentrobust.robustness.assessor import Assessor
-from latentrobust.run_folder import write_csv, write_metrics
+from latentrobust.run_folder import write_csv, write_metrics, writes
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest
@@ -31,13 +32,16 @@ from latentrobust.tasks.robustness import ModelTest
 JOURNAL = "certificates.jsonl"
 
 
-def check_evaluation(cfg: DictConfig, perturbations: PerturbationSet | None, models: Sequence[str]) -> None:
+def check_evaluation(
+    cfg: DictConfig, perturbations: PerturbationSet | None, models: Sequence[str], data: PairsDataModule
+) -> None:
     """Build what can be built of the evaluation, for clear errors before any work.
 
     Args:
         cfg: the run's configuration.
         perturbations: the set, where it is known already.
         models: names of the models there will be.
+        data: of the run; read here, where files of corruptions are looked at.
 
     Raises:
         InputError: for values that cannot be used, also together.
@@ -53,6 +57,12 @@ def check_evaluation(cfg: DictConfig, perturbations: PerturbationSet | None, mod
         part: instantiate(evaluation[part], _convert_="all") if part in wanted else None
         for part in ("robust", "certify", "accuracy")
     }
+    grids = [grid for name in ("held_out", "corruptions") if (grid := (parts["accuracy"] or {}).get(name)) is not None]
+    if models and grids and writes():  # one process: data may have to be unpacked first
+        data.prepare_data()
+        data.setup()
+        for grid in grids:
+            grid.setup(data)
     if perturbations is not None:
         Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
     if perturbations is not None and evaluation.get("density") is not None:
@@ -178,7 +188,8 @@ def _per_example(
     tables = [("", part.per_example) for part in (quality, density) if part is not None]
     for name, test in tests.items():
         prefix = f"{name}/" if name else ""
-        parts = {"kinds": "", "accuracy": "", "robust": "robust/", "certified": "certified/"}
+        parts = {"accuracy": "", "kinds": "", "robust": "robust/", "certified": "certified/"}
+        parts |= {"held_out": "ood/", "corruptions": "corruption/"}
         tables += [(f"{prefix}{parts[part]}", table) for part, table in test.tables.items()]
     rows = sorted({pair for _, table in tables for pair in _rows(table)})
     columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [kinds[row[1]] for row in rows]}

@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> Run:
             if best is not None and not str(best.monitor).startswith("val/accuracy"):
                 raise InputError(f"a classifier does not log {best.monitor}: choose callbacks=classification")
         if cfg.test:
-            check_evaluation(cfg, perturbations, names)
+            check_evaluation(cfg, perturbations, names, shared.data)
         metrics: dict[str, float] = {}
         history = None
         modules: list[pl.LightningModule] = []

@@ -13,8 +13,10 @@ from latentrobust.data.sources import photos
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.transforms.augmentation import HorizontalFlip, RandomCrop
+from latentrobust.transforms.corruptions import textures
 
 KINDS = ("contrast", "fog", "motion_blur")
+MORE = ("zoom_blur", "frost", "elastic_transform", "jpeg_compression")
 
 
 def source():
@@ -133,9 +135,12 @@ def test_images_are_split_before_they_are_corrupted():
 
 @pytest.mark.parametrize("draws", [1, 2, None])
 def test_making_them_for_each_batch_gives_the_same(draws):
-    kept, anew = module(draws_per_example=draws), module(draws_per_example=draws, keep=False)
+    kinds = (*KINDS, *MORE) if draws == 1 else KINDS
+    kept, anew = (module(kinds=kinds, draws_per_example=draws, keep=keep) for keep in (True, False))
     for split in ("train", "validation", "test"):
         assert torch.equal(everything(kept, split).perturbed, everything(anew, split).perturbed)
+    if draws == 1:
+        return
     index = torch.arange(50)
     epochs = [anew.pairs("train", index, epoch) for epoch in range(12)]
     of_fog = [
@@ -144,6 +149,14 @@ def test_making_them_for_each_batch_gives_the_same(draws):
     ]
     most = max(map(len, of_fog))
     assert most == draws if draws else most > 2
+
+
+def test_one_draw_is_one_corruption_in_every_epoch():
+    data = module(keep=False)
+    epochs = [data.pairs("train", torch.arange(50), epoch) for epoch in range(12)]
+    for number in range(50):
+        of_fog = [pairs.perturbed[number] for pairs in epochs if pairs.kind[number] == 1]
+        assert all(torch.equal(image, of_fog[0]) for image in of_fog)
 
 
 def test_corruptions_rest_as_levels():
@@ -180,8 +193,9 @@ def test_the_archive_is_used_where_there_is_one(tmp_path):
     made = everything(module(), "test")
     assert torch.equal(pairs.perturbed[pairs.kind != 1], made.perturbed[made.kind != 1])
     grid = CorruptionGrid(["fog"], [4, 5], "archive", str(tmp_path))
+    data = module(test_size=8)
+    grid.setup(data)
     data = module()
-    grid.setup(20, (3, 32, 32), data.splits["test"].labels)
     rows = torch.arange(20)
     originals = data.splits["test"].images
     assert (grid.images("fog", 5, originals, rows) * 255 == 7).all()
@@ -203,8 +217,18 @@ def test_an_interrupted_folder_goes_on_and_is_verified(tmp_path, capsys):
     with pytest.raises(InputError, match="begun with other settings \\(seed=0\\)"):
         write_corrupted(source().train, Plan("train", KINDS, seed=1), tmp_path)
     (tmp_path / "corruptions.json").write_text("{")
-    with pytest.raises(InputError, match="not readable as JSON"):
+    with pytest.raises(InputError, match="is not readable"):
         write_corrupted(source().train, plan, tmp_path)
+    (tmp_path / "corruptions.json").unlink()
+    with pytest.raises(InputError, match=r"files that this command did not write \(contrast_5.npy, .*labels.npy, mot"):
+        write_corrupted(source().train, plan, tmp_path)
+    assert (tmp_path / "fog_5.npy").read_bytes() == content
+
+
+def test_a_folder_may_get_frost_later(tmp_path):
+    write_corrupted(source().train, Plan("train", ("contrast",)), tmp_path)
+    assert write_corrupted(source().train, Plan("train", ("contrast", "frost")), tmp_path) == ["frost_5.npy"]
+    assert json.loads((tmp_path / "corruptions.json").read_text())["frost"] == textures.source()
 
 
 def test_the_command_writes_and_says_so(tmp_path, capsys):
@@ -214,11 +238,12 @@ def test_the_command_writes_and_says_so(tmp_path, capsys):
     assert np.load(tmp_path / "out" / "spatter.npy").shape == (2000, 32, 32, 3)
     manifest = json.loads((tmp_path / "out" / "corruptions.json").read_text())
     assert manifest["severities"] == [2, 3]
-    assert manifest["frost"] in ("generated", "original")
+    assert manifest["frost"] is None
     read = Corrupted(tmp_path / "out", 1000, (3, 32, 32))
-    read.check(["fog"], [2, 3])
+    images = photos().test
+    read.check(["fog"], [2, 3], images, "test")
     with pytest.raises(InputError, match=r"lacks fog \(severity 5\), snow \(severity 5\), snow \(severity 2\)"):
-        read.check(["fog", "snow"], [5, 2])
+        read.check(["fog", "snow"], [5, 2], images, "test")
 
 
 @pytest.mark.parametrize(
@@ -240,13 +265,17 @@ def test_the_command_refuses_before_it_reads(tmp_path, capsys, arguments, messag
     ("changes", "message"),
     [
         ({"kinds": ["fogs"]}, "no corruption 'fogs': did you mean fog"),
-        ({"kinds": []}, "data.kinds is empty"),
-        ({"kinds": ["fog", "fog"]}, "names a corruption twice"),
+        ({"kinds": []}, "data.kinds needs at least one corruption"),
+        ({"kinds": "fog"}, "data.kinds must be a list of names"),
+        ({"kinds": [5]}, "data.kinds must be a list of names"),
+        ({"severity": 5.0}, "no severity 5.0"),
+        ({"kinds": ["fog", "fog"]}, "names a corruption or severity twice: fog, fog"),
         ({"severity": 6}, "no severity 6"),
         ({"pairing": "both"}, "data.pairing must be one of centred, original_perturbed, perturbed_only"),
         ({"pairing": "perturbed_only", "kinds": ["fog"]}, "needs two kinds"),
         ({"test_images": "zenodo"}, "data.test_images must be auto, archive or generated"),
         ({"test_images": "archive", "root": "nowhere"}, "nowhere has no cifar10c/CIFAR-10-C: place the archive"),
+        ({"test_images": "archive"}, "no data root is named"),
         ({"corrupted": "nowhere"}, "there is no folder nowhere"),
         ({"corrupted": "x", "draws_per_example": None}, "data.draws_per_example=1"),
         (
@@ -268,8 +297,12 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"fog_5\.npy is truncated or not a NumPy file"):
         module(corrupted=str(tmp_path))
     np.save(fog, np.zeros((60, 32, 32, 3), np.float32))
-    with pytest.raises(InputError, match=r"fog_5\.npy: expected uint8 \[60, 32, 32, 3\] or longer, got float32"):
+    with pytest.raises(InputError, match=r"fog_5\.npy: expected uint8 \[60, 32, 32, 3\], got float32"):
         module(corrupted=str(tmp_path))
+    for content in (b"", b"no array"):
+        fog.write_bytes(content)
+        with pytest.raises(InputError, match=r"fog_5\.npy is truncated or not a NumPy file"):
+            module(corrupted=str(tmp_path))
     fog.unlink()
     with pytest.raises(InputError, match=r"lacks fog \(severity 5\)"):
         module(corrupted=str(tmp_path))
@@ -280,7 +313,36 @@ def test_bad_files_are_named(tmp_path):
         module(test_images="archive", root=str(tmp_path))
     grid = CorruptionGrid(["fog", "snow"], [1], "archive", str(tmp_path))
     with pytest.raises(InputError, match=r"lacks snow \(severity 1\)"):
-        grid.setup(20, (3, 32, 32), source().test.labels)
+        grid.setup(module())
+
+
+def test_files_of_other_images_are_refused(tmp_path):
+    others = photos(32, 60, 20, seed=1)  # with the same labels
+    write_corrupted(others.train, Plan("train", KINDS), tmp_path / "train")
+    with pytest.raises(InputError, match="was made of the train split of other data"):
+        module(corrupted=str(tmp_path / "train"))
+    write_corrupted(photos(32, 120, 20).train, Plan("train", KINDS), tmp_path / "longer")
+    with pytest.raises(InputError, match=r"expected uint8 \[60, 32, 32, 3\], got uint8 \[120, 32, 32, 3\]"):
+        module(corrupted=str(tmp_path / "longer"))
+    folder = tmp_path / "cifar10c" / "CIFAR-10-C"
+    write_corrupted(photos(32, 60, 40).test, Plan("test", KINDS, (1, 2, 3, 4, 5), "archive"), folder)
+    with pytest.raises(InputError, match=r"expected uint8 \[100, 32, 32, 3\], got uint8 \[200"):
+        module(test_images="archive", root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kinds": []}, "at least one corruption"),
+        ({"severities": []}, "at least one corruption"),
+        ({"severities": [5, 5]}, "twice"),
+        ({"examples": 0}, "positive examples"),
+        ({"test_images": "zenodo"}, "must be auto, archive or generated"),
+    ],
+)
+def test_bad_grids_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        CorruptionGrid(**arguments)
 
 
 def test_one_corruption_is_a_perturbation_like_others():

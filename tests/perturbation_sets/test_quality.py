@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchmetrics import Metric
 
 from latentrobust.data.sources import digits
 from latentrobust.perturbation_sets import PixelBall, RTSSet
@@ -170,3 +171,16 @@ def test_metrics_reduce_over_processes_like_one_process():
     merged._update_count = 1
     assert merged.compute() == one.compute()
     assert math.isfinite(one.compute()["error"])
+
+
+def test_a_process_without_pairs_sends_none_of_the_dtype_that_others_send(monkeypatch):
+    monkeypatch.setattr(Metric, "sync", lambda *_, **__: None)
+    empty, full = PairValues(["label", "norm"]), PairValues(["label", "norm"])
+    full.update(torch.arange(3), torch.zeros(3).long(), label=torch.tensor([7, 8, 9]), norm=torch.rand(3))
+    for metric in (empty, full):
+        metric.sync()
+    for name in ("index", "kind", "label", "norm"):
+        states = torch.cat(getattr(empty, name) + getattr(full, name))
+        assert states.dtype == getattr(empty, name)[0].dtype == getattr(full, name)[0].dtype
+    assert full.table()["label"].dtype == np.int64
+    assert full.table()["norm"].dtype == np.float32

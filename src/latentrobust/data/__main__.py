@@ -11,7 +11,7 @@ from pathlib import Path
 from latentrobust.data.corrupted import Plan, checked, write_corrupted
 from latentrobust.data.sources import Images, cifar10, cifar100, photos, svhn
 from latentrobust.errors import InputError
-from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING
+from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
 
 BAD_INPUT, INTERRUPTED = 2, 130
 SOURCES: dict[str, Callable[[str], Images]] = {
@@ -31,9 +31,14 @@ def corrupt(arguments: argparse.Namespace) -> None:
     """
     kinds = tuple(name for kind in arguments.kinds for name in KINDS.get(kind, (kind,)))
     plan = Plan(
-        arguments.split, tuple(dict.fromkeys(kinds)), tuple(arguments.severities), arguments.layout, arguments.seed
+        arguments.split,
+        tuple(dict.fromkeys(kinds)),
+        tuple(dict.fromkeys(arguments.severities)),
+        arguments.layout,
+        arguments.seed,
     )
-    for kind in plan.kinds:  # before anything is read or downloaded
+    textures.folder()  # before anything is read or downloaded
+    for kind in plan.kinds:
         for severity in plan.severities:
             checked(kind, severity)
     root = arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root")

@@ -79,7 +79,7 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
     A file appears whole. Those that are there are verified against the manifest, and made again where they differ.
 
     Raises:
-        InputError: for images that are not RGB, or a folder that was begun with other settings.
+        InputError: for images that are not RGB, a folder that was begun with other settings, or with files of others.
     """
     if images.images.shape[1] != 3:
         raise InputError(f"corruptions are for RGB images, got {list(images.images.shape[1:])}")
@@ -89,10 +89,18 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
         "layout": plan.layout,
         "severities": list(plan.severities) if plan.layout == "archive" else None,
         "seed": plan.seed,
-        "images": hashlib.sha256(images.images.numpy().tobytes()).hexdigest(),
-        "frost": textures.source(),
+        "images": _content(images),
+        **({"frost": textures.source()} if "frost" in plan.kinds else {}),
     }
-    manifest = _manifest(folder) or {**about, "files": {}}
+    manifest = _manifest(folder)
+    if manifest is None:
+        if present := sorted(name for name in (*plan.files(), "labels.npy") if (folder / name).exists()):
+            raise InputError(
+                f"{folder} has files that this command did not write ({', '.join(present)}): choose another"
+            )
+        manifest = {**about, "files": {}}
+    if manifest.get("frost") is None:  # begun without it
+        manifest |= {"frost": about.get("frost")}
     if differing := [key for key, value in about.items() if manifest.get(key) != value]:
         was = ", ".join(f"{key}={manifest.get(key)!r}" for key in differing)
         raise InputError(f"{folder} was begun with other settings ({was}): choose another folder, or delete this one")
@@ -118,9 +126,10 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
                     progress.update(task, completed=place)
             array.flush()
             del array
+            # First the manifest: a file that is not in it would be taken for somebody else's.
             manifest["files"][name] = _digest(partial)
-            partial.replace(folder / name)
             _write_manifest(folder, manifest)
+            partial.replace(folder / name)
             written.append(name)
     labels = folder / "labels.npy"
     repeats = len(plan.severities) if plan.layout == "archive" else 1
@@ -135,15 +144,22 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+            raise ValueError("not a manifest")
     except ValueError as error:
-        raise InputError(f"{path} is not readable as JSON ({error}): delete the folder to make it again") from None
+        raise InputError(f"{path} is not readable ({error}): delete the folder to make it again") from None
+    return found
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     partial = folder / f".{MANIFEST}.part"
     partial.write_text(json.dumps(manifest, indent=2) + "\n")
     partial.replace(folder / MANIFEST)
+
+
+def _content(images: Split) -> str:
+    return hashlib.sha256(images.images.cpu().numpy().tobytes()).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -168,8 +184,13 @@ class Corrupted:
             raise InputError(f"there is no folder {folder} of corrupted images")
         self.folder, self.count, self.image_shape = folder, count, image_shape
 
-    def check(self, kinds: Sequence[str], severities: Sequence[int], labels: Tensor | None = None) -> None:
-        """Whether everything is there and whole, and belongs to images with these labels (those of the first rows).
+    @property
+    def about(self) -> dict[str, Any]:
+        """The manifest, if ``python -m latentrobust.data corrupt`` wrote the folder."""
+        return _manifest(self.folder) or {}
+
+    def check(self, kinds: Sequence[str], severities: Sequence[int], images: Split, split: str) -> None:
+        """Whether everything is there and whole, and made of these images, all of a file (``train`` or ``test``).
 
         Raises:
             InputError: naming what is missing, truncated or of another data set.
@@ -180,47 +201,54 @@ class Corrupted:
         for kind in kinds:
             for severity in severities:
                 self._open(kind, severity)
+        others = "these corruptions are of other images, or of the same in another order"
         stored = self.folder / "labels.npy"
-        if labels is not None and stored.is_file():
-            found = np.load(stored, allow_pickle=False)
-            if not np.array_equal(found[: len(labels)], labels.numpy()):
-                raise InputError(
-                    f"{stored} does not have the labels of the data: these corruptions are of other images, or of the"
-                    " same in another order"
-                )
+        if stored.is_file():
+            found = _load(stored)
+            if len(found) % self.count or not np.array_equal(
+                found, np.tile(images.labels.cpu().numpy(), len(found) // self.count)
+            ):
+                raise InputError(f"{stored} does not have the labels of the data: {others}")
+        if self.about and (self.about["split"] != split or self.about["images"] != _content(images)):
+            raise InputError(f"{self.folder} was made of the {self.about['split']} split of other data: {others}")
 
     def rows(self, kind: str, severity: int, rows: Tensor) -> Tensor:
         """The images ``rows [B]``: uint8 ``[B, 3, H, W]``."""
         array, start = self._open(kind, severity)
         return torch.from_numpy(array[start + rows.numpy()]).permute(0, 3, 1, 2).contiguous()
 
-    def _place(self, kind: str, severity: int) -> tuple[Path, int] | None:
+    def _place(self, kind: str, severity: int) -> tuple[Path, int, int] | None:
+        """The file, which block of it, and how many it has."""
         single, whole = self.folder / f"{kind}_{severity}.npy", self.folder / f"{kind}.npy"
         if single.is_file():
-            return single, 0
-        manifest = _manifest(self.folder) or {}
-        severities = manifest.get("severities") or list(SEVERITIES)
+            return single, 0, 1
+        severities = self.about.get("severities") or list(SEVERITIES)
         if whole.is_file() and severity in severities:
-            return whole, severities.index(severity)
+            return whole, severities.index(severity), len(severities)
         return None
 
     def _open(self, kind: str, severity: int) -> tuple[np.ndarray, int]:
         found = self._place(kind, severity)
         if found is None:
             raise InputError(f"{self.folder} lacks {kind} (severity {severity})")
-        path, block = found
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path} is truncated or not a NumPy file ({error}): make or download it again") from None
+        path, block, blocks = found
+        array = _load(path)
         channels, *size = self.image_shape
-        wanted = (*size, channels)
-        if array.dtype != np.uint8 or array.shape[1:] != wanted or len(array) < (block + 1) * self.count:
-            raise InputError(
-                f"{path}: expected uint8 {[(block + 1) * self.count, *wanted]} or longer, got {array.dtype}"
-                f" {list(array.shape)}"
-            )
+        wanted = (blocks * self.count, *size, channels)
+        if array.dtype != np.uint8 or array.shape != wanted:
+            raise InputError(f"{path}: expected uint8 {list(wanted)}, got {array.dtype} {list(array.shape)}")
         return array, block * self.count
+
+
+def _load(path: Path) -> np.ndarray:
+    """An array, mapped into memory."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several arrays")
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is truncated or not a NumPy file ({error}): make or download it again") from None
+    return array
 
 
 def zenodo_archive(root: Path, download: bool) -> Path | None:

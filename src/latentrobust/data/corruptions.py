@@ -112,18 +112,12 @@ class CorruptionsDataModule(PairsDataModule):
         split_seed: int = 0,
         seed: int = 0,
     ) -> None:
-        if not kinds:
-            raise InputError("data.kinds is empty: name corruptions")
-        for kind in kinds:
-            checked(kind, severity)
-        if len(set(kinds)) < len(kinds):
-            raise InputError(f"data.kinds names a corruption twice: {', '.join(kinds)}")
+        check_names("data.kinds", kinds, [severity])
         if pairing not in PAIRINGS:
             raise InputError(f"data.pairing must be one of {', '.join(PAIRINGS)}, got {pairing!r}")
         if pairing == "perturbed_only" and len(kinds) < 2:
             raise InputError("data.pairing=perturbed_only needs two kinds or more")
-        if test_images not in ("auto", "archive", "generated"):
-            raise InputError(f"data.test_images must be auto, archive or generated, got {test_images!r}")
+        check_test_images("data.test_images", test_images)
         if corrupted is not None and draws_per_example != 1:
             raise InputError("data.corrupted holds one corruption of each kind an image: data.draws_per_example=1")
         super().__init__(
@@ -132,32 +126,50 @@ class CorruptionsDataModule(PairsDataModule):
         )  # fmt: skip
         self.corruptions, self.severity, self.pairing = tuple(kinds), severity, pairing
         self.kinds = (ORIGINAL, *kinds) if pairing == "original_perturbed" else tuple(kinds)
-        self.has_pairs = True
+        self.has_pairs, self.centred = True, pairing == "centred"
         self.joint = dict(joint or {})
         self.keep = keep and draws_per_example == 1
         self.corrupted, self.test_images, self.root, self.download = corrupted, test_images, root, download
         self._kept: dict[str, Tensor] = {}
         self._files: dict[str, Corrupted] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the images, split them, and see which files there are; done once."""
-        if self.splits:
-            return
-        super().setup(stage)
-        if self.image_shape[0] != 3:
-            raise InputError(f"corruptions are for RGB images, data {self.name} has {list(self.image_shape)}")
+    def prepare_data(self) -> None:
+        """Download and unpack where needed (one process does this)."""
+        super().prepare_data()
+        find_archive("data.test_images", self.test_images, self.root, self.download)
+
+    def _read(self) -> Images:
+        """The images, with the files of their corruptions found and checked."""
+        images = super()._read()
+        shape = tuple(images.train.images.shape[1:])
+        if shape[0] != 3:
+            raise InputError(f"corruptions are for RGB images, data {self.name} has {list(shape)}")
         if self.corrupted is not None:
-            files = Corrupted(Path(self.corrupted), self.file_sizes["train"], self.image_shape)
-            files.check(self.corruptions, [self.severity])
+            files = Corrupted(Path(self.corrupted), len(images.train.images), shape)
+            files.check(self.corruptions, [self.severity], images.train, "train")
             self._files["train"] = self._files["validation"] = files
-        archive = test_archive(self.test_images, self.root, self.download)
+        archive = find_archive("data.test_images", self.test_images, self.root, self.download)
         if archive is not None:
-            files = Corrupted(archive, self.file_sizes["test"], self.image_shape)
-            files.check(self.corruptions, [self.severity], self.splits["test"].labels)
+            files = Corrupted(archive, len(images.test.images), shape)
+            files.check(self.corruptions, [self.severity], images.test, "test")
             self._files["test"] = files
-        self.note = f"Test images: {'the published archive' if archive is not None else 'generated'}."
-        if "frost" in self.corruptions:
-            self.note += f" Frost: {textures.source()} textures."
+        self.file_test = images.test
+        self.note = self._describe()
+        return images
+
+    def _describe(self) -> str:
+        """Where the corruptions come from, for reports."""
+        test = self._files.get("test")
+        if test is None:
+            origin = "generated"
+        else:
+            origin = (
+                f"read from files that were generated (seed {test.about['seed']})" if test.about else "as published"
+            )
+        note = f"Corrupted test images: {origin}."
+        if "frost" in self.corruptions and (test is None or test.about):
+            note += f" Frost: {test.about['frost'] if test is not None else textures.source()} textures."
+        return note
 
     def count(self, split: str) -> int:
         """Pairs an epoch: an image once in training, with every kind otherwise."""
@@ -253,65 +265,103 @@ class CorruptionsDataModule(PairsDataModule):
         return kept
 
 
-def test_archive(wanted: TestImages, root: str | None, download: bool) -> Path | None:
+def check_names(where: str, kinds: Sequence[str], severities: Sequence[int]) -> None:
+    """Refuse lists of corruptions and severities that are empty, repeat themselves or name what does not exist.
+
+    Raises:
+        InputError: in one line.
+    """
+    if isinstance(kinds, str) or not all(isinstance(kind, str) for kind in kinds):
+        raise InputError(f"{where} must be a list of names of corruptions, got {kinds!r}")
+    if not kinds or not severities:
+        raise InputError(f"{where} needs at least one corruption and one severity")
+    for kind in kinds:
+        for severity in severities:
+            checked(kind, severity)
+    if len(set(kinds)) < len(kinds) or len(set(severities)) < len(severities):
+        raise InputError(f"{where} names a corruption or severity twice: {', '.join(map(str, (*kinds, *severities)))}")
+
+
+def check_test_images(where: str, wanted: str) -> None:
+    """Refuse another word.
+
+    Raises:
+        InputError: naming the choices.
+    """
+    if wanted not in ("auto", "archive", "generated"):
+        raise InputError(f"{where} must be auto, archive or generated, got {wanted!r}")
+
+
+def find_archive(where: str, wanted: TestImages, root: str | None, download: bool = False) -> Path | None:
     """The folder of the published test images, or None where they are to be generated.
 
     Raises:
         InputError: if the archive is asked for and not there.
     """
+    if wanted == "archive" and root is None:
+        raise InputError(
+            f"{where}=archive, but no data root is named where it lies: choose generated, or data=cifar10c"
+        )
     if wanted == "generated" or root is None:
-        found = None
-    else:
-        found = zenodo_archive(Path(root), download and wanted == "archive")
+        return None
+    found = zenodo_archive(Path(root), download and wanted == "archive")
     if wanted == "archive" and found is None:
         raise InputError(
-            f"data.test_images=archive, but {root} has no cifar10c/CIFAR-10-C: place the archive of Zenodo record"
-            " 2535967 there, or data.download=true to fetch it (2.9 GB), or data.test_images=generated"
+            f"{where}=archive, but {root} has no cifar10c/CIFAR-10-C: place the archive of Zenodo record 2535967 there,"
+            " or choose generated; data=cifar10c data.download=true fetches it (2.9 GB)"
         )
     return found
 
 
 class CorruptionGrid:
-    """Every corruption at every severity of the test images: for accuracies by kind and severity.
+    """Corruptions and severities of the test images: for accuracies by kind and severity.
 
     Args:
         kinds: names of corruptions.
         severities: 1 to 5.
-        test_images: as in `CorruptionsDataModule`.
-        root: data root, where the archive is looked for.
+        test_images: as in `CorruptionsDataModule`; None for what the data does, if it is such data, else ``generated``.
+        root: data root, where the archive is looked for; None for the data's.
         seed: of generated ones.
         examples: the first so many test images; None for all.
 
     Raises:
-        InputError: for kinds and severities that do not exist.
+        InputError: for kinds and severities that do not exist, and other values that cannot be.
     """
 
     def __init__(
         self,
         kinds: Sequence[str] = tuple(CORRUPTIONS),
         severities: Sequence[int] = SEVERITIES,
-        test_images: TestImages = "auto",
+        test_images: TestImages | None = None,
         root: str | None = None,
         seed: int = 0,
         examples: int | None = None,
     ) -> None:
-        for kind in kinds:
-            for severity in severities:
-                checked(kind, severity)
+        check_names("a grid of corruptions", kinds, severities)
+        if test_images is not None:
+            check_test_images("test_images of a grid of corruptions", test_images)
+        if examples is not None and examples < 1:
+            raise InputError(f"a grid of corruptions needs positive examples, got {examples}")
         self.kinds, self.severities, self.seed, self.examples = tuple(kinds), tuple(severities), seed, examples
         self.test_images, self.root = test_images, root
         self._files: Corrupted | None = None
 
-    def setup(self, count: int, image_shape: tuple[int, ...], labels: Tensor) -> None:
-        """See which files there are for ``count`` test images.
+    def setup(self, data: PairsDataModule) -> None:
+        """See which files there are for the test images of some data.
 
         Raises:
-            InputError: if they are of other images, damaged or incomplete.
+            InputError: if they are of other images, damaged or incomplete; if the data is not RGB.
         """
-        archive = test_archive(self.test_images, self.root, False)
+        if data.image_shape[0] != 3:
+            raise InputError(f"corruptions are for RGB images, data {data.name} has {list(data.image_shape)}")
+        like_data = data if isinstance(data, CorruptionsDataModule) else None
+        wanted: TestImages = self.test_images or (like_data.test_images if like_data is not None else "generated")
+        root = self.root or (like_data.root if like_data is not None else None)
+        archive = find_archive("test_images of a grid of corruptions", wanted, root)
         if archive is not None:
-            self._files = Corrupted(archive, count, image_shape)
-            self._files.check(self.kinds, self.severities, labels)
+            test = like_data.file_test if like_data is not None else data.source().test
+            self._files = Corrupted(archive, len(test.images), tuple(data.image_shape))
+            self._files.check(self.kinds, self.severities, test, "test")
 
     def images(self, kind: str, severity: int, originals: Tensor, rows: Tensor) -> Tensor:
         """Test images ``rows [B]`` with originals uint8 ``[B, 3, H, W]``, corrupted: float in [0, 1]."""

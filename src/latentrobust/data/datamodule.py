@@ -25,7 +25,7 @@ class PairsDataModule(pl.LightningDataModule):
     Training pairs are drawn anew each epoch (or from ``draws_per_example`` fixed ones); validation and test pairs
     are the same in every epoch, batch size and number of processes.
 
-    After ``setup`` there are `splits`, `rows` (of each split's examples in the training or test file) and `file_sizes`.
+    After ``setup`` there are `splits`, `rows`, of each split's examples in the training or test file.
 
     Args:
         source: called without arguments, gives `Images`.
@@ -81,7 +81,7 @@ class PairsDataModule(pl.LightningDataModule):
         self.note = ""  # what reports should say of the data
         self.splits: dict[str, Split] = {}
         self.rows: dict[str, Tensor] = {}
-        self.file_sizes: dict[str, int] = {}
+        self.centred = True  # whether the first half of a pair is the original
 
     def prepare_data(self) -> None:
         """Download where needed (one process does this)."""
@@ -91,7 +91,7 @@ class PairsDataModule(pl.LightningDataModule):
         """Read the images and split them; done once."""
         if self.splits:
             return
-        images, test = self.source()
+        images, test = self._read()
         count = len(images.images)
         if self.validation >= count:
             raise InputError(f"data.validation={self.validation} leaves nothing of {count} training examples")
@@ -103,13 +103,15 @@ class PairsDataModule(pl.LightningDataModule):
         if self.batch_size > len(kept):
             raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(kept)} training examples")
         part = slice(0, self.test_size)
-        self.file_sizes = {"train": count, "test": len(test.images)}
         self.rows = {"train": kept, "validation": held_out, "test": torch.arange(len(test.images))[part]}
         self.splits = {
             "train": Split(images.images[kept], images.labels[kept]),
             "validation": Split(images.images[held_out], images.labels[held_out]),
             "test": Split(test.images[part], test.labels[part]),
         }
+
+    def _read(self) -> Images:
+        return self.source()
 
     def _part(self, labels: Tensor, count: int) -> Tensor:
         """Which of the training examples, already in random order, to train on: the first of each class."""

@@ -157,13 +157,22 @@ class PairValues(Metric):
     def __init__(self, names: list[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.names = ["index", "kind", *names]
+        self._dtypes = {"index": torch.int64, "kind": torch.int64}  # and those of the values that come
         for name in self.names:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, index: Tensor, kind: Tensor, **values: Tensor) -> None:
         """Add the values of a batch."""
         for name, value in {"index": index, "kind": kind, **values}.items():
-            getattr(self, name).append(value.detach())
+            self._dtypes.setdefault(name, value.dtype)
+            getattr(self, name).append(value.detach().double())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Before processes exchange their values: one that has none sends none, of the dtype that the others have."""
+        for name in self.names:
+            if not getattr(self, name):
+                getattr(self, name).append(torch.zeros(0, dtype=torch.float64, device=self.device))
+        super().sync(*args, **kwargs)
 
     def table(self) -> dict[str, np.ndarray]:
         """All values by name, of all processes, in the order of the index."""
@@ -172,6 +181,8 @@ class PairValues(Metric):
 
     def _columns(self) -> dict[str, np.ndarray]:
         columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.names}
+        for name, dtype in self._dtypes.items():  # float64 holds all of them exactly
+            columns[name] = columns[name].astype(torch.zeros(0, dtype=dtype).numpy().dtype)
         order = np.lexsort((columns["kind"], columns["index"]))
         return {name: column[order] for name, column in columns.items()}
 

@@ -141,7 +141,9 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
 def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str, tuple[Figure, str]]:
     drawn = {}
     of_kinds = {
-        name or "model": {kind: test.metrics[f"accuracy/perturbed/{kind}"] for kind in data.kinds}
+        name or "model": {
+            kind: test.metrics[key] for kind in data.kinds if (key := f"accuracy/perturbed/{kind}") in test.metrics
+        }
         for name, test in tests.items()
         if "kinds" in test.tables
     }

@@ -105,6 +105,7 @@ class ClassificationTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_centred(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
         self._has_pairs = data.has_pairs
         if self.select_on == "perturbed" and not data.has_pairs:
@@ -222,6 +223,18 @@ class ClassificationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's configuration, plain containers only."""
         checkpoint[CHECKPOINT_KEY] = describe_model(self.model, self.image_shape, self.classes, self.data_name)
+
+
+def check_centred(data: Any) -> None:
+    """Refuse pairs whose first half is not the original: nothing about a model would be about clean images.
+
+    Raises:
+        InputError: naming the remedy.
+    """
+    if not data.centred:
+        raise InputError(
+            "models are trained and measured on pairs of an original and its perturbed version: data.pairing=centred"
+        )
 
 
 def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> int:

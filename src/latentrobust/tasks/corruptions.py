@@ -26,7 +26,7 @@ class GridAccuracy(nn.Module):
             Hendrycks & Dietterich 2019, who divide by AlexNet's); None for the plain mean, as is usual for CIFAR-10-C.
 
     Raises:
-        InputError: for a baseline without accuracies of these kinds.
+        InputError: for a baseline without accuracies of these kinds at these severities.
     """
 
     def __init__(self, grid: CorruptionGrid, baseline: str | None = None) -> None:
@@ -34,7 +34,7 @@ class GridAccuracy(nn.Module):
         self.grid = grid
         self.cells = [(kind, severity) for kind in grid.kinds for severity in grid.severities]
         self.values = PairValues([_column(kind, severity) for kind, severity in self.cells])
-        self.baseline = _baseline(Path(baseline), grid.kinds) if baseline is not None else None
+        self.baseline = _baseline(Path(baseline), grid) if baseline is not None else None
 
     def setup(self, data: Any) -> None:
         """Find the corrupted test images.
@@ -42,8 +42,7 @@ class GridAccuracy(nn.Module):
         Raises:
             InputError: if files do not fit the data.
         """
-        test = data.splits["test"]
-        self.grid.setup(data.file_sizes["test"], tuple(data.image_shape), test.labels.cpu())
+        self.grid.setup(data)
 
     def update(self, model: nn.Module, originals: Tensor, labels: Tensor, example: Tensor, rows: Tensor) -> None:
         """Test images: uint8 ``[B, 3, H, W]``; labels, places in the split, rows in the test file, ``[B]`` each."""
@@ -65,8 +64,7 @@ class GridAccuracy(nn.Module):
         for kind in self.grid.kinds:
             each = {s: float(table[_column(kind, s)].astype(np.float64).mean()) for s in self.grid.severities}
             found[f"accuracy/corruption/{kind}"] = sum(each.values()) / len(each)
-            if len(each) > 1:
-                found |= {f"accuracy/corruption/{kind}/severity={s}": value for s, value in each.items()}
+            found |= {f"accuracy/corruption/{kind}/severity={s}": value for s, value in each.items()}
         errors = {kind: 1 - found[f"accuracy/corruption/{kind}"] for kind in self.grid.kinds}
         found["mce"] = sum(errors.values()) / len(errors)
         if self.baseline is not None:
@@ -78,15 +76,20 @@ def _column(kind: str, severity: int) -> str:
     return f"{kind}_{severity}"  # also the name of a buffer, which takes no slash
 
 
-def _baseline(path: Path, kinds: tuple[str, ...]) -> dict[str, float]:
-    """The baseline's error of each kind."""
+def _baseline(path: Path, grid: CorruptionGrid) -> dict[str, float]:
+    """The baseline's error of each kind, at the same severities."""
     file = path / "metrics.json" if path.is_dir() else path
     try:
         metrics: Mapping[str, float] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"evaluation.accuracy.corruptions.baseline: cannot read {file} ({error})") from None
-    missing = [kind for kind in kinds if f"accuracy/corruption/{kind}" not in metrics]
-    if missing:
-        raise InputError(f"evaluation.accuracy.corruptions.baseline: {file} has no accuracy of {', '.join(missing)}")
+    for kind in grid.kinds:
+        start = f"accuracy/corruption/{kind}/severity="
+        measured = sorted(int(key.removeprefix(start)) for key in metrics if key.startswith(start))
+        if measured != sorted(grid.severities):
+            raise InputError(
+                f"evaluation.accuracy.corruptions.baseline: {file} has {kind} at severities {measured}, not"
+                f" {list(grid.severities)}"
+            )
     # A baseline without any error would make every other infinitely worse.
-    return {kind: max(1 - metrics[f"accuracy/corruption/{kind}"], 1e-6) for kind in kinds}
+    return {kind: max(1 - metrics[f"accuracy/corruption/{kind}"], 1e-6) for kind in grid.kinds}

@@ -21,7 +21,7 @@ from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSe
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import answer, cross_entropy
-from latentrobust.tasks.classification import check_fit
+from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms import random
@@ -85,6 +85,7 @@ class ModelTest(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_centred(data)
         self._kinds, self._has_pairs = data.kinds, data.has_pairs
         check_fit(self.model, tuple(data.image_shape), data.classes)
         for grid in self._grids:
@@ -178,6 +179,9 @@ class ModelTest(pl.LightningModule):
             self.metrics["accuracy/ood"] = sum(each.values()) / len(each)
         if self.corruptions is not None:
             self.metrics |= self.corruptions.metrics()
+        for name, grid in (("held_out", self.held_out), ("corruptions", self.corruptions)):
+            if grid is not None:
+                self.tables[name] = grid.values.table()
         if self._assessor is None:
             return
         if self.stays is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -74,7 +75,7 @@ def unpack(archive: Path, folder: Path, members: list[str]) -> None:
                     raise KeyError(member)
                 target = folder / member
                 target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.part")
+                partial = target.with_name(f".{target.name}.{os.getpid()}.part")
                 with partial.open("wb") as file:
                     shutil.copyfileobj(content, file, 1 << 22)
                 partial.replace(target)

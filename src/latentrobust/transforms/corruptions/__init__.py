@@ -51,7 +51,7 @@ def check(name: str, severity: int = 5) -> None:
         near = difflib.get_close_matches(name, CORRUPTIONS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(CORRUPTIONS)}"
         raise ValueError(f"there is no corruption {name!r}: {hint}")
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    if type(severity) is not int or severity not in SEVERITIES:
         raise ValueError(f"there is no severity {severity!r} of {name}: choose 1, 2, 3, 4 or 5")
 
 

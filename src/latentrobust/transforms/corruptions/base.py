@@ -12,6 +12,7 @@ Parameters = tuple[Tensor, ...]
 """What a corruption has drawn for a batch: tensors whose first dimension is the batch; each class says which."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 3
 CACHE = 256
 """Images at once, so that intermediate results stay in a processor's cache."""
 
@@ -27,7 +28,7 @@ class Corruption:
         severity: 1 to 5.
 
     Raises:
-        ValueError: for another severity.
+        ValueError: for another severity; when called, for images of less than 3×3 pixels.
     """
 
     severity: int = 5
@@ -55,9 +56,12 @@ class Corruption:
         if not len(images):
             return images.clone()
         shape = tuple(images.shape[1:])
+        if min(shape[1:]) < SMALLEST:
+            raise ValueError(f"corruptions need images of at least {SMALLEST}×{SMALLEST} pixels, got {list(shape)}")
         many = 64 if images.device.type != "cpu" else 1
         parts = zip(images.split(many * self.CHUNK), keys.split(many * self.CHUNK), strict=True)
-        return torch.cat([self.apply(part, self._drawn(key, shape, many)) for part, key in parts])
+        with torch.autocast(images.device.type, enabled=False):  # levels must not depend on a trainer's precision
+            return torch.cat([self.apply(part, self._drawn(key, shape, many)) for part, key in parts])
 
     def _drawn(self, keys: Tensor, image_shape: tuple[int, ...], many: int) -> Parameters:
         if len(keys) <= many * CACHE:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from latentrobust.transforms import random
 from latentrobust.transforms.corruptions.base import Corruption, Parameters, levels, unit
-from latentrobust.transforms.corruptions.filters import border, gaussian, motion_blur, zoom_matrix
+from latentrobust.transforms.corruptions.filters import border, gaussian, motion_blur, zoom_matrix, zoom_places
+
+NEAR_A_LEVEL = 2e-3  # of 1; errors of a float32 product stay far below
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,11 @@ class MotionBlur(Corruption):
 
 @dataclass(frozen=True)
 class ZoomBlur(Corruption):
-    """The mean of the image and enlarged centres of it, by 1 %, 2 %, …. Nothing is drawn."""
+    """The mean of the image and enlarged centres of it, by 1 %, 2 %, …. Nothing is drawn.
+
+    The published sums are rounded to float32 one by one, which decides the level wherever the exact mean is close to
+    one, in flat areas above all. A product with a matrix finds the mean of all pixels; those are then summed that way.
+    """
 
     NAME: ClassVar[str] = "zoom_blur"
     CONSTANTS: ClassVar[tuple[int, ...]] = (7, 12, 16, 21, 26)  # so many factors, 1 % apart
@@ -134,15 +140,36 @@ class ZoomBlur(Corruption):
         factors = self.CONSTANTS[self.severity - 1]
         height, width = images.shape[-2:]
         x = images.to(torch.float32) / 255
-        if height * width <= 2048:  # one product with everything is faster than one for each factor and axis
-            mean = (x.flatten(2) @ _zoom_mean(height, width, factors).to(x)).reshape(x.shape)
-        else:
-            total = x.clone()
+        if height * width > 2048:
+            total = torch.zeros_like(x)
             for factor in _factors(factors):
-                rows, columns = (zoom_matrix(size, factor).to(x) for size in (height, width))
-                total += rows @ x @ columns.T
-            mean = total / (factors + 1)
+                rows, columns = (zoom_matrix(size, factor).to(x.device) for size in (height, width))
+                total += (rows @ x.to(torch.float64) @ columns.T).to(torch.float32)
+            return levels((x + total) / (factors + 1))
+        mean = (x.flatten(2) @ _zoom_mean(height, width, factors).to(x)).reshape(x.shape)
+        scaled = mean * 255
+        close = ((scaled - scaled.round()).abs() < NEAR_A_LEVEL).nonzero(as_tuple=True)
+        mean[close] = _summed_as_published(x, close, factors)
         return levels(mean)
+
+
+def _summed_as_published(x: Tensor, place: tuple[Tensor, ...], factors: int) -> Tensor:
+    """The mean at some pixels (image, channel, row, column: ``[N]`` each): every addition rounded to float32."""
+    image, channel, row, column = place
+    wide = x.to(torch.float64)
+    total = torch.zeros(len(image), dtype=torch.float32, device=x.device)
+    for factor in _factors(factors):
+        (top, down), (left, right) = (
+            (low.to(x.device)[index], share.to(x.device)[index])
+            for size, index in zip(x.shape[-2:], (row, column), strict=True)
+            for low, share in [zoom_places(size, factor)]
+        )
+        value = torch.zeros(len(image), dtype=torch.float64, device=x.device)
+        for below, vertical in ((0, 1 - down), (1, down)):
+            for beside, horizontal in ((0, 1 - right), (1, right)):
+                value += wide[image, channel, top + below, left + beside] * vertical * horizontal
+        total += value.to(torch.float32)
+    return (x[place] + total) / (factors + 1)
 
 
 def _factors(count: int) -> list[float]:

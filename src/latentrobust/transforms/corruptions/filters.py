@@ -60,19 +60,29 @@ def gaussian(images: Tensor, sigma: float, *, mode: str = "nearest", truncate: f
 
 
 @lru_cache(maxsize=256)
-def zoom_matrix(size: int, factor: float) -> Tensor:
-    """A centre crop of ``ceil(size / factor)`` enlarged linearly, corners aligned, and cropped: ``[size, size]``."""
+def zoom_places(size: int, factor: float) -> tuple[Tensor, Tensor]:
+    """Where the pixels of an enlarged centre come from: the first of two neighbours, and the second one's share.
+
+    The centre has ``ceil(size / factor)`` pixels, is enlarged linearly, corners aligned, and cropped: ``[size]`` each,
+    int64 and float64.
+    """
     crop = math.ceil(size / factor)
     enlarged = round(crop * factor)
     first, trim = (size - crop) // 2, (enlarged - size) // 2
-    place = (np.arange(size) + trim) * ((crop - 1) / max(enlarged - 1, 1))
-    low = np.minimum(place.astype(np.int64), max(crop - 2, 0))
-    share = place - low
-    matrix = np.zeros((size, size))
-    rows = np.arange(size)
-    matrix[rows, first + low] = 1 - share
-    matrix[rows, first + np.minimum(low + 1, crop - 1)] += share
-    return torch.from_numpy(matrix)
+    place = (torch.arange(size, dtype=torch.float64) + trim) * ((crop - 1) / max(enlarged - 1, 1))
+    low = place.long().clamp(max=max(crop - 2, 0))
+    return first + low, place - low
+
+
+@lru_cache(maxsize=256)
+def zoom_matrix(size: int, factor: float) -> Tensor:
+    """The same as a matrix: float64 ``[size, size]``."""
+    low, share = zoom_places(size, factor)
+    rows = torch.arange(size)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix[rows, low] = 1 - share
+    matrix[rows, (low + 1).clamp(max=size - 1)] += share
+    return matrix
 
 
 def zoom(images: Tensor, factor: float) -> Tensor:

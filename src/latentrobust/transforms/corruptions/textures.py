@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.errors import InputError
 from latentrobust.transforms import random
 
 NAMES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the sixth is never drawn
@@ -36,11 +37,11 @@ def folder() -> Path | None:
     """Where the original textures lie, or None.
 
     Raises:
-        FileNotFoundError: if ``LATENTROBUST_FROST`` names a folder without them.
+        InputError: if ``LATENTROBUST_FROST`` names a folder without them.
     """
     if named := os.environ.get(VARIABLE):
         if missing := [name for name in NAMES if not (Path(named) / name).is_file()]:
-            raise FileNotFoundError(f"{VARIABLE}={named} lacks {', '.join(missing)}")
+            raise InputError(f"{VARIABLE}={named} lacks {', '.join(missing)}")
         return Path(named)
     found = importlib.util.find_spec("imagecorruptions")
     for place in (found.submodule_search_locations or ()) if found is not None else ():
@@ -58,7 +59,7 @@ def textures(height: int, width: int) -> list[Tensor]:
     """Textures for images of this size, larger than it: uint8 ``[3, h, w]`` each.
 
     Raises:
-        ValueError: if the originals are too small for such images.
+        InputError: if the originals are too small for such images, or not readable.
     """
     where = folder()
     return _generated(height, width) if where is None else _original(str(where), height, width)
@@ -70,12 +71,15 @@ def _original(where: str, height: int, width: int) -> list[Tensor]:
     step = max(160 // max(height, width), 1)
     read = []
     for name in NAMES:
-        with Image.open(Path(where) / name) as picture:
-            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        try:
+            with Image.open(Path(where) / name) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise InputError(f"the frost texture {Path(where) / name} is not readable ({error})") from None
         rows, columns = (round(side * (1 / step)) for side in pixels.shape[1:])
         texture = pixels[:, step // 2 :: step, step // 2 :: step][:, :rows, :columns].contiguous()
         if texture.shape[1] <= height or texture.shape[2] <= width:
-            raise ValueError(f"the frost texture {name} is too small for images of {height}×{width} pixels")
+            raise InputError(f"the frost texture {name} is too small for images of {height}×{width} pixels")
         read.append(texture)
     return read
 
