@@ -4,15 +4,10 @@ import json
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 from latentrobust import load_perturbation_set
 from latentrobust.data.__main__ import main as data_main
 from latentrobust.errors import InputError
-from latentrobust.evaluate import evaluate
-from latentrobust.train import train
-
-from ..conftest import compose_in_process
 
 KINDS = ["fog", "contrast", "defocus_blur", "pixelate"]
 PHOTOS = [
@@ -31,17 +26,6 @@ GRID = [
     "evaluation/accuracy=cifar10c_grid", "evaluation.accuracy.corruptions.grid.kinds=[fog,snow]",
     "evaluation.accuracy.corruptions.grid.severities=[1,5]", "evaluation.accuracy.corruptions.grid.examples=4",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    def start(name, *overrides, entry="train"):
-        folder = tmp_path_factory.mktemp(name)
-        cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
-        return (train if entry == "train" else evaluate)(cfg)
-
-    yield start
-    GlobalHydra.instance().clear()
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,13 @@ import json
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 from latentrobust import load_perturbation_set
 from latentrobust.errors import InputError
-from latentrobust.evaluate import evaluate
 from latentrobust.perturbation_sets import FlowSet
 from latentrobust.report import main as report_main
 from latentrobust.report import report
-from latentrobust.train import train
 
-from ..conftest import compose_in_process
 from .test_commands import command
 from .test_train import stable
 
@@ -33,17 +29,6 @@ GLOW = [
 ]  # fmt: skip
 CLASSIFIER = [*DIGITS, "data.train_size=200", "trainer.max_epochs=1"]
 LENET = ["experiment=mnist/lenet", *CLASSIFIER]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    def start(name, *overrides, entry="train"):
-        folder = tmp_path_factory.mktemp(name.replace("/", "_"))
-        cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
-        return (train if entry == "train" else evaluate)(cfg)
-
-    yield start
-    GlobalHydra.instance().clear()
 
 
 @pytest.fixture(scope="module")

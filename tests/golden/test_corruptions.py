@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from latentrobust.transforms.corruptions import CORRUPTIONS, make
+from latentrobust.transforms.corruptions import CORRUPTIONS, make, textures
 from latentrobust.transforms.corruptions.filters import motion_blur
 from latentrobust.transforms.random import example_keys
 
@@ -123,6 +123,14 @@ def test_frost_on_the_published_windows(severity):
     windows = planes(GOLDEN["frost_parts.crop"][severity - 1])
     found = make("frost", severity).blend(CLEAN[FOUR], windows)
     assert torch.equal(found, planes(GOLDEN["seeded.frost"][severity - 1]))
+
+
+@pytest.mark.skipif(textures.source() == "generated", reason="needs the original frost photographs (imagecorruptions)")
+def test_the_original_textures_give_the_published_windows():
+    found = textures.textures(32, 32)
+    places, crops = GOLDEN["frost_parts.texture_row_col"], GOLDEN["frost_parts.crop"]
+    for (texture, row, column), crop in zip(places.reshape(-1, 3), crops.reshape(-1, 32, 32, 3), strict=True):
+        assert torch.equal(found[texture - 1][:, row : row + 32, column : column + 32], planes(crop))
 
 
 @SEVERITIES

@@ -175,6 +175,9 @@ class Corrupted:
         count: images of the split.
         image_shape: ``(3, H, W)``.
 
+    Attributes:
+        about: the manifest, if ``python -m latentrobust.data corrupt`` wrote the folder; else empty.
+
     Raises:
         InputError: if the folder is not there.
     """
@@ -183,11 +186,8 @@ class Corrupted:
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder} of corrupted images")
         self.folder, self.count, self.image_shape = folder, count, image_shape
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The manifest, if ``python -m latentrobust.data corrupt`` wrote the folder."""
-        return _manifest(self.folder) or {}
+        self.about = _manifest(folder) or {}
+        self._arrays: dict[Path, np.ndarray] = {}
 
     def check(self, kinds: Sequence[str], severities: Sequence[int], images: Split, split: str) -> None:
         """Whether everything is there and whole, and made of these images, all of a file (``train`` or ``test``).
@@ -232,7 +232,9 @@ class Corrupted:
         if found is None:
             raise InputError(f"{self.folder} lacks {kind} (severity {severity})")
         path, block, blocks = found
-        array = _load(path)
+        if path not in self._arrays:
+            self._arrays[path] = _load(path)
+        array = self._arrays[path]
         channels, *size = self.image_shape
         wanted = (blocks * self.count, *size, channels)
         if array.dtype != np.uint8 or array.shape != wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,11 +33,14 @@ class OneCorruption:
 
     corruption: str
     severity: int = 5
-    name: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         checked(self.corruption, self.severity)
-        object.__setattr__(self, "name", self.corruption)
+
+    @property
+    def name(self) -> str:
+        """What the pairs' kind is called."""
+        return self.corruption
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
         """The keys themselves ``[B]``: all parameters follow from them.

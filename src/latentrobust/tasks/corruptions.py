@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentrobust.data.corruptions import CorruptionGrid
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.quality import PairValues
-from latentrobust.robustness.assessor import is_right
+from latentrobust.robustness.assessor import Table, is_right
 
 
 class GridAccuracy(nn.Module):
@@ -57,9 +57,8 @@ class GridAccuracy(nn.Module):
         }
         self.values.update(example, torch.zeros_like(example), **right)
 
-    def metrics(self) -> dict[str, float]:
-        """``accuracy/corruption/<kind>`` over severities, ``…/severity=<s>`` each, ``mce`` and ``mce/relative``."""
-        table = self.values.table()
+    def metrics(self, table: Table) -> dict[str, float]:
+        """Of a table of `values`: ``accuracy/corruption/<kind>``, ``…/severity=<s>``, ``mce``, ``mce/relative``."""
         found: dict[str, float] = {}
         for kind in self.grid.kinds:
             each = {s: float(table[_column(kind, s)].astype(np.float64).mean()) for s in self.grid.severities}

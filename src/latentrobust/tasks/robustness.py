@@ -172,16 +172,15 @@ class ModelTest(pl.LightningModule):
                     self.metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
         each = {name: _mean(table[f"ood/{name}"]) for name in self.ood}
         if self.held_out is not None:
-            found = self.held_out.metrics()
+            of_held_out = self.tables["held_out"] = self.held_out.values.table()
+            found = self.held_out.metrics(of_held_out)
             each |= {kind: found[f"accuracy/corruption/{kind}"] for kind in self.held_out.grid.kinds}
         if each:
             self.metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
             self.metrics["accuracy/ood"] = sum(each.values()) / len(each)
         if self.corruptions is not None:
-            self.metrics |= self.corruptions.metrics()
-        for name, grid in (("held_out", self.held_out), ("corruptions", self.corruptions)):
-            if grid is not None:
-                self.tables[name] = grid.values.table()
+            of_corruptions = self.tables["corruptions"] = self.corruptions.values.table()
+            self.metrics |= self.corruptions.metrics(of_corruptions)
         if self._assessor is None:
             return
         if self.stays is not None:

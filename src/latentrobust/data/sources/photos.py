@@ -14,6 +14,7 @@ from torch import Tensor
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
+from latentrobust.transforms.windows import windows
 
 # Distribution, folder within it, file.
 PHOTOS = {
@@ -50,13 +51,14 @@ def _patches(pictures: list[Tensor], side: int, count: int, seed: int, split: in
     labels = torch.arange(count) % len(pictures)
     place = random.uniform(random.example_keys(seed, torch.arange(count), split), (2,), torch.float64)
     patches = torch.empty(count, 3, side, side, dtype=torch.uint8)
-    for number, (label, (down, right)) in enumerate(zip(labels.tolist(), place.tolist(), strict=True)):
-        picture = pictures[label]
+    for label, picture in enumerate(pictures):
+        own = labels == label
         height, width = picture.shape[1:]
         edge = round(width * (1 - TEST_SHARE))
         first, last = (0, edge - side) if split == 0 else (edge, width - side)
-        top, left = int(down * (height - side + 1)), first + int(right * (last - first + 1))
-        patches[number] = picture[:, top : top + side, left : left + side]
+        free = torch.tensor([height - side + 1, last - first + 1])
+        top, left = (place[own] * free).long().T
+        patches[own] = windows(picture, top, first + left, side, side)
     return Split(patches, labels)
 
 

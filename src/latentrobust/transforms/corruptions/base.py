@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -32,7 +32,6 @@ class Corruption:
     """
 
     severity: int = 5
-    name: str = field(init=False, default="")
 
     NAME: ClassVar[str]
     CONSTANTS: ClassVar[tuple[object, ...]]
@@ -41,7 +40,6 @@ class Corruption:
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
             raise ValueError(f"severity must be 1, 2, 3, 4 or 5, got {self.severity}")
-        object.__setattr__(self, "name", self.NAME)
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
         """The random parameters for keys ``[B]`` and images of ``image_shape`` ``(3, H, W)``; none here."""
@@ -78,9 +76,3 @@ def unit(images: Tensor) -> Tensor:
 def levels(values: Tensor) -> Tensor:
     """Values in [0, 1] to levels: clipped, and truncated rather than rounded, as the published files are."""
     return values.clamp(0, 1).mul_(255).to(torch.uint8)
-
-
-def rgb_sum(images: Tensor, weights: tuple[float, float, float]) -> Tensor:
-    """Weighted sum of the channels, ``[B, 1, H, W]``."""
-    red, green, blue = images.split(1, 1)
-    return weights[0] * red + weights[1] * green + weights[2] * blue

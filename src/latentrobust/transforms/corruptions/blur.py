@@ -13,9 +13,9 @@ from torch import Tensor
 
 from latentrobust.transforms import random
 from latentrobust.transforms.corruptions.base import Corruption, Parameters, levels, unit
-from latentrobust.transforms.corruptions.filters import border, gaussian, motion_blur, zoom_matrix, zoom_places
+from latentrobust.transforms.corruptions.filters import border, gaussian, motion_blur, zoom, zoom_matrix, zoom_places
 
-NEAR_A_LEVEL = 2e-3  # of 1; errors of a float32 product stay far below
+NEAR_A_LEVEL = 2e-3  # in levels; errors of a float32 product stay far below
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,9 @@ def _disk(radius: float, alias: float) -> tuple[tuple[float, list[tuple[int, int
     disk /= disk.sum()
     taps = np.exp(-0.5 * np.arange(-1, 2) ** 2 / alias**2)
     taps = (taps / taps.sum()).astype(np.float32)
-    for axis in (1, 0):
-        line = np.moveaxis(np.pad(disk, 1), axis, 0)[:, 1:-1] if axis == 0 else np.pad(disk, 1)[1:-1].T
-        disk = taps[0] * line[:-2] + taps[1] * line[1:-1] + taps[2] * line[2:]
-        disk = disk if axis == 0 else disk.T
+    for _ in range(2):  # along the rows, then, transposed, along the columns
+        line = np.pad(disk, ((1, 1), (0, 0)))
+        disk = (taps[0] * line[:-2] + taps[1] * line[1:-1] + taps[2] * line[2:]).T
     weights: dict[float, list[tuple[int, int]]] = defaultdict(list)
     for row, column in np.argwhere(disk > 1e-18 * disk.max()).tolist():  # the rest is lost in float64 anyway
         weights[float(disk[row, column])].append((row - 8, column - 8))
@@ -141,10 +140,9 @@ class ZoomBlur(Corruption):
         height, width = images.shape[-2:]
         x = images.to(torch.float32) / 255
         if height * width > 2048:
-            total = torch.zeros_like(x)
+            total, wide = torch.zeros_like(x), x.to(torch.float64)
             for factor in _factors(factors):
-                rows, columns = (zoom_matrix(size, factor).to(x.device) for size in (height, width))
-                total += (rows @ x.to(torch.float64) @ columns.T).to(torch.float32)
+                total += zoom(wide, factor).to(torch.float32)
             return levels((x + total) / (factors + 1))
         mean = (x.flatten(2) @ _zoom_mean(height, width, factors).to(x)).reshape(x.shape)
         scaled = mean * 255

@@ -62,9 +62,8 @@ def _to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     value = x.amax(1)
     spread = value - x.amin(1)
     safe = torch.where(spread > 0, spread, 1)
-    hue = torch.where(value == red, green - blue, torch.where(value == green, blue - red, red - green)) / safe
     # Where two channels are largest the later one decides, as in scikit-image.
-    hue = torch.where(value == green, 2 + (blue - red) / safe, hue)
+    hue = torch.where(value == green, 2 + (blue - red) / safe, (green - blue) / safe)
     hue = torch.where(value == blue, 4 + (red - green) / safe, hue)
     hue = torch.where(spread > 0, (hue / 6).remainder_(1), 0)
     return hue, torch.where(spread > 0, spread / torch.where(value > 0, value, 1), 0), value

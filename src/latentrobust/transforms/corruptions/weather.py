@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from latentrobust.transforms import random
-from latentrobust.transforms.corruptions.base import Corruption, Parameters, levels, rgb_sum, unit
+from latentrobust.transforms.corruptions.base import Corruption, Parameters, levels, unit
 from latentrobust.transforms.corruptions.filters import motion_blur, zoom
 from latentrobust.transforms.corruptions.textures import textures
-
-GREY = (0.299, 0.587, 0.114)
+from latentrobust.transforms.windows import windows
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ class Snow(Corruption):
     @staticmethod
     def _compose(images: Tensor, layer: Tensor, share: float) -> Tensor:
         x = unit(images)
-        x = share * x + (1 - share) * torch.maximum(x, rgb_sum(x, GREY) * 1.5 + 0.5)
+        red, green, blue = x.split(1, 1)
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        x = share * x + (1 - share) * torch.maximum(x, grey * 1.5 + 0.5)
         return levels(x + layer + layer.flip(-2, -1))
 
 
@@ -89,20 +90,17 @@ class Frost(Corruption):
         """See the class."""
         height, width = images.shape[-2:]
         which, row, column = parameters[0].T
-        windows = torch.empty_like(images)
-        rows = torch.arange(height, device=images.device)[:, None]
-        columns = torch.arange(width, device=images.device)
+        seen = torch.empty_like(images)
         for number, texture in enumerate(textures(height, width)):
             chosen = (which == number).nonzero()[:, 0]
             if len(chosen):
-                down, right = row[chosen][:, None, None] + rows, column[chosen][:, None, None] + columns
-                windows[chosen] = texture.to(images.device)[:, down, right].movedim(0, 1)
-        return self.blend(images, windows)
+                seen[chosen] = windows(texture.to(images.device), row[chosen], column[chosen], height, width)
+        return self.blend(images, seen)
 
-    def blend(self, images: Tensor, windows: Tensor) -> Tensor:
-        """Images and windows of textures (uint8 ``[B, 3, H, W]``) mixed."""
+    def blend(self, images: Tensor, seen: Tensor) -> Tensor:
+        """Images and what is seen of textures (uint8 ``[B, 3, H, W]`` each) mixed."""
         own, texture = self.CONSTANTS[self.severity - 1]
-        mixed = own * images.to(torch.float64) + texture * windows.to(torch.float64)
+        mixed = own * images.to(torch.float64) + texture * seen.to(torch.float64)
         return mixed.clamp_(0, 255).to(torch.uint8)
 
 
