@@ -28,7 +28,7 @@ class CVAESet(PerturbationSet):
         self.network = network
 
     def condition(self, x: Tensor, y: Tensor | None = None) -> CVAESetAt:
-        """The set at ``x``: one pass of the prior network."""
+        """The set at ``x``: one pass of the prior network, and of what the generator does with ``x`` alone."""
         return CVAESetAt(self.network, x, self.ball)
 
 
@@ -39,6 +39,7 @@ class CVAESetAt(SetAt):
         super().__init__(x, ball)
         self.network = network
         self.prior = network.encode_prior(x)
+        self._conditions = network.condition(x)
         self._prior_std = self.prior.std
 
     def select(self, chosen: Tensor) -> CVAESetAt:
@@ -47,6 +48,7 @@ class CVAESetAt(SetAt):
         assert isinstance(part, CVAESetAt)
         part.prior = Gaussian(self.prior.mean[chosen], self.prior.logvar[chosen])
         part._prior_std = self._prior_std[chosen]
+        part._conditions = tuple(tensor[chosen] for tensor in self._conditions)
         return part
 
     def posterior(self, x_tilde: Tensor) -> Gaussian:
@@ -76,7 +78,8 @@ class CVAESetAt(SetAt):
 
     def _generate(self, z: Tensor) -> Tensor:
         if z.dim() == 1 + len(self.ball.shape):
-            return self.network.generate(self.x, z)
-        conditions = self.x.expand(*z.shape[: -len(self.ball.shape)], *self.x.shape[1:])
-        images = self.network.generate(conditions.flatten(0, -4), z.flatten(0, -1 - len(self.ball.shape)))
-        return images.reshape(conditions.shape)
+            return self.network.generate_from(self._conditions, z)
+        draws = z.shape[: -1 - len(self.ball.shape)]
+        spread = [tensor.expand(*draws, *tensor.shape).flatten(0, len(draws)) for tensor in self._conditions]
+        images = self.network.generate_from(spread, z.flatten(0, len(draws)))
+        return images.unflatten(0, (*draws, len(self.x)))

@@ -8,6 +8,7 @@ from torch import nn
 from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier, standard_cnn
 from latentrobust.networks.classifiers.postact import resnet18, resnet20
 from latentrobust.networks.classifiers.resnets import preactresnet18, wide_resnet
+from latentrobust.networks.classifiers.unet import unet
 from latentrobust.networks.registry import build_named
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
@@ -17,6 +18,7 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet20": resnet20,
     "standard_cnn": standard_cnn,
+    "unet": unet,
     "wide_resnet": wide_resnet,
 }
 

@@ -8,6 +8,7 @@ from latentrobust.networks.cvae.mnist_conv import mnist_conv
 from latentrobust.networks.cvae.mnist_fc import mnist_fc
 from latentrobust.networks.cvae.mnist_stn import mnist_stn
 from latentrobust.networks.cvae.resnet import resnet
+from latentrobust.networks.cvae.unet import unet
 from latentrobust.networks.registry import build_named
 
 NETWORKS: dict[str, Callable[..., CVAE]] = {
@@ -15,6 +16,7 @@ NETWORKS: dict[str, Callable[..., CVAE]] = {
     "mnist_conv": mnist_conv,
     "mnist_stn": mnist_stn,
     "resnet": resnet,
+    "unet": unet,
 }
 
 __all__ = ["CVAE", "NETWORKS", "Gaussian", "build"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,17 @@ class Gaussian(NamedTuple):
         log_ratio = self.logvar - prior.logvar
         distance = (self.mean - prior.mean).square() * (-prior.logvar).exp()
         return (log_ratio.exp() + distance - 1 - log_ratio) / 2
+
+
+@runtime_checkable
+class ConditionedGenerator(Protocol):
+    """A generator that can do once what it does with ``x`` alone."""
+
+    def condition(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Tensors ``[B, …]`` that `decode` needs of ``x``."""
+
+    def decode(self, conditions: Sequence[Tensor], z: Tensor) -> Tensor:
+        """Images for as many ``z``."""
 
 
 class CVAE(nn.Module):
@@ -77,7 +90,26 @@ class CVAE(nn.Module):
         """``g(z, x)``: images ``[B, *image]`` in [0, 1], float32."""
         return at_least_float32(self.generator(x, z))
 
+    def condition(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the generator makes of ``x`` alone, for `generate_from`; ``x`` itself where it has no such part."""
+        return self.generator.condition(x) if isinstance(self.generator, ConditionedGenerator) else (x,)
+
+    def generate_from(self, conditions: Sequence[Tensor], z: Tensor) -> Tensor:
+        """`generate`, given what `condition` made of ``x``."""
+        if isinstance(self.generator, ConditionedGenerator):
+            return at_least_float32(self.generator.decode(conditions, z))
+        return self.generate(conditions[0], z)
+
 
 def probabilities(logits: Tensor) -> Tensor:
     """Sigmoid in float32 or better: bfloat16 rounds it to 1 from 6 on, where cross-entropy has no gradient."""
     return torch.sigmoid(at_least_float32(logits))
+
+
+LOWEST_LOGVAR, HIGHEST_LOGVAR = math.log(1e-3), math.log(10)
+
+
+def bounded_logvar(raw: Tensor) -> Tensor:
+    """A log-variance in [ln 1e-3, ln 10] by a scaled tanh, which decreases: published checkpoints need it so."""
+    middle, half = (HIGHEST_LOGVAR + LOWEST_LOGVAR) / 2, (LOWEST_LOGVAR - HIGHEST_LOGVAR) / 2
+    return middle + half * torch.tanh(at_least_float32(raw))

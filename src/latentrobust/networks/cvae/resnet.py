@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.networks.cvae.base import CVAE, probabilities
-from latentrobust.networks.precision import at_least_float32
-
-LOW, HIGH = math.log(1e-3), math.log(10)
+from latentrobust.networks.cvae.base import CVAE, bounded_logvar, probabilities
 
 
 class Block(nn.Module):
@@ -45,9 +42,7 @@ class Encoder(nn.Module):
 
     def forward(self, *images: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         hidden = self.encoder(torch.cat(images, 1)).flatten(1)
-        # The published scaled tanh decreases; checkpoints need it so.
-        raw = torch.tanh(at_least_float32(self.fc2(hidden)))
-        return self.fc1(hidden), (HIGH + LOW) / 2 + (LOW - HIGH) / 2 * raw
+        return self.fc1(hidden), bounded_logvar(self.fc2(hidden))
 
 
 class Generator(nn.Module):
