@@ -58,9 +58,7 @@ class Up(nn.Module):
         rest = torch.cat([extra, enlarge(below, begun.shape[-2:])], 1)
         # A convolution is linear: what does not change between calls need not be convolved again.
         hidden = begun + F.conv2d(rest, convolution.weight[:, -rest.shape[1] :], convolution.bias, padding=1)
-        for layer in self.conv.double_conv[1:]:
-            hidden = layer(hidden)
-        return hidden
+        return self.conv.double_conv[1:](hidden)
 
     @property
     def _first(self) -> nn.Conv2d:
