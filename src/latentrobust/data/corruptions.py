@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentrobust.data.corrupted import Corrupted, checked, corruption_keys, zenodo_archive
 from latentrobust.data.datamodule import SPLITS, PairsDataModule
-from latentrobust.data.pairs import Pairs
+from latentrobust.data.pairs import CONDITION, JOINT, TARGET, Pairs
 from latentrobust.data.sources.base import Images
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
@@ -23,7 +23,6 @@ from latentrobust.transforms.noise import Unchanged
 
 PAIRINGS = ("centred", "original_perturbed", "perturbed_only")
 ORIGINAL = "original"
-JOINT, TARGET, CONDITION = 31, 32, 33  # purposes of an example's key
 TestImages = Literal["auto", "archive", "generated"]
 
 

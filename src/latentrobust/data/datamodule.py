@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -28,7 +29,7 @@ class PairsDataModule(pl.LightningDataModule):
     After ``setup`` there are `splits`, `rows`, of each split's examples in the training or test file.
 
     Args:
-        source: called without arguments, gives `Images`.
+        source: called without arguments, gives `Images`, or what a subclass reads.
         perturbation: draws and applies.
         name: of the data, for reports and stored sets.
         canvas: side of the square canvas that images are centred on; null leaves them as they are.
@@ -47,7 +48,7 @@ class PairsDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Callable[[], Images],
+        source: Callable[[], Any],
         perturbation: Perturbation,
         name: str,
         canvas: int | None = None,
@@ -142,6 +143,11 @@ class PairsDataModule(pl.LightningDataModule):
         """Number of classes: labels are 0 to this minus one."""
         self.setup()
         return int(max(split.labels.max() for split in self.splits.values())) + 1
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether each pixel has a label of its own."""
+        return False
 
     def count(self, split: str) -> int:
         """Pairs an epoch."""

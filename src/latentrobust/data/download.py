@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
@@ -40,7 +42,10 @@ def fetch(remote: Remote, name: str, folder: Path, download: bool) -> Path:
         if target.is_file() and _md5(target) == md5:
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        _continue(url, partial)
+        columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            task = progress.add_task(name)
+            continue_download(url, partial, lambda have, total: progress.update(task, completed=have, total=total))
         if _md5(partial) != md5:
             partial.unlink()
             raise InputError(f"{url} does not have the checksum md5 {md5}; nothing was kept: try again, or {remedy}")
@@ -52,8 +57,18 @@ def fetch(remote: Remote, name: str, folder: Path, download: bool) -> Path:
     return target
 
 
-def _continue(url: str, partial: Path) -> None:
-    """Append to ``partial`` what it lacks of the file; start over where the server does not continue."""
+def continue_download(url: str, partial: Path, tell: Callable[[int, int | None], Any] | None = None) -> None:
+    """Append to ``partial`` what it lacks of the file; start over where the server does not continue.
+
+    Args:
+        url: of the file.
+        partial: what is there of it, or nothing yet.
+        tell: called with bytes there, and in all where the server says so.
+
+    Raises:
+        requests.exceptions.RequestException: if the server cannot be reached or refuses.
+        OSError: if the file cannot be written.
+    """
     have = partial.stat().st_size if partial.is_file() else 0
     headers = {"Accept-Encoding": "identity"}  # a .gz file is wanted as it is
     headers |= {"Range": f"bytes={have}-"} if have else {}
@@ -64,13 +79,13 @@ def _continue(url: str, partial: Path) -> None:
         going_on = response.status_code == requests.codes.partial_content
         have = have if going_on else 0
         length = response.headers.get("Content-Length")
-        columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with partial.open("ab" if going_on else "wb") as file, Progress(*columns) as progress:
-            total = have + int(length) if length else None
-            task = progress.add_task(partial.name[1:].removesuffix(".part"), total=total, completed=have)
+        total = have + int(length) if length else None
+        with partial.open("ab" if going_on else "wb") as file:
             for block in response.iter_content(BLOCK):
                 file.write(block)
-                progress.advance(task, len(block))
+                have += len(block)
+                if tell is not None:
+                    tell(have, total)
 
 
 def _md5(path: Path) -> str:

@@ -7,12 +7,15 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+JOINT, TARGET, CONDITION = 31, 32, 33  # purposes of an example's key: joint augmentation, and each half of a pair
+
 
 class Pairs(NamedTuple):
     """A batch of pairs. Images ``[B, C, H, W]`` float32 in [0, 1]; ``kind``, ``example`` and ``label`` ``[B]`` int64.
 
-    ``kind`` counts in the data module's ``kinds``, ``example`` within the split; ``offset`` is the perturbation's own
-    parameters where the data knows them.
+    Where each pixel has a class, ``label`` is ``[B, H, W]``, and −1 does not count. ``kind`` counts in the data
+    module's ``kinds``, ``example`` within the split; ``offset`` is the perturbation's own parameters where the data
+    knows them.
     """
 
     clean: Tensor

@@ -17,7 +17,7 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, checked, pixel_loss, squared_error
 from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error
-from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae
+from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae, load_perturbation_set
 from latentrobust.schedules import LearningRate, Schedule, end, now
 from latentrobust.transforms import random
 
@@ -38,10 +38,13 @@ class CVAELearner(pl.LightningModule):
         optimizer: called with the parameters; its learning rate is the peak.
         scheduler: the factor of the peak learning rate at a moment, set at every step.
         beta: the weight of the KL term at a moment.
+        init_from: a stored set (a run's folder, a set's, a checkpoint) whose weights to begin with: fine-tuning, also
+            for images of another size where the weights do not depend on it; null for random weights.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
     Raises:
         ValueError: for another likelihood.
+        InputError: for an ``init_from`` that cannot be read, or holds weights of another network.
     """
 
     def __init__(
@@ -51,9 +54,12 @@ class CVAELearner(pl.LightningModule):
         optimizer: Optimizer,
         scheduler: Schedule,
         beta: Schedule,
+        init_from: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if init_from is not None:
+            _take_weights(network, init_from)
         self.network = network
         self.likelihood = checked(likelihood)
         self.make_optimizer, self.learning_rate, self.beta, self.seed = optimizer, LearningRate(scheduler), beta, seed
@@ -183,3 +189,14 @@ class CVAELearner(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = describe_cvae(
             self.network, self.likelihood, self.radius, self.latent_norms, self.data_name
         )
+
+
+def _take_weights(network: CVAE, path: str) -> None:
+    stored = load_perturbation_set(path)
+    if not isinstance(stored, CVAESet):
+        raise InputError(f"learner.init_from={path} holds no set of a CVAE")
+    try:
+        network.load_state_dict(stored.network.state_dict())
+    except RuntimeError as error:
+        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise InputError(f"learner.init_from={path} holds the weights of another network: {details}") from None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, Table, is_right
+from latentrobust.robustness.criteria import criterion_for
 from latentrobust.robustness.smoothing import PROMISE
 
 __all__ = ["CertifySettings", "Report", "RobustSettings", "assess"]
@@ -63,9 +64,11 @@ def assess(
     """How robust anybody's model is over a perturbation set.
 
     Args:
-        model: images in [0, 1] to logits ``[B, classes]``; it comes back as it was.
+        model: images in [0, 1] to logits ``[B, classes]``, or ``[B, classes, H, W]`` for a class a pixel; it comes
+            back as it was.
         perturbations: any set for these images; moved to the model's device.
-        data: tensors ``(x, y)`` or ``(x, y, x_tilde)``, or batches of them (a ``DataLoader`` will do).
+        data: tensors ``(x, y)``, labels ``[B]`` or ``[B, H, W]`` (negative where a pixel does not count), or
+            ``(x, y, x_tilde)``, or batches of them (a ``DataLoader`` will do).
         robust: attacks and radii; None for no attack. Without stored latent norms, give radii as numbers.
         certify: certification; None for none.
         seed: of all draws, by (seed, position in the data).
@@ -80,13 +83,16 @@ def assess(
     whole = isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Tensor)
     count = len(data[0]) if whole else None  # type: ignore[index]
     limits = [limit for limit in (count, certify.examples if certify else None) if limit is not None]
-    assessor = Assessor(model, perturbations, robust, certify, seed, path, min(limits, default=None))
+    assessor: Assessor | None = None
     rows: dict[str, list[dict[str, Tensor]]] = {"accuracy": [], "robust": [], "certified": []}
     count = 0
     for batch in _batches(data):
         x, y, *rest = (part.to(device) for part in batch)
         subjects = Subjects(x, y, torch.arange(count, count + len(x), device=device), rest[0] if rest else None)
         count += len(x)
+        if assessor is None:
+            expected = min(limits, default=None)
+            assessor = Assessor(model, perturbations, robust, certify, seed, path, expected, criterion_for(y))
         right = {"index": subjects.index, "clean": is_right(model, x, y)}
         if subjects.x_tilde is not None:
             right["perturbed"] = is_right(model, subjects.x_tilde, y)
@@ -95,7 +101,7 @@ def assess(
             rows["robust"].append({"index": part.index, **assessor.attack(part)[0]})
         if certify is not None and (part := subjects.below(certify.examples)) is not None:
             rows["certified"].append({"index": part.index, **assessor.certificates(part)})
-    if not count:
+    if assessor is None:
         raise InputError("there is no data to assess")
     tables = {
         name: {column: torch.cat([row[column] for row in part]).cpu().numpy() for column in part[0]}

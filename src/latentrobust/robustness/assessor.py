@@ -18,11 +18,12 @@ from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found
+from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification, answer
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.radii import attack_radii, certified_radii
-from latentrobust.robustness.smoothing import ABSTAIN, SmoothedModel, level_for
+from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
 from latentrobust.transforms import random
 
@@ -107,15 +108,16 @@ class Subjects:
 
 
 def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Whether the model is right about each image, as float: ``[B]``.
+    """Whether the model is right about each image, or about which share of its pixels, as float: ``[B]``.
 
     Raises:
         InputError: for logits or labels that do not fit.
     """
     with frozen(model), torch.no_grad():
         logits = answer(model, x)
-    Classification().check(logits, y)
-    return (logits.argmax(1) == y).float()
+    criterion = criterion_for(y)
+    criterion.check(logits, y)
+    return criterion.accuracy(logits, y)
 
 
 class Assessor:
@@ -129,6 +131,8 @@ class Assessor:
         seed: of all draws, by (seed, example).
         journal: file for finished certificates, or None.
         expected: how many certificates there will be, for the estimate of the time left.
+        criterion: how images are judged, whatever the attacks were made with: `Classification`, or `PixelAccuracy`
+            for a class a pixel.
 
     Raises:
         InputError: for radii or noise levels that do not fit the set.
@@ -143,16 +147,23 @@ class Assessor:
         seed: int = 0,
         journal: Path | None = None,
         expected: int | None = None,
+        criterion: Criterion = Classification(),  # noqa: B008 - frozen
     ) -> None:
         self.model, self.perturbations, self.seed = model, perturbations, seed
-        self.robust, self.certify = robust, certify
+        self.robust, self.certify, self.criterion = robust, certify, criterion
         self.radii = attack_radii(robust.radii, perturbations) if robust else {}
         self.targets = certified_radii(certify.radii, perturbations) if certify else {}
         self.sigma = 0.0
+        self.certificate_table: CertificateTable | None = None
         self._journal: CertificateJournal | None = None
         self._progress = _Progress(expected)
         if certify:
             self.sigma = self._noise(certify)
+            self.certificate_table = (
+                PixelCertificates(self.sigma, self.targets, certify.procedure)
+                if isinstance(criterion, PixelAccuracy)
+                else ImageCertificates(self.sigma, self.targets)
+            )
             if journal is not None:
                 settings = {name: getattr(certify, name) for name in ("n0", "n", "alpha", "adaptive")}
                 settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": seed}
@@ -184,13 +195,17 @@ class Assessor:
         each = [f"{attack}/eps={radius:g}" for attack in self.robust.attacks for radius in self.radii]
         return [*each, "margin", "smallest_fooling_norm", "queries"]
 
-    CERTIFICATE_COLUMNS = ("prediction", "label", "p_lower", "radius", "draws")
+    @property
+    def certificate_columns(self) -> list[str]:
+        """Names of the certificate table's columns."""
+        return list(self.certificate_table.columns) if self.certificate_table is not None else []
 
     def attack(self, subjects: Subjects) -> tuple[dict[str, Tensor], dict[str, Found]]:
         """The attack table's columns for a batch, and what each attack found.
 
-        ``<attack>/eps=<ε>`` is 1 where the model stays right. Margin and smallest offset that fools (infinite where
-        none was found) are those of the worst attack, the margin at the largest radius.
+        ``<attack>/eps=<ε>`` is 1 where the model stays right, or the share of pixels that do. Margin and smallest
+        offset that fools (infinite where none was found) are those of the worst attack, the margin at the largest
+        radius.
         """
         assert self.robust is not None
         keys = random.fold_in(random.example_keys(self.seed, subjects.index), ATTACK)
@@ -198,12 +213,12 @@ class Assessor:
         found: dict[str, Found] = {}
         smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
         for name, attack in self.robust.attacks.items():
-            found[name] = attack(
+            found[name] = attack.judged_by(self.criterion)(
                 self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii), keys=keys,
                 x_tilde=subjects.x_tilde, offset=subjects.offset,
             )  # fmt: skip
             for number, radius in enumerate(self.radii):
-                columns[f"{name}/eps={radius:g}"] = (~found[name].fooled[number]).float()
+                columns[f"{name}/eps={radius:g}"] = self.criterion.remaining(found[name].score[number]).float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
         columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
@@ -214,12 +229,16 @@ class Assessor:
     def certificates(self, subjects: Subjects, chunk: int = 8) -> dict[str, Tensor]:
         """The certificate table's columns for a batch, a few examples at a time; journaled ones are not made again."""
         assert self.certify is not None
+        assert self.certificate_table is not None
         settings = self.certify
         smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
         indices = subjects.index.tolist()
         known: dict[int, dict[str, float]] = {}
         if self._journal is not None:
-            pictures = {index: checksum(image) for index, image in zip(indices, subjects.x.cpu(), strict=True)}
+            pictures = {
+                index: checksum(label, checksum(image))
+                for index, image, label in zip(indices, subjects.x.cpu(), subjects.y.cpu(), strict=True)
+            }
             done = self._journal.done
             known = {i: done[i] for i in indices if i in done and done[i].get("image") == pictures[i]}
         todo = [row for row, index in enumerate(indices) if index not in known]
@@ -231,9 +250,7 @@ class Assessor:
                 subjects.x[rows], keys, n0=settings.n0, n=settings.n, alpha=settings.alpha,
                 adaptive=settings.adaptive, targets=list(self.targets),
             )  # fmt: skip
-            columns = {
-                "prediction": found.prediction, "p_lower": found.p_lower, "radius": found.radius, "draws": found.draws,
-            }  # fmt: skip
+            columns = self.certificate_table.rows(found, subjects.y[rows])
             lists = zip(*(column.tolist() for column in columns.values()), strict=True)
             new = {
                 index: dict(zip(columns, values, strict=True))
@@ -243,10 +260,9 @@ class Assessor:
                 self._journal.add({index: {**new[index], "image": pictures[index]} for index in new})
             known |= new
             self._progress.done(len(rows))
-        mine = [{**known[index], "label": label} for index, label in zip(indices, subjects.y.tolist(), strict=True)]
         return {
-            name: torch.tensor([row[name] for row in mine], dtype=torch.float64, device=subjects.x.device)
-            for name in self.CERTIFICATE_COLUMNS
+            name: torch.tensor([known[i][name] for i in indices], dtype=torch.float64, device=subjects.x.device)
+            for name in self.certificate_table.columns
         }
 
     def robust_metrics(self, table: Table) -> dict[str, float]:
@@ -264,21 +280,9 @@ class Assessor:
         return metrics
 
     def certified_metrics(self, table: Table) -> dict[str, float]:
-        """Certified accuracy by radius, smoothed accuracy, abstentions, draws an example."""
-        right = table["prediction"] == table["label"]
-        metrics = {
-            "smoothed/clean": float(right.mean()),
-            "smoothed/abstained": float((table["prediction"] == ABSTAIN).mean()),
-            "smoothed/sigma": self.sigma,
-            "certified/draws": float(table["draws"].mean()),
-            "certified/examples": float(len(right)),
-        }
-        for radius, name in self.targets.items():
-            reached = right & (table["p_lower"] >= level_for(radius, self.sigma))
-            metrics[f"certified/eps={radius:g}"] = float(reached.mean())
-            if name:
-                metrics[f"certified/{name}"] = float(reached.mean())
-        return metrics
+        """What `certificate_table` makes of it."""
+        assert self.certificate_table is not None
+        return self.certificate_table.metrics(table)
 
 
 def _empty(radii: Sequence[Radius] | None) -> bool:

@@ -60,6 +60,12 @@ class Criterion(Protocol):
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """Scores ``[N]``."""
 
+    def accuracy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """How right each image's prediction is, in [0, 1]: ``[N]``."""
+
+    def remaining(self, score: Tensor) -> Tensor:
+        """The accuracy that a worst score stands for, of its shape."""
+
     def check(self, logits: Tensor, y: Tensor) -> None:
         """Refuse outputs and labels that do not fit, with an `InputError` of one line."""
 
@@ -72,6 +78,14 @@ class Classification:
         """Margins ``[N]``, below zero for a wrong or tied prediction."""
         margin = class_margins(logits, y)
         return torch.where(margin == 0, -torch.finfo(margin.dtype).tiny, margin)
+
+    def accuracy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """1 where the largest logit is the label's: ``[N]``."""
+        return (logits.argmax(1) == y).to(torch.float32)
+
+    def remaining(self, score: Tensor) -> Tensor:
+        """1 where nothing fooled."""
+        return (score >= 0).to(torch.float32)
 
     def check(self, logits: Tensor, y: Tensor) -> None:
         """Logits ``[N, K]``, labels ``[N]`` in 0..K−1."""
@@ -91,12 +105,25 @@ class PixelAccuracy:
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """Shares of right pixels among those that count, minus the threshold: ``[N]``."""
-        right = (logits.argmax(1) == y).to(logits.dtype)
-        return over_positions(right, y) - self.threshold
+        return self.accuracy(logits, y) - self.threshold
+
+    def accuracy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Shares of right pixels among those that count: ``[N]``."""
+        right = logits.argmax(1) == y
+        return over_positions(right.to(torch.promote_types(logits.dtype, torch.float32)), y)
+
+    def remaining(self, score: Tensor) -> Tensor:
+        """The share of right pixels."""
+        return score + self.threshold
 
     def check(self, logits: Tensor, y: Tensor) -> None:
         """Logits ``[N, K, H, W]``, labels ``[N, H, W]`` below K."""
         _check(logits, y, "[B, classes, H, W]", 4)
+
+
+def criterion_for(y: Tensor) -> Criterion:
+    """`Classification` for labels ``[N]``, `PixelAccuracy` for ``[N, H, W]``."""
+    return PixelAccuracy() if y.dim() == 3 else Classification()
 
 
 def _check(logits: Tensor, y: Tensor, expected: str, dimensions: int) -> None:

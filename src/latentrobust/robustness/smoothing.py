@@ -26,7 +26,9 @@ from latentrobust.robustness.statistics import (
     Procedure,
     certified_radius,
     check_prediction_budget,
+    count_p_values,
     decided,
+    holm,
     lower_bound,
     two_sided_p_value,
 )
@@ -62,6 +64,7 @@ class Certificate:
         counts: estimation draws by class, int64 ``[B, K, *positions]``.
         draws: estimation draws spent, int64 ``[B]``.
         sigma: standard deviation of the noise.
+        procedure: how many draws were made, and the error probability.
     """
 
     prediction: Tensor
@@ -70,10 +73,29 @@ class Certificate:
     counts: Tensor
     draws: Tensor
     sigma: float
+    procedure: Procedure
 
     def certified(self, radius: float) -> Tensor:
         """Whether the class is certified at ``radius``: decided by the bound itself, not by a rounded radius."""
         return (self.prediction != ABSTAIN) & (self.p_lower >= level_for(radius, self.sigma))
+
+    def certified_together(self, radius: float) -> Tensor:
+        """Which positions are certified at ``radius`` such that all of an image's are right with ``1 − alpha``.
+
+        By Holm's step-down over the positions, which covers any dependence between them (Fischer et al. 2021 certify
+        segmentations so); one statement a radius, not over all radii at once.
+
+        Raises:
+            InputError: for an adaptive certification, whose draws are not one fixed number.
+        """
+        if len(self.procedure.looks) != 1:
+            raise InputError("certificates for all pixels of an image at once need adaptive=false")
+        ((total, alpha),) = self.procedure.looks
+        k = self.counts.gather(1, self.prediction.clamp_min(0)[:, None])[:, 0]
+        # Where a position abstains even on its own, it does so beside others.
+        k = k.where(self.prediction != ABSTAIN, 0).flatten(1)
+        rejected = holm(count_p_values(k.cpu().numpy(), total, level_for(radius, self.sigma)), alpha)
+        return torch.from_numpy(rejected).reshape(self.prediction.shape).to(self.prediction.device)
 
 
 def level_for(radius: float, sigma: float) -> float:
@@ -152,7 +174,8 @@ class SmoothedModel:
     ) -> Certificate:
         """CERTIFY: a class from ``n0`` draws, a bound on its probability from further ones, and the radius.
 
-        Each position's certificate holds with probability ``1 − alpha`` on its own.
+        Each position's certificate holds with probability ``1 − alpha`` on its own; for all positions of an image at
+        once see `Certificate.certified_together`. Counts are kept, ``[B, K, *positions]``, never the draws.
 
         Args:
             x: ``[B, *image]``.
@@ -176,7 +199,7 @@ class SmoothedModel:
                 self._certify(x[part].clone(), keys[part], n0, procedure, levels) for part in _parts(len(x), self.batch)
             ]
         prediction, radius, p_lower, counts, draws = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Certificate(prediction, radius, p_lower, counts, draws, self.sigma)
+        return Certificate(prediction, radius, p_lower, counts, draws, self.sigma, procedure)
 
     def _certify(
         self, x: Tensor, keys: Tensor, n0: int, procedure: Procedure, levels: Sequence[float]

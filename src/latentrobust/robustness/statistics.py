@@ -147,6 +147,32 @@ def check_prediction_budget(n: int, alpha: float) -> None:
         raise InputError(f"n = {n} draws always abstain at alpha = {alpha:g}: at least {needed} are needed")
 
 
+def count_p_values(k: ArrayLike, n: int, level: float) -> Floats:
+    """P-values of ``p < level`` for ``k`` successes of ``n``, one-sided: ``P(Binomial(n, level) ≥ k)``.
+
+    ``k`` may have any shape; small values speak against ``p < level``.
+    """
+    return _each_count(k, n, lambda count, total: stats.binom.sf(count - 1, total, level), 1.0)
+
+
+def holm(p_values: ArrayLike, alpha: float) -> np.ndarray:
+    """Which hypotheses to reject so that any false rejection has probability ``alpha`` at most (Holm 1979).
+
+    Step-down: valid under any dependence, and never rejects less than Bonferroni.
+
+    Args:
+        p_values: ``[..., m]``: families of m hypotheses.
+        alpha: error probability of each family.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = p.argsort(-1, kind="stable")
+    steps = alpha / np.arange(p.shape[-1], 0, -1)
+    passed = np.logical_and.accumulate(np.take_along_axis(p, order, -1) <= steps, -1)
+    rejected = np.zeros_like(passed)
+    np.put_along_axis(rejected, order, passed, -1)
+    return rejected
+
+
 @lru_cache(maxsize=256)
 def noise_level(radius: float, n: int = 10_000, alpha: float = 0.001, procedure: Procedure | None = None) -> float:
     """The smallest σ with which ``n`` unanimous draws certify ``radius``: ``r / Φ⁻¹(bound)`` (Wong & Kolter, app. D).

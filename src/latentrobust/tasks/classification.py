@@ -1,4 +1,4 @@
-"""Train a classifier on perturbed images."""
+"""Train a classifier on perturbed images; one class a pixel in `segmentation`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification, answer
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer
 from latentrobust.robustness.objectives import Standard, TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
@@ -35,7 +35,7 @@ ACCURACIES = ("clean", "perturbed", "robust")
 
 
 class ClassificationTask(pl.LightningModule):
-    """A classifier trained on what ``training_perturbation`` makes of each batch, under an objective.
+    """A model trained on what ``training_perturbation`` makes of each batch, under an objective.
 
     Validation logs ``val/accuracy/clean``, ``…/perturbed`` (on the data's own perturbed images) and, in the epochs with
     an attack, ``…/robust`` at the set's radius.
@@ -58,6 +58,8 @@ class ClassificationTask(pl.LightningModule):
     Raises:
         InputError: for settings that do not fit each other.
     """
+
+    criterion: Criterion = Classification()
 
     def __init__(
         self,
@@ -93,8 +95,9 @@ class ClassificationTask(pl.LightningModule):
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
         self._set = (perturbations,)
-        self.validation_attack, self.attack_every_n_epochs = validation_attack, attack_every_n_epochs
-        self.attack_examples, self.select_on, self.seed = attack_examples, select_on, seed
+        self.validation_attack = None if validation_attack is None else validation_attack.judged_by(self.criterion)
+        self.attack_every_n_epochs, self.attack_examples = attack_every_n_epochs, attack_examples
+        self.select_on, self.seed = select_on, seed
         self.accuracies = nn.ModuleDict({name: MeanMetric() for name in ACCURACIES})
 
     @property
@@ -106,6 +109,7 @@ class ClassificationTask(pl.LightningModule):
         """Check that data, set and model fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
+        self._check_labels(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
         self._has_pairs = data.has_pairs
         if self.select_on == "perturbed" and not data.has_pairs:
@@ -113,7 +117,12 @@ class ClassificationTask(pl.LightningModule):
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
             self.perturbations.eval().requires_grad_(False).to(self.device)
-        self._outputs = check_fit(self.model, self.image_shape, self.classes)
+        self._outputs = check_fit(self.model, self.image_shape, self.classes, self.criterion)
+
+    def _check_labels(self, data: Any) -> None:
+        """Refuse data with another kind of labels."""
+        if data.per_pixel:
+            raise InputError(f"data {data.name} has a class a pixel: choose task=segmentation and model=unet")
 
     def on_fit_start(self) -> None:
         """Take the set along to the training device."""
@@ -159,7 +168,7 @@ class ClassificationTask(pl.LightningModule):
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, MIXUP))
         step = self.objective(self.model, examples.x, images, targets, keys)
         loss = step.loss.mean()
-        right = (step.logits.detach().argmax(1) == batch.label).float().mean()
+        right = self.criterion.accuracy(step.logits.detach(), batch.label).mean()
         self.log_dict(
             {"train/loss": loss.detach(), "train/accuracy": right},
             on_step=False, on_epoch=True, batch_size=len(batch.example),
@@ -182,12 +191,12 @@ class ClassificationTask(pl.LightningModule):
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
         if self._has_pairs:
-            self._count("perturbed", (self.model(batch.perturbed).argmax(1) == batch.label).float())
+            self._count("perturbed", self.criterion.accuracy(self.model(batch.perturbed), batch.label))
         once = batch.kind == 0  # an image has a pair of each kind, and is itself the same in all of them
         alone = batch.map(lambda part: part[once])
         right = torch.zeros(0, device=self.device)
         if len(alone.example):
-            right = (self.model(alone.clean).argmax(1) == alone.label).float()
+            right = self.criterion.accuracy(self.model(alone.clean), alone.label)
         self._count("clean", right)
         chosen = once & (batch.example < self.attack_examples)
         if self._attacks_now:
@@ -205,7 +214,7 @@ class ClassificationTask(pl.LightningModule):
                     self.model, self.perturbations, part.clean, part.label,
                     keys=random.example_keys(self.seed, part.example), x_tilde=part.perturbed, offset=part.offset,
                 )  # fmt: skip
-            right = (~found.fooled[0]).float()
+            right = self.criterion.remaining(found.score[0])
         self._count("robust", right)
 
     @property
@@ -237,7 +246,12 @@ def check_centred(data: Any) -> None:
         )
 
 
-def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> int:
+def check_fit(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    classes: int,
+    criterion: Criterion = Classification(),  # noqa: B008 - frozen
+) -> int:
     """Refuse a model that does not take the data's images or tell its classes apart; return how many it tells apart.
 
     Raises:
@@ -246,7 +260,8 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int) -> i
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with frozen(model), torch.no_grad():
         logits = answer(model, torch.zeros(2, *image_shape, device=device))
-    Classification().check(logits, torch.zeros(2, dtype=torch.int64, device=device))
+    positions = image_shape[1:] if isinstance(criterion, PixelAccuracy) else ()
+    criterion.check(logits, torch.zeros(2, *positions, dtype=torch.int64, device=device))
     if logits.shape[1] < classes:
         raise InputError(f"the model has {logits.shape[1]} classes, the data {classes}: labels are 0 to {classes - 1}")
     return int(logits.shape[1])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentrobust.data.pairs import Pairs, Perturbation
 from latentrobust.perturbation_sets.ascent import frozen
@@ -20,10 +20,11 @@ from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import answer, cross_entropy
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
+from latentrobust.tasks.segmentation import intersection_over_union, known_accuracy
 from latentrobust.transforms import random
 
 OOD = 21  # purpose of an example's key
@@ -33,7 +34,9 @@ SHOWN = 8  # examples whose adversarial images are kept for figures
 class ModelTest(pl.LightningModule):
     """Accuracy on all test pairs, robust and certified accuracy on the first ones; equal on any number of processes.
 
-    Where the data has several kinds of perturbations, each image is attacked and certified once, with its first kind.
+    Where each pixel has a class, accuracies are shares of pixels, and there are the mean intersection over union and
+    the accuracy on known materials (``miou/…``, ``accuracy_known/…``) too. Where the data has several kinds of
+    perturbations, each image is attacked and certified once, with its first kind.
     After ``trainer.test`` there are `metrics` (flat, as in ``metrics.json``), `tables` (``accuracy``, ``robust``,
     ``certified``, and ``kinds`` where there are several: columns by name, ordered by index) and `adversarial` (what the
     first attack found, for pictures).
@@ -69,7 +72,8 @@ class ModelTest(pl.LightningModule):
             robust = certify = None
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
-        self.right = PairValues(["label", "clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)])
+        self.right = PairValues([])
+        self.iou = nn.ModuleDict()
         self.held_out, self.corruptions = held_out, corruptions
         self.by_kind = PairValues(["perturbed"])
         self.stays: PairValues | None = None
@@ -80,6 +84,7 @@ class ModelTest(pl.LightningModule):
         self.adversarial_index = torch.zeros(0, dtype=torch.int64)
         self._kinds: tuple[str, ...] = ()
         self._has_pairs = True
+        self._other: int | None = None
         self._assessor: Assessor | None = None
 
     def setup(self, stage: str) -> None:
@@ -87,7 +92,17 @@ class ModelTest(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
         self._kinds, self._has_pairs = data.kinds, data.has_pairs
-        check_fit(self.model, tuple(data.image_shape), data.classes)
+        self.criterion: Criterion = PixelAccuracy() if data.per_pixel else Classification()
+        classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
+        names = ["clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)]
+        if data.per_pixel:
+            self._other = data.other_class
+            self.iou = nn.ModuleDict(
+                {name: intersection_over_union(classes).to(self.device) for name in ("clean", "perturbed")}
+            )
+        else:
+            names.insert(0, "label")
+        self.right = PairValues(names).to(self.device)
         for grid in self._grids:
             grid.setup(data)
         if self.perturbations is None:
@@ -99,24 +114,27 @@ class ModelTest(pl.LightningModule):
         count = math.ceil(len(data.splits["test"].images) / self.trainer.world_size)
         if self.certify is not None and self.certify.examples is not None:
             count = min(count, math.ceil(self.certify.examples / self.trainer.world_size))
-        self._assessor = Assessor(self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count)
+        self._assessor = Assessor(
+            self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count, self.criterion
+        )
         if self.robust is not None:
             self.stays = PairValues(self._assessor.robust_columns).to(self.device)
         if self.certify is not None:
-            self.certificates = PairValues(list(Assessor.CERTIFICATE_COLUMNS)).to(self.device)
+            self.certificates = PairValues(self._assessor.certificate_columns).to(self.device)
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """Everything about a batch."""
         with torch.inference_mode(False):
             batch = batch.map(torch.clone)
+            logits = self._logits(batch.perturbed, batch.label, "perturbed")
+            right = self.criterion.accuracy(logits, batch.label)
             if len(self._kinds) > 1:
-                self.by_kind.update(
-                    batch.example, batch.kind, perturbed=is_right(self.model, batch.perturbed, batch.label)
-                )
-            batch = _of_first_kind(batch)
+                self.by_kind.update(batch.example, batch.kind, perturbed=right)
+            once = batch.kind == 0  # what is asked of the image alone is asked once
+            batch, right = batch.map(lambda part: part[once]), right[once]
             if not len(batch.example):
                 return
-            self._count_right(batch)
+            self._count_right(batch, right)
             self._count_corrupted(batch)
             if self._assessor is None:
                 return
@@ -135,12 +153,21 @@ class ModelTest(pl.LightningModule):
                     values = self._assessor.certificates(_subjects(part))
                     self.certificates.update(part.example, part.kind, **values)
 
-    def _count_right(self, batch: Pairs) -> None:
+    def _logits(self, images: Tensor, y: Tensor, name: str) -> Tensor:
+        """What the model makes of images; maps are also counted for the intersection over union."""
         with frozen(self.model), torch.no_grad():
-            logits = answer(self.model, batch.clean).float()
-        columns = {"label": batch.label, "clean": (logits.argmax(1) == batch.label).float()}
+            logits = answer(self.model, images).float()
+        if name in self.iou:
+            self.iou[name].update(logits.argmax(1), y)  # type: ignore[operator]
+        return logits
+
+    def _count_right(self, batch: Pairs, perturbed: Tensor) -> None:
+        logits = self._logits(batch.clean, batch.label, "clean")
+        columns = {"clean": self.criterion.accuracy(logits, batch.label)}
         columns["loss"] = cross_entropy(logits, batch.label)
-        columns["perturbed"] = is_right(self.model, batch.perturbed, batch.label)
+        columns["perturbed"] = perturbed
+        if not self.iou:
+            columns["label"] = batch.label
         for number, (name, perturbation) in enumerate(self.ood.items()):
             keys = random.fold_in(random.example_keys(self.seed, batch.example), OOD + (number << 8))
             drawn = perturbation.draw(keys, tuple(batch.clean.shape[1:]))
@@ -170,6 +197,10 @@ class ModelTest(pl.LightningModule):
             for number, kind in enumerate(self._kinds):
                 if (chosen := of_kinds["kind"] == number).any():
                     self.metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
+        for name, iou in self.iou.items():
+            self.metrics[f"miou/{name}"] = float(iou.compute())  # type: ignore[operator]
+            if self._other is not None:
+                self.metrics[f"accuracy_known/{name}"] = float(known_accuracy(iou, self._other))  # type: ignore[arg-type]
         each = {name: _mean(table[f"ood/{name}"]) for name in self.ood}
         if self.held_out is not None:
             of_held_out = self.tables["held_out"] = self.held_out.values.table()
@@ -203,14 +234,6 @@ class ModelTest(pl.LightningModule):
 
 def _mean(column: np.ndarray) -> float:
     return float(column.astype(np.float64).mean())
-
-
-def _of_first_kind(batch: Pairs) -> Pairs:
-    """One pair an image: what is asked of the image alone is asked once."""
-    if not bool(batch.kind.any()):
-        return batch
-    chosen = batch.kind == 0
-    return batch.map(lambda part: part[chosen])
 
 
 def _first(batch: Pairs, limit: int | None) -> Pairs:

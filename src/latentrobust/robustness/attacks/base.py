@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,10 @@ class Attack(ABC):
             tuple(chosen),
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
         )
+
+    def judged_by(self, criterion: Criterion) -> Self:
+        """The same attack under another criterion."""
+        return replace(self, criterion=criterion)
 
     def _attack(self, problem: Problem, ball: LatentBall, radii: Sequence[float]) -> Found:
         snapshots: dict[float, tuple[Tensor, ...]] = {}

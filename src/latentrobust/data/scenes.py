@@ -1,0 +1,211 @@
+"""Pairs of one scene under two lights (Wong & Kolter, section 5.2 and appendix G), with maps of its materials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from latentrobust.data.datamodule import SPLITS, PairsDataModule
+from latentrobust.data.materials import CLASSES, OTHER, to_classes
+from latentrobust.data.pairs import CONDITION, JOINT, TARGET, Pairs
+from latentrobust.data.sources.base import Split
+from latentrobust.data.sources.scenes import Scenes, SceneSplits
+from latentrobust.errors import InputError
+from latentrobust.transforms import random
+from latentrobust.transforms.augmentation import Augmentation, apply_in_order
+from latentrobust.transforms.noise import Unchanged
+
+
+class ScenesDataModule(PairsDataModule):
+    """Ordered pairs of different lights within a scene: no light is the unperturbed one.
+
+    An epoch has each training scene once, under two lights that are drawn anew each epoch. Validation and test have
+    each scene under each of ``targets`` lights as the perturbed half; the other half's light is drawn once.
+
+    Args:
+        source: called without arguments, gives `SceneSplits`.
+        name: of the data.
+        train_light: number of the light that the first half of every training pair has; null draws it.
+        test_light: the same for validation and test pairs.
+        targets: validation and test have so many lights a scene, spread over all of them; null for all.
+        joint: augmentations of training pairs by name; both images and the map of materials change alike.
+        ignore_other: leave pixels of the class "Other" out of losses and accuracies.
+        batch_size: pairs a batch and process.
+        train_size: train on so many scenes; null for all.
+        validation_size: validate on the first so many; null for all.
+        test_size: measure on the first so many; null for all.
+        resident: keep all images on the training device; else only those of a batch go there, read from where the
+            source keeps them.
+        split_seed: of the part to train on, and of validation and test pairs.
+        seed: of order, lights and augmentation of the training pairs.
+
+    Raises:
+        InputError: for sizes and lights that do not exist.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], SceneSplits],
+        name: str,
+        train_light: int | None = None,
+        test_light: int | None = None,
+        targets: int | None = None,
+        joint: Mapping[str, Augmentation] | None = None,
+        ignore_other: bool = False,
+        batch_size: int = 64,
+        train_size: int | None = None,
+        validation_size: int | None = None,
+        test_size: int | None = None,
+        resident: bool = True,
+        split_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if (validation_size or 1) < 1 or (targets or 1) < 1:
+            raise InputError(
+                f"data.validation_size and data.targets must be positive, got {validation_size}, {targets}"
+            )
+        super().__init__(
+            source, Unchanged(), name, batch_size=batch_size, test_size=test_size, train_size=train_size,
+            split_seed=split_seed, seed=seed,
+        )  # fmt: skip
+        self.has_pairs = True
+        self.lights = {"train": train_light, "validation": test_light, "test": test_light}
+        self.targets, self.validation_size = targets, validation_size
+        self.joint, self.ignore_other, self.resident = dict(joint or {}), ignore_other, resident
+        self.names: dict[str, tuple[str, ...]] = {}
+        self._shown = torch.zeros(0, dtype=torch.int64)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the scenes; done once."""
+        if self.splits:
+            return
+        found: SceneSplits = self.source()
+        self.kinds, self.note = found.lights, found.note
+        count = len(found.lights)
+        for setting, light in (("train_light", self.lights["train"]), ("test_light", self.lights["test"])):
+            if light is not None and not 0 <= light < count:
+                raise InputError(f"data.{setting}={light}: the scenes have lights 0 to {count - 1}")
+        wanted = min(self.targets or count, count)
+        self._shown = torch.arange(wanted) * count // wanted
+        train = found.train
+        order = random.permutation(self.split_seed, len(train.names))
+        if self.train_size is not None:
+            if self.train_size > len(order):
+                raise InputError(f"data.train_size={self.train_size} of {len(order)} training scenes")
+            order = order[: self.train_size]
+        self.rows["train"] = order
+        if self.batch_size > len(order):
+            raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(order)} training scenes")
+        self._keep("train", train)
+        self._keep("validation", found.validation, self.validation_size)
+        self._keep("test", found.test, self.test_size)
+
+    def _keep(self, split: str, scenes: Scenes, limit: int | None = None) -> None:
+        part = slice(0, limit)
+        if split != "train":
+            self.rows[split] = torch.arange(len(scenes.names))[part]
+        materials = scenes.materials
+        if materials is None:
+            materials = torch.zeros(len(scenes.names), dtype=torch.uint8)
+        self.names[split] = tuple(scenes.names[row] for row in self.rows[split].tolist())
+        # Sliced, not gathered: images may lie on disk.
+        self.splits[split] = Split(scenes.images[part], materials[part])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        self.setup()
+        return tuple(self.splits["train"].images.shape[2:])
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether there are maps of materials."""
+        self.setup()
+        return self.splits["train"].labels.dim() == 3
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the materials."""
+        return CLASSES
+
+    @property
+    def other_class(self) -> int | None:
+        """The class of everything that is no known material; None where it does not count."""
+        return None if self.ignore_other else OTHER
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of materials.
+
+        Raises:
+            InputError: for scenes without maps.
+        """
+        if not self.per_pixel:
+            raise InputError(f"data {self.name} has no maps of materials: a set can be learned, no model trained")
+        return len(CLASSES)
+
+    def count(self, split: str) -> int:
+        """Pairs an epoch: a scene once in training, under every target light otherwise."""
+        scenes = len(self.rows[split])
+        return scenes if split == "train" else scenes * len(self._shown)
+
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
+        """The pairs ``index [B]`` of a split, on the index's device; validation and test go light by light.
+
+        ``kind`` is the second image's light; ``label`` classes ``[B, H, W]`` (−1 does not count), or zeros ``[B]``
+        without maps.
+        """
+        if split != "train":
+            scenes = len(self.rows[split])
+            return self._pairs(split, index % scenes, self._shown.to(index.device)[index // scenes])
+        own = random.example_keys(self.seed, index, 0, epoch)
+        lights = len(self.kinds)
+        light = self.lights["train"]
+        if light is None:
+            condition = random.integers(random.fold_in(own, CONDITION), 0, lights)
+        else:
+            condition = torch.full_like(index, light)
+        target = (condition + random.integers(random.fold_in(own, TARGET), 1, lights)) % lights
+        pairs = self._made(split, index, condition, target, epoch)
+        return self._augmented(pairs, random.fold_in(own, JOINT)) if self.joint else pairs
+
+    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Pairs:
+        """Scenes ``examples [B]`` with one light (a place in `kinds`) as the perturbed half, outside training."""
+        return self._pairs(split, examples, torch.full_like(examples, kind))
+
+    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
+        """The first scenes of a split, each with another light."""
+        self.setup()
+        number = torch.arange(min(count, len(self.rows[split])), device=device)
+        return self.pairs(split, number) if split == "train" else self._pairs(split, number, number % len(self.kinds))
+
+    def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Pairs:
+        """Pairs outside training: the first half's light belongs to scene and target."""
+        own = random.fold_in(random.example_keys(self.split_seed, scene, SPLITS.index(split)), target)
+        light, lights = self.lights[split], len(self.kinds)
+        if light is None:
+            condition = (target + random.integers(random.fold_in(own, CONDITION), 1, lights)) % lights
+        else:
+            condition = torch.full_like(target, light)
+        return self._made(split, scene, condition, target, 0)
+
+    def _made(self, split: str, scene: Tensor, condition: Tensor, target: Tensor, epoch: int) -> Pairs:
+        stored = self._resident(split, scene.device) if self.resident else self.splits[split]
+        place = stored.images.device
+        rows = self.rows[split].to(place)[scene.to(place)]
+        images = [
+            stored.images[rows, light.to(place)].to(scene.device).float().div_(255) for light in (condition, target)
+        ]
+        label = stored.labels[rows].to(scene.device)
+        label = to_classes(label, self.ignore_other) if label.dim() == 3 else label.long()
+        return Pairs(images[0], images[1], target, scene, label, None, epoch)
+
+    def _augmented(self, pairs: Pairs, keys: Tensor) -> Pairs:
+        clean, perturbed = (apply_in_order(self.joint, images, keys) for images in (pairs.clean, pairs.perturbed))
+        label = pairs.label
+        if label.dim() == 3:
+            # As an image of numbers from 1 up, whose padding is 0: not a class, and does not count.
+            label = apply_in_order(self.joint, (label[:, None] + 1).float(), keys)[:, 0].round().long() - 1
+        return pairs._replace(clean=clean, perturbed=perturbed, label=label)

@@ -1,0 +1,204 @@
+"""Multi-illumination (Murmann et al. 2019): a thousand indoor scenes under 25 lights each, and maps of materials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentrobust.data.materials import MATERIALS
+from latentrobust.data.packed import Packing, SceneFiles
+from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
+from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
+from latentrobust.errors import InputError
+
+_IMAGE = re.compile(r"dir_(\d+)_mip(\d+)\.jpg")
+_MAP = re.compile(r"materials_mip(\d+)\.png")
+
+
+def mip_size(level: int) -> tuple[int, int]:
+    """Height and width of the images at a MIP level: 4000×6000, halved so often."""
+    return 4000 >> level, 6000 >> level
+
+
+def multi_illumination(
+    root: str,
+    level: int = 5,
+    materials: bool = True,
+    incomplete: Literal["error", "skip"] = "error",
+    test: str = "everett",
+    validation: str = "drylab",
+    cache: str | None = None,
+    download: bool = False,
+    scenes: Sequence[str] | None = None,
+    url: str = URL,
+) -> SceneSplits:
+    """The scenes below ``<root>/multi_illumination`` in the published layout, packed into memory-mapped files.
+
+    A scene is a folder ``<scene>`` (at any depth) with ``dir_<0..24>_mip<M>.jpg`` and ``materials_mip<M>.png``. A level
+    that is not there is made from a larger one: images by area, maps by nearest neighbour.
+
+    Args:
+        root: data root.
+        level: MIP level, see `mip_size`.
+        materials: read the maps too.
+        incomplete: ``"skip"`` leaves out scenes that miss lights or have files of a wrong size or kind.
+        test: scenes whose names begin so are test scenes.
+        validation: other scenes whose names contain this are validation scenes.
+        cache: folder for the packed files; null for ``packed/`` beside the scenes.
+        download: fetch the scenes that are missing.
+        scenes: names to use and to fetch; null for all.
+        url: where to fetch from.
+
+    Raises:
+        InputError: naming the scene and what is wrong with it; for a split without scenes, or a level that does not
+            exist.
+    """
+    if not 0 <= level <= 8 or incomplete not in ("error", "skip"):
+        raise InputError(
+            f"multi-illumination needs level 0 to 8 and incomplete error or skip; got {level}, {incomplete!r}"
+        )
+    folder = Path(root) / "multi_illumination"
+    if download:
+        fetch_scenes(scenes or scene_names(), level, folder, materials, url)
+    found = find_scenes(folder)
+    missing = sorted(set(scenes or ()) - set(found))
+    if missing:
+        raise InputError(f"{folder} lacks the scenes {', '.join(missing[:5])}: data.source.download=true fetches them")
+    if not found:
+        raise InputError(
+            f"no scenes (folders with dir_0_mip{level}.jpg …) in {folder}: fetch them with data.source.download=true or"
+            f" python -m latentrobust.data fetch --level {level}, or set LATENTROBUST_DATA or paths.data_dir"
+        )
+    usable, left_out = _usable({name: found[name] for name in scenes or sorted(found)}, level, materials, incomplete)
+    parts: dict[str, list[SceneFiles]] = {"train": [], "validation": [], "test": []}
+    for scene in usable:
+        split = "test" if scene.name.startswith(test) else "validation" if validation in scene.name else "train"
+        parts[split].append(scene)
+    empty = [split for split, files in parts.items() if not files]
+    if empty:
+        raise InputError(
+            f"{folder} has {len(usable)} scenes, but none for {', '.join(empty)}: test scenes begin with {test!r},"
+            f" validation scenes contain {validation!r} (data.source.test, data.source.validation)"
+        )
+    read = partial(read_scene, level=level)
+    shape = (LIGHTS, 3, *mip_size(level))
+    packing = Packing(Path(cache) if cache else folder / "packed" / f"mip{level}", read, shape, f"mip{level}")
+    splits = {split: packing.pack(split, files) for split, files in parts.items()}
+    note = f"{len(left_out)} scenes were left out: {', '.join(left_out[:5])}." if left_out else ""
+    return SceneSplits(**splits, lights=tuple(f"dir_{light}" for light in range(LIGHTS)), note=note)
+
+
+@lru_cache(maxsize=1)
+def scene_names() -> tuple[str, ...]:
+    """All 1,015 published scenes."""
+    return tuple((Path(__file__).parent / "multi_illumination_scenes.txt").read_text().split())
+
+
+def find_scenes(folder: Path) -> dict[str, Path]:
+    """Folders of scenes by name, at any depth.
+
+    Raises:
+        InputError: for two of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("dir_0_mip*.jpg")):
+        place = path.parent
+        if found.setdefault(place.name, place) != place:
+            raise InputError(f"two scenes are called {place.name}: {found[place.name]} and {place}; remove one")
+    return found
+
+
+def _usable(
+    folders: dict[str, Path], level: int, materials: bool, incomplete: str
+) -> tuple[list[SceneFiles], list[str]]:
+    """Files of the scenes that can be read, and names of those that are skipped."""
+    usable, left_out = [], []
+    for name, folder in folders.items():
+        try:
+            usable.append(scene_files(folder, level, materials))
+        except InputError:
+            if incomplete == "error":
+                raise
+            left_out.append(name)
+    return usable, left_out
+
+
+def scene_files(folder: Path, level: int, materials: bool = True) -> SceneFiles:
+    """The files that a scene at a level is made of, their sizes checked.
+
+    Raises:
+        InputError: naming the scene, for missing lights, a level that cannot be made, or files of a wrong size or kind.
+    """
+    images: dict[int, dict[int, Path]] = {}
+    maps: dict[int, Path] = {}
+    for path in folder.iterdir():
+        if match := _IMAGE.fullmatch(path.name):
+            images.setdefault(int(match[1]), {})[int(match[2])] = path
+        elif match := _MAP.fullmatch(path.name):
+            maps[int(match[1])] = path
+    missing = [str(light) for light in range(LIGHTS) if light not in images]
+    if missing:
+        raise InputError(
+            f"scene {folder} lacks light {', '.join(missing)} of {LIGHTS}; data.source.incomplete=skip leaves it out"
+        )
+    chosen = [_nearest(folder, f"light {light}", images[light], level) for light in range(LIGHTS)]
+    if materials and not maps:
+        raise InputError(
+            f"scene {folder} has no materials_mip{level}.png; data.source.materials=false reads the images alone"
+        )
+    labels = _nearest(folder, "the map of materials", maps, level) if materials else None
+    for path in (*chosen, *([labels] if labels else [])):
+        _check_size(path)
+    return SceneFiles(folder.name, tuple(chosen), labels)
+
+
+def _nearest(folder: Path, what: str, levels: dict[int, Path], level: int) -> Path:
+    """The file of a level, or of the next larger images."""
+    larger = [other for other in levels if other <= level]
+    if not larger:
+        has = ", ".join(str(other) for other in sorted(levels))
+        raise InputError(
+            f"scene {folder}: MIP {level} of {what} cannot be made from the smaller MIP {has} that is there"
+        )
+    return levels[max(larger)]
+
+
+def _check_size(path: Path) -> None:
+    match = re.search(r"_mip(\d+)\.", path.name)
+    assert match is not None
+    height, width = mip_size(int(match[1]))
+    try:
+        with Image.open(path) as picture:  # reads the header alone
+            size, mode = picture.size, picture.mode
+    except OSError as error:
+        raise InputError(f"{path} is not an image: {error}") from None
+    if size != (width, height):
+        raise InputError(f"{path} is {size[0]}×{size[1]}, MIP {match[1]} is {width}×{height}")
+    if path.suffix == ".png" and mode not in ("P", "L"):
+        raise InputError(f"{path} is a {mode} image; maps of materials are indexed (palette) PNGs")
+
+
+def read_scene(scene: SceneFiles, level: int) -> tuple[Tensor, Tensor | None]:
+    """Images uint8 ``[25, 3, H, W]`` and materials uint8 ``[H, W]`` at a level.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or an index that is no material.
+    """
+    size = mip_size(level)
+    images = torch.stack([resized(decoded(path, "RGB"), size) for path in scene.images])
+    if scene.materials is None:
+        return images, None
+    indices = decoded(scene.materials, None)
+    if int(indices.max()) >= len(MATERIALS):
+        raise InputError(f"{scene.materials} has index {int(indices.max())}; materials are 0 to {len(MATERIALS) - 1}")
+    if indices.shape != size:
+        indices = F.interpolate(indices[None, None].float(), size, mode="nearest-exact")[0, 0].to(torch.uint8)
+    return images, indices

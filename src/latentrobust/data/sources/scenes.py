@@ -1,0 +1,59 @@
+"""What sources of scenes return: the same view under several lights, with or without a map of its materials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentrobust.errors import InputError
+
+
+class Scenes(NamedTuple):
+    """S scenes under L lights.
+
+    ``images [S, L, C, H, W]`` uint8, perhaps memory-mapped; ``materials [S, H, W]`` uint8, palette indices as in
+    `MATERIALS`, or None; ``names`` of the scenes.
+    """
+
+    images: Tensor
+    materials: Tensor | None
+    names: tuple[str, ...]
+
+
+class SceneSplits(NamedTuple):
+    """Scenes to learn from, to validate on, to test on; the names of their lights; what reports should say of them."""
+
+    train: Scenes
+    validation: Scenes
+    test: Scenes
+    lights: tuple[str, ...]
+    note: str = ""
+
+
+def decoded(path: Path, mode: str | None) -> Tensor:
+    """Pixels of a file: uint8 ``[C, H, W]`` in a mode (``RGB``, ``L``), or indices ``[H, W]`` as they are.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            array = np.array(picture if mode is None else picture.convert(mode))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if mode is None:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image uint8 ``[C, H, W]`` made smaller by averaging over areas."""
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image[None].float(), size, mode="area")[0].round().to(torch.uint8)

@@ -1,0 +1,152 @@
+"""Certificates of a batch as columns of numbers an example, and what the columns come to: per image, and per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from latentrobust.robustness.criteria import over_positions
+from latentrobust.robustness.smoothing import ABSTAIN, Certificate, level_for
+from latentrobust.robustness.statistics import Procedure, certified_radius, lower_bound
+
+Table = dict[str, np.ndarray]
+POINTS = 33  # of the curve of certified accuracy of pixels
+
+
+class CertificateTable(Protocol):
+    """How certificates become a table."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names, one value an example each."""
+
+    def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
+        """Values ``[B]`` by column, for labels ``y``."""
+
+    def metrics(self, table: Table) -> dict[str, float]:
+        """Names as in ``metrics.json``."""
+
+
+@dataclass(frozen=True)
+class ImageCertificates:
+    """One class an image.
+
+    Args:
+        sigma: noise level.
+        targets: radii to their names.
+    """
+
+    sigma: float
+    targets: Mapping[float, str]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Class, label, bound, radius, draws."""
+        return ("prediction", "label", "p_lower", "radius", "draws")
+
+    def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
+        """The certificate itself."""
+        values = (found.prediction, y, found.p_lower, found.radius, found.draws)
+        return dict(zip(self.columns, values, strict=True))
+
+    def metrics(self, table: Table) -> dict[str, float]:
+        """Certified accuracy by radius, smoothed accuracy, abstentions, draws an example."""
+        right = table["prediction"] == table["label"]
+        metrics = {
+            "smoothed/clean": float(right.mean()),
+            "smoothed/abstained": float((table["prediction"] == ABSTAIN).mean()),
+            "smoothed/sigma": self.sigma,
+            "certified/draws": float(table["draws"].mean()),
+            "certified/examples": float(len(right)),
+        }
+        for radius, name in self.targets.items():
+            reached = float((right & (table["p_lower"] >= level_for(radius, self.sigma))).mean())
+            metrics |= _named("certified", radius, name, reached)
+        return metrics
+
+
+@dataclass(frozen=True)
+class PixelCertificates:
+    """One class a pixel: shares of the pixels that count, with two statements.
+
+    ``certified`` holds for each pixel with probability 1 − α. ``certified_image``, for a fixed number of draws, holds
+    with 1 − α for all pixels of an image at once (`Certificate.certified_together`), radius by radius.
+
+    Args:
+        sigma: noise level.
+        targets: radii to their names.
+        procedure: of the certificates, which says how far the curve of certified radii can reach.
+    """
+
+    sigma: float
+    targets: Mapping[float, str]
+    procedure: Procedure
+
+    @property
+    def curve(self) -> list[float]:
+        """Radii, rising, from 0 to the largest that any certificate reaches."""
+        largest = max(
+            float(certified_radius(lower_bound(total, total, alpha), self.sigma))
+            for total, alpha in self.procedure.looks
+        )
+        return [float(radius) for radius in np.linspace(0, largest, POINTS)]
+
+    @property
+    def together(self) -> bool:
+        """Whether there are certificates of all pixels at once."""
+        return len(self.procedure.looks) == 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Shares that are right, abstained, certified at each target, and at each radius of the curve; draws."""
+        statements = ["certified", *["certified_image"] * self.together]
+        targets = [f"{statement}/eps={radius:g}" for statement in statements for radius in self.targets]
+        curve = [f"curve/{statement}/{number}" for statement in statements for number in range(POINTS)]
+        return ("right", "abstained", "draws", *targets, *curve)
+
+    def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
+        """Shares of the pixels whose label is not negative."""
+        right = found.prediction == y  # an abstention is −1, and so is a label that does not count
+        rows = {
+            "right": over_positions(right.double(), y),
+            "abstained": over_positions((found.prediction == ABSTAIN).double(), y),
+            "draws": found.draws,
+        }
+        statements = {"certified": found.certified}
+        if self.together:
+            statements["certified_image"] = found.certified_together
+        for statement, holds in statements.items():
+            for radius in self.targets:
+                rows[f"{statement}/eps={radius:g}"] = over_positions((right & holds(radius)).double(), y)
+            for number, radius in enumerate(self.curve):
+                rows[f"curve/{statement}/{number}"] = over_positions((right & holds(radius)).double(), y)
+        return {name: rows[name] for name in self.columns}
+
+    def metrics(self, table: Table) -> dict[str, float]:
+        """Certified accuracy of pixels by radius under both statements, smoothed accuracy, abstentions, draws."""
+        metrics = {
+            "smoothed/clean": float(table["right"].mean()),
+            "smoothed/abstained": float(table["abstained"].mean()),
+            "smoothed/sigma": self.sigma,
+            "certified/draws": float(table["draws"].mean()),
+            "certified/examples": float(len(table["right"])),
+        }
+        for statement in ("certified", *["certified_image"] * self.together):
+            for radius, name in self.targets.items():
+                metrics |= _named(statement, radius, name, float(table[f"{statement}/eps={radius:g}"].mean()))
+        return metrics
+
+    def curves(self, table: Table) -> dict[str, list[float]]:
+        """Certified accuracy at the radii of `curve`, by statement."""
+        return {
+            statement: [float(table[f"curve/{statement}/{number}"].mean()) for number in range(POINTS)]
+            for statement in ("certified", *["certified_image"] * self.together)
+        }
+
+
+def _named(statement: str, radius: float, name: str, value: float) -> dict[str, float]:
+    return {f"{statement}/eps={radius:g}": value, **({f"{statement}/{name}": value} if name else {})}

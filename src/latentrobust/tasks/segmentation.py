@@ -1,0 +1,65 @@
+"""Train a model that tells a class for each pixel, and score maps of classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from latentrobust.data.pairs import Pairs
+from latentrobust.errors import InputError
+from latentrobust.robustness.criteria import PixelAccuracy
+from latentrobust.tasks.classification import ClassificationTask
+
+
+class SegmentationTask(ClassificationTask):
+    """`ClassificationTask` for a class a pixel: accuracies are shares of the pixels that count.
+
+    Validation also logs ``val/miou/perturbed``, the mean intersection over union on the perturbed images. Images and
+    maps change together in the data (``data.joint``); ``augmentation`` may only change colours here.
+
+    The rest is as in `ClassificationTask`.
+
+    Raises:
+        InputError: for augmentations that would move pixels without their labels, or mix them.
+    """
+
+    criterion = PixelAccuracy()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        own = self.augmentation
+        if own.before or own.after or own.mixup is not None:
+            raise InputError("task.augmentation would leave the maps of classes as they are: use data.joint instead")
+        self._iou: MulticlassJaccardIndex | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check that data, set and model fit."""
+        super().setup(stage)
+        self._iou = intersection_over_union(self._outputs).to(self.device)
+
+    def _check_labels(self, data: Any) -> None:
+        if not data.per_pixel:
+            has = "no maps of classes" if data.has_pairs else "one label an image"
+            raise InputError(f"data {data.name} has {has}: task=segmentation needs a class a pixel")
+
+    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Accuracies as of a classifier, and the intersection over union."""
+        super().validation_step(batch, batch_idx)
+        assert self._iou is not None
+        self._iou.update(self.model(batch.perturbed).argmax(1), batch.label)
+        self.log("val/miou/perturbed", self._iou, on_epoch=True, batch_size=len(batch.example))
+
+
+def intersection_over_union(classes: int) -> MulticlassJaccardIndex:
+    """Mean over the classes that occur in truth or prediction; pixels with a negative label do not count."""
+    return MulticlassJaccardIndex(classes, average="macro", ignore_index=-1, validate_args=False)
+
+
+def known_accuracy(iou: MulticlassJaccardIndex, other: int) -> Tensor:
+    """The share of right pixels among those whose true class is not ``other``, from what ``iou`` has counted."""
+    counts = iou.confmat.double()
+    known = torch.arange(len(counts), device=counts.device) != other
+    return counts.diagonal()[known].sum() / counts[known].sum()
