@@ -1,4 +1,4 @@
-"""Commands on data: ``python -m latentrobust.data corrupt …`` writes corrupted images in the published layouts."""
+"""Commands on data, ``python -m latentrobust.data …``: corrupt writes corruptions, fetch gets multi-illumination."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latentrobust.data.corrupted import Plan, checked, write_corrupted
+from latentrobust.data.scene_download import URL, fetch_scenes
 from latentrobust.data.sources import Images, cifar10, cifar100, photos, svhn
+from latentrobust.data.sources.multi_illumination import scene_names
 from latentrobust.errors import InputError
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
 
@@ -41,10 +43,25 @@ def corrupt(arguments: argparse.Namespace) -> None:
     for kind in plan.kinds:
         for severity in plan.severities:
             checked(kind, severity)
-    root = arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root")
-    images = SOURCES[arguments.data](root)
+    images = SOURCES[arguments.data](str(_root(arguments)))
     written = write_corrupted(images.train if plan.split == "train" else images.test, plan, arguments.folder)
     print(f"{arguments.folder}: {len(plan.files())} files, {len(written)} written, the others verified")
+
+
+def fetch(arguments: argparse.Namespace) -> None:
+    """Fetch scenes of multi-illumination into the data root, and say how many.
+
+    Raises:
+        InputError: for what cannot be downloaded.
+    """
+    names = arguments.scenes or scene_names()
+    folder = _root(arguments) / "multi_illumination"
+    fetched = fetch_scenes(names, arguments.level, folder, not arguments.without_materials, arguments.url)
+    print(f"{folder}: {len(fetched)} scenes fetched, {len(names) - len(fetched)} were there")
+
+
+def _root(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,6 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--seed", type=int, default=0, help="of random kinds, as data.split_seed (default: 0)")
     command.add_argument("--data-dir", help="data root; default: LATENTROBUST_DATA, or data_root")
     command.set_defaults(run=corrupt)
+    command = commands.add_parser(
+        "fetch",
+        help="fetch multi-illumination",
+        description="Fetch scenes of multi-illumination (images under 25 lights and maps of materials), several at"
+        " once. An interrupted command goes on when it is repeated. Read them with data=multi_illumination.",
+    )
+    command.add_argument("--level", type=int, default=5, help="MIP level (default: 5, images of 125×187)")
+    command.add_argument("--scenes", nargs="+", metavar="NAME", help="default: all 1,015")
+    command.add_argument("--without-materials", action="store_true", help="images alone")
+    command.add_argument("--url", default=URL, help="of the server (default: %(default)s)")
+    command.add_argument("--data-dir", help="data root; default: LATENTROBUST_DATA, or data_root")
+    command.set_defaults(run=fetch)
     chosen = parser.parse_args(arguments)
     try:
         chosen.run(chosen)

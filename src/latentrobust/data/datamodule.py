@@ -149,6 +149,11 @@ class PairsDataModule(pl.LightningDataModule):
         """Whether each pixel has a label of its own."""
         return False
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes, where they are known."""
+        return ()
+
     def count(self, split: str) -> int:
         """Pairs an epoch."""
         return len(self.splits[split].images)

@@ -34,7 +34,11 @@ def image_rows(rows: Mapping[str, Sequence[Tensor]], title: str, columns: Sequen
             top, left = line * (height + GAP), number * (width + GAP)
             mosaic[top : top + height, left : left + width] = _rgb(image)
     figure = Figure(
-        figsize=(0.95 * mosaic.shape[1] / (width + GAP) + 1.4, 0.95 * len(rows) + 0.7), layout="constrained"
+        figsize=(
+            _side(width, height) * mosaic.shape[1] / (width + GAP) + 1.4,
+            _side(height, width) * len(rows) + (0.95 if columns else 0.7),
+        ),
+        layout="constrained",
     )
     axis = figure.subplots()
     axis.imshow(mosaic, interpolation="nearest")
@@ -44,6 +48,11 @@ def image_rows(rows: Mapping[str, Sequence[Tensor]], title: str, columns: Sequen
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     return figure
+
+
+def _side(own: int, other: int) -> float:
+    """Inches for one side of an image: of equal area whatever the shape."""
+    return 0.95 * (own / other) ** 0.5
 
 
 def _rgb(image: Tensor) -> np.ndarray:

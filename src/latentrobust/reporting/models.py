@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.perturbation_sets.ascent import frozen
-from latentrobust.reporting import figures
+from latentrobust.reporting import figures, segmentation
 from latentrobust.reporting.html import Cell, Section
+from latentrobust.robustness.certificates import PixelCertificates
+from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.smoothing import PROMISE
 from latentrobust.tasks.robustness import ModelTest
 
@@ -20,9 +22,21 @@ CAPTIONS = {
     " radius. A smaller radius is a smaller set. An attack that finds nothing proves nothing: the truth may be lower.",
     "smallest_offset": "How long the shortest offset is that was found to fool the model, at the radii that were"
     " attacked; the curve ends at the share of images that could be fooled.",
+    "certified_pixels": "Share of pixels whose class is right and certified up to the radius, under two statements:"
+    " for each pixel with probability 1 − α, and for all pixels of an image at once, each radius alone (Holm).",
+    "maps": "Test images and the worst lights that the first attack found at the largest radius, with the predicted"
+    " map; red: pixels that were right before and are wrong now.",
     "certified_accuracy": "Share of test images whose class is right and certified up to the radius. Adaptive"
     " certification stops once the radii in question (dotted) are decided, so the curve may be low between and beyond.",
 }
+
+STATEMENTS = {"certified": "", "certified_image": ", all pixels of an image at once"}
+PIXELS = " Accuracies are shares of pixels; pixels without a label that counts are left out."
+TWO_STATEMENTS = (
+    "A pixel's certificate holds with probability 1 − α for that pixel alone, so some of the many pixels of an image"
+    " may be wrong; “all pixels of an image at once” holds with 1 − α for every certified pixel of it together."
+)
+SHOWN_MAPS = 6
 
 
 def models_section(tests: Mapping[str, ModelTest], data: PairsDataModule, metrics: Mapping[str, float]) -> Section:
@@ -33,8 +47,8 @@ def models_section(tests: Mapping[str, ModelTest], data: PairsDataModule, metric
     return Section(
         title="Models" if len(tests) > 1 else "The model",
         text="Accuracy on test images as they are and as they were perturbed in the data, then in the worst case that"
-        " attacks find within the set, and what smoothing certifies.",
-        verdict=" ".join([*_verdicts(tests, metrics), *([f"What a certificate says: {PROMISE}"] if certified else [])]),
+        " attacks find within the set, and what smoothing certifies." + (PIXELS if _per_pixel(tests) else ""),
+        verdict=" ".join([*_verdicts(tests, metrics), *([_promise(tests)] if certified else [])]),
         columns=["", *(name or "model" for name in tests)],
         rows=rows,
         note=_note(attacked, certified),
@@ -53,14 +67,20 @@ def _rows(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[
     if len(test.ood) + len(held_out) > 1:
         wanted["accuracy/ood"] = "accuracy on other perturbations"
     wanted |= {f"accuracy/ood/{name}": f"accuracy on other perturbations: {name}" for name in (*test.ood, *held_out)}
+    for name, title in (("clean", "clean"), ("perturbed", "perturbed")):
+        wanted |= {
+            f"accuracy_known/{name}": f"accuracy on known materials, {title}",
+            f"miou/{name}": f"mean intersection over union, {title}",
+        }
     wanted |= {"mce": "mean corruption error", "mce/relative": "mean corruption error, relative to the baseline's"}
     for radius, name in test.radii.items():
         wanted[f"robust/eps={radius:g}"] = f"worst case within ε = {radius:.3g}{f' ({name})' if name else ''}"
     wanted |= {"smoothed/clean": "smoothed accuracy", "smoothed/abstained": "smoothed: abstains"}
     for found in tests.values():
         for key in found.metrics:
-            if key.startswith("certified/eps="):
-                wanted[key] = f"certified at ℓ2 radius {float(key.partition('=')[2]):.3g}"
+            statement, _, target = key.partition("/eps=")
+            if statement in STATEMENTS and target:
+                wanted[key] = f"certified at ℓ2 radius {float(target):.3g}{STATEMENTS[statement]}"
     wanted["certified/draws"] = "draws an example to certify"
     table: list[list[Cell]] = []
     for key, title in wanted.items():
@@ -74,7 +94,8 @@ def _verdicts(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> l
     sentences = []
     for name, test in tests.items():
         who = f"“{name}”" if name else "The model"
-        sentence = f"{who}: {100 * metrics[_prefix(name) + 'accuracy/clean']:.1f} % right on clean images"
+        of = "of pixels right in unperturbed" if _per_pixel(tests) else "right on clean"
+        sentence = f"{who}: {100 * metrics[_prefix(name) + 'accuracy/clean']:.1f} % {of} images"
         if test.radii and "robust" in test.tables:
             largest = max(test.radii)
             worst = metrics[f"{_prefix(name)}robust/eps={largest:g}"]
@@ -112,11 +133,14 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
             for name, test in attacked.items()
         }
         drawn["robust_accuracy"] = (figures.robust_accuracy(curves), CAPTIONS["robust_accuracy"])
+    if attacked and not _per_pixel(tests):
         sizes = {name or "model": test.tables["robust"]["smallest_fooling_norm"] for name, test in attacked.items()}
         largest = max(max(test.radii) for test in attacked.values())
         drawn["smallest_offset"] = (figures.smallest_offset(sizes, largest), CAPTIONS["smallest_offset"])
     drawn |= _by_kind(tests, data)
-    if certified:
+    if certified and _per_pixel(tests):
+        drawn["certified_pixels"] = (_certified_pixels(certified), CAPTIONS["certified_pixels"])
+    elif certified:
         curves_of = {
             name or "model": np.where(
                 test.tables["certified"]["prediction"] == test.tables["certified"]["label"],
@@ -130,6 +154,9 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
         drawn["certified_accuracy"] = (figures.certified_accuracy(curves_of, targets), CAPTIONS["certified_accuracy"])
     for name, test in attacked.items():
         label = f"adversarial_{name}" if name else "adversarial"
+        if _per_pixel(tests):
+            drawn[label] = (_maps(test, data, name), CAPTIONS["maps"])
+            continue
         drawn[label] = (
             _adversarial(test, data, name),
             f"What the first attack made of test images{f' against “{name}”' if name else ''} at the largest radius,"
@@ -169,15 +196,52 @@ def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
 
 
 def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
+    radius, images = _worst(test)
+    pairs = data.pairs("test", test.adversarial_index)
+    said = _said(test, images).tolist()
+    title = f"Worst images found within ε = {radius:.3g}{f' for “{name}”' if name else ''}"
+    outcomes = [f"{true} → {other}" for true, other in zip(pairs.label.tolist(), said, strict=True)]
+    return figures.adversarial_rows(pairs.clean, images, outcomes, title)
+
+
+def _maps(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
+    radius, images = _worst(test)
+    pairs = data.pairs("test", test.adversarial_index)
+    pictures = {"example x": pairs.clean[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
+    said = {key: _said(test, part) for key, part in pictures.items()}
+    title = f"Worst lights found within ε = {radius:.3g}{f' for “{name}”' if name else ''}, and maps of classes"
+    return segmentation.maps_under_attack(pictures, said, pairs.label[:SHOWN_MAPS], data.class_names, title)
+
+
+def _worst(test: ModelTest) -> tuple[float, torch.Tensor]:
+    """The largest radius that was attacked, and what the first attack found there."""
     found = test.adversarial
     assert found is not None
     largest = max(range(len(found.radii)), key=found.radii.__getitem__)
-    images = found.images[largest].cpu()
-    pairs = data.pairs("test", test.adversarial_index)
-    model = test.model
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with frozen(model), torch.no_grad():
-        said = model(images.to(device)).argmax(1).tolist()
-    title = f"Worst images found within ε = {found.radii[largest]:.3g}{f' for “{name}”' if name else ''}"
-    outcomes = [f"{true} → {other}" for true, other in zip(pairs.label.tolist(), said, strict=True)]
-    return figures.adversarial_rows(pairs.clean, images, outcomes, title)
+    return found.radii[largest], found.images[largest].cpu()
+
+
+def _said(test: ModelTest, images: torch.Tensor) -> torch.Tensor:
+    """Predicted classes of images, on the CPU."""
+    device = next((parameter.device for parameter in test.model.parameters()), torch.device("cpu"))
+    with frozen(test.model), torch.no_grad():
+        return test.model(images.to(device)).argmax(1).cpu()
+
+
+def _certified_pixels(certified: Mapping[str, ModelTest]) -> Figure:
+    curves, radii = {}, {}
+    for name, test in certified.items():
+        table = test.certificate_table
+        assert isinstance(table, PixelCertificates)
+        curves[name or "model"], radii[name or "model"] = table.curves(test.tables["certified"]), table.curve
+    perturbations = next(iter(certified.values())).perturbations
+    assert perturbations is not None
+    return segmentation.certified_pixels(curves, radii, perturbations.ball.radius)
+
+
+def _per_pixel(tests: Mapping[str, ModelTest]) -> bool:
+    return any(isinstance(test.criterion, PixelAccuracy) for test in tests.values())
+
+
+def _promise(tests: Mapping[str, ModelTest]) -> str:
+    return f"What a certificate says: {PROMISE}{f' {TWO_STATEMENTS}' if _per_pixel(tests) else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -122,6 +122,11 @@ def _verdict(metrics: Mapping[str, float]) -> str:
     )
 
 
+def _spread(kinds: Sequence[str]) -> list[str]:
+    """Three of them: the first, one in the middle, the last."""
+    return [kinds[0], kinds[len(kinds) // 2], kinds[-1]]
+
+
 def _figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
     """All figures by name; a few test pairs serve as pictures."""
     perturbations = test.perturbations
@@ -139,7 +144,7 @@ def _figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
     }
     if len(data.kinds) > 2:
         number = torch.arange(min(5, len(data.splits["test"].images)))
-        chosen = [kind for kind in PATH if kind in data.kinds] if set(PATH) <= set(data.kinds) else data.kinds[:3]
+        chosen = [kind for kind in PATH if kind in data.kinds] if set(PATH) <= set(data.kinds) else _spread(data.kinds)
         versions = {kind: data.pairs_of_kind("test", number, data.kinds.index(kind)) for kind in chosen}
         found["between_kinds"] = figures.between_kinds(perturbations, versions)
     if test.by_radius:

@@ -19,6 +19,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
+from latentrobust.robustness.certificates import CertificateTable
 from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.tasks.classification import check_centred, check_fit
@@ -85,6 +86,7 @@ class ModelTest(pl.LightningModule):
         self._kinds: tuple[str, ...] = ()
         self._has_pairs = True
         self._other: int | None = None
+        self.criterion: Criterion = Classification()
         self._assessor: Assessor | None = None
 
     def setup(self, stage: str) -> None:
@@ -92,7 +94,7 @@ class ModelTest(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
         self._kinds, self._has_pairs = data.kinds, data.has_pairs
-        self.criterion: Criterion = PixelAccuracy() if data.per_pixel else Classification()
+        self.criterion = PixelAccuracy() if data.per_pixel else Classification()
         classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
         names = ["clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)]
         if data.per_pixel:
@@ -225,6 +227,11 @@ class ModelTest(pl.LightningModule):
     def radii(self) -> dict[float, str]:
         """Attack radii, rising, to their names."""
         return self._assessor.radii if self._assessor is not None else {}
+
+    @property
+    def certificate_table(self) -> CertificateTable | None:
+        """What the columns of the table of certificates mean."""
+        return self._assessor.certificate_table if self._assessor is not None else None
 
     @property
     def sigma(self) -> float:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.data.materials import MATERIALS
-from latentrobust.data.packed import Packing, SceneFiles
 from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
+from latentrobust.data.sources.packed import Packing, SceneFiles
 from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
 from latentrobust.errors import InputError
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentrobust.data.packed import Packing, SceneFiles
+from latentrobust.data.sources.packed import Packing, SceneFiles
 from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
