@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from torch import nn
 
 from latentrobust.errors import InputError
@@ -18,6 +19,8 @@ from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
     certified_radius,
+    count_p_values,
+    holm,
     lower_bound,
     noise_level,
     required_count,
@@ -241,11 +244,6 @@ def test_predict_abstains_by_the_test(small_set):
 
 def test_certificates_per_pixel():
     """Each pixel is a model of its own: the distance of its value to one half."""
-
-    class Threshold(nn.Module):
-        def forward(self, x):
-            return torch.cat([0.5 - x, x - 0.5], 1)
-
     x = torch.rand(3, 1, 4, 5)
     smoothed = SmoothedModel(Threshold(), Unclamped((1, 4, 5), "l2", 1.0), sigma=0.2, batch=100)
     found = smoothed.certify(x, n0=30, n=500, alpha=0.001)
@@ -258,6 +256,62 @@ def test_certificates_per_pixel():
     assert (found.radius <= (x[:, 0] - 0.5).abs())[decided].double().mean() > 0.95
     adaptive = smoothed.certify(x, n0=30, n=500, alpha=0.001, adaptive=True, targets=[0.1])
     assert adaptive.draws.shape == (3,)
+
+
+class Threshold(nn.Module):
+    """Two classes on the sides of one half, for each pixel."""
+
+    def forward(self, x):
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+
+@pytest.mark.slow
+def test_certificates_of_pixels_are_sound_each_and_all_of_an_image_at_once():
+    """The true radius of a pixel is its distance to one half; most lie close to the radius that is asked for."""
+    images, pixels, alpha, sigma = 4000, 12, 0.05, 0.2
+    smoothed = SmoothedModel(Threshold(), Unclamped((1, 3, 4), "l2", 1.0), sigma=sigma, batch=4000)
+    distance = 0.06 + 0.02 * (torch.rand(images, 3, 4, generator=torch.Generator().manual_seed(5)).double() - 0.7)
+    side = torch.rand(images, 3, 4, generator=torch.Generator().manual_seed(6)) < 0.5
+    x = (0.5 + torch.where(side, distance, -distance))[:, None].float()
+    found = smoothed.certify(x, n0=20, n=200, alpha=alpha)
+    for radius in (0.0, 0.05, 0.06):
+        wrong = (found.prediction != side.long()) | (distance < radius)
+        each = int((found.certified(radius) & wrong).sum())
+        assert stats.binomtest(each, images * pixels, alpha, alternative="greater").pvalue > 1e-3
+        together = found.certified_together(radius)
+        whole = int((together & wrong).flatten(1).any(1).sum())
+        assert stats.binomtest(whole, images, alpha, alternative="greater").pvalue > 1e-3, (radius, whole)
+        assert not (together & ~found.certified(radius)).any()
+        # One pixel at a time is no statement about an image: without the correction many images have an error.
+        alone = int((found.certified(radius) & wrong).flatten(1).any(1).sum())
+        if radius == 0.06:
+            assert stats.binomtest(alone, images, alpha, alternative="greater").pvalue < 1e-3
+        assert together.any()
+
+
+def test_holm_agrees_with_statsmodels_and_never_rejects_less_than_bonferroni():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0, 1, (10, 30)) ** 9
+    ours = holm(p, 0.05)
+    for row, rejected in zip(p, ours, strict=True):
+        np.testing.assert_array_equal(rejected, multipletests(row, 0.05, "holm")[0])
+    bonferroni = p <= 0.05 / 30
+    assert (ours | ~bonferroni).all()
+    assert (ours & ~bonferroni).any()
+
+
+def test_p_values_of_counts_decide_as_the_bounds_do():
+    k = np.arange(0, 501)
+    for level in (0.5, 0.8, 0.99):
+        for alpha in (0.001, 1e-6):
+            np.testing.assert_array_equal(count_p_values(k, 500, level) <= alpha, lower_bound(k, 500, alpha) >= level)
+
+
+def test_all_pixels_at_once_need_a_fixed_number_of_draws():
+    smoothed = SmoothedModel(Threshold(), Unclamped((1, 3, 4), "l2", 1.0), sigma=0.2)
+    found = smoothed.certify(torch.rand(2, 1, 3, 4), n0=10, n=200, alpha=0.01, adaptive=True)
+    with pytest.raises(InputError, match="adaptive=false"):
+        found.certified_together(0.1)
 
 
 @pytest.mark.parametrize(
