@@ -4,10 +4,12 @@ import re
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from latentrobust.app import CONF, resolved
+from latentrobust.data.sources.multi_illumination import mip_size
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.attacks import Attack
@@ -24,8 +26,15 @@ def _text(experiment):
     return text + "".join(_text(name) for name in re.findall(r"/experiment/([\w/]+)", text))
 
 
-def _side(cfg):
-    return cfg.data.get("canvas") or 32
+def _image_shapes(cfg):
+    """What the data's images may look like."""
+    source = cfg.data.source
+    if "level" in source:
+        return [(3, *mip_size(source.level))]
+    if "supersample" in source:
+        return [(3, source.height, source.width)]
+    side = cfg.data.get("canvas") or 32
+    return [(1, side, side), (3, side, side)]
 
 
 def options(group):
@@ -45,9 +54,14 @@ def test_experiments_that_learn_a_set_build(composed, experiment):
     cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x")
     configuration = resolved(cfg)
     assert configuration["name"] == experiment
+    if isinstance(cfg.learner.get("init_from"), str):  # fine-tuning: the run to begin with is the user's to name
+        with pytest.raises(InstantiationException, match=r"no perturbation set at learner.init_from=…"):
+            instantiate(cfg.learner, _convert_="all")
+        cfg.learner.init_from = None
+    if "unet" in cfg.learner.network.values():
+        cfg.learner.network.channels = [4] * len(cfg.learner.network.channels)  # 258 million weights otherwise
     learner = instantiate(cfg.learner, _convert_="all")
-    side = _side(cfg)
-    assert learner.network.image_shape in ((1, side, side), (3, side, side))
+    assert learner.network.image_shape in _image_shapes(cfg)
     if cfg.evaluation.get("quality") is not None:
         exact = instantiate(cfg.evaluation.quality.exact, _convert_="all")
         assert exact is None or learner.network.image_shape == exact.image_shape
@@ -94,8 +108,8 @@ def test_training_experiments_can_be_named_for_evaluation(composed, experiment):
     ],
 )
 def test_every_option_composes(composed, group, name):
-    linf = ["data/perturbation=linf"] if name == "linf" else []
-    assert resolved(composed("train", f"{group}={name}", "paths.output_dir=x", *linf))
+    given = {"linf": ["data/perturbation=linf"], "scene_folder": ["data.source.folder=x"]}.get(name, [])
+    assert resolved(composed("train", f"{group}={name}", "paths.output_dir=x", *given))
 
 
 TASK = [
@@ -143,11 +157,13 @@ def test_experiments_that_train_models_build(composed, experiment):
     cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x", *path)
     assert resolved(cfg)["name"] == experiment
     for _, variant in variants(cfg):
-        colours = 3 if cfg.data.name in ("cifar10", "cifar10c", "cifar100", "photos", "svhn") else 1
-        perturbations = PixelBall((colours, _side(cfg), _side(cfg)))
-        task = instantiate(variant.task, perturbations=perturbations, _convert_="all").eval()
-        classes = 100 if cfg.data.name == "cifar100" else 10
-        assert task.model(torch.zeros(1, *perturbations.image_shape)).shape == (1, classes)
+        colours = 1 if cfg.data.name in ("digits", "mnist", "fashion_mnist") else 3
+        shape = next(shape for shape in _image_shapes(cfg) if shape[0] == colours)
+        if variant.model.name == "unet":
+            variant.model.channels = [4, 4, 4]
+        task = instantiate(variant.task, perturbations=PixelBall(shape), _convert_="all").eval()
+        classes = (36, *shape[1:]) if variant.model.name == "unet" else (100 if cfg.data.name == "cifar100" else 10,)
+        assert task.model(torch.zeros(1, *shape)).shape == (1, *classes)
         if variant.callbacks.best is not None:
             assert variant.callbacks.best.monitor == f"val/accuracy/{variant.task.select_on}"
             assert task.learning_rate.schedule.epochs[-1] == variant.trainer.max_epochs
