@@ -5,6 +5,8 @@ import torch
 
 from latentrobust.benchmark import attack, certify, main, measuring
 from latentrobust.benchmark import flows as benchmark_flow
+from latentrobust.benchmark import unets as benchmark_unets
+from latentrobust.networks import cvae
 
 SMALL = (("narrow", {"name": "wide_resnet", "depth": 10, "width": 1}, 8),)
 
@@ -67,3 +69,21 @@ def test_the_flow_loops_run(monkeypatch):
     assert [row["loop"] for row in rows[:4]] == [f"flow/{name}" for name in benchmark_flow.LOOPS]
     assert all(row["samples_per_second"] > 0 for row in rows)
     assert rows[-1]["kept_memory_mb"] >= 0
+
+
+def test_the_unet_loops_run_and_the_plain_decoder_computes_the_same(monkeypatch, capsys):
+    small = {
+        "image_shape": [3, 17, 26],
+        "channels": [4, 6, 8],
+        "latents": [2, 2, 2],
+        "pool": [[16, 26], [8, 13], [4, 6]],
+    }
+    monkeypatch.setattr(benchmark_unets, "SIZE", small)
+    monkeypatch.setattr(benchmark_unets, "MODEL", {"channels": [4, 4], "classes": 36})
+    rows = benchmark_unets.unet(torch.device("cpu"), 0.1)
+    assert [row["loop"] for row in rows] == ["unet/training_step", "unet/smoothed_segmentation (pixels)"]
+    assert all(row["samples_per_second"] > 0 and row["plain_samples_per_second"] > 0 for row in rows)
+    assert "would take" in capsys.readouterr().out
+    network = cvae.build("unet", **small).eval()
+    x, z = torch.rand(2, 3, 17, 26), torch.randn(2, 6)
+    torch.testing.assert_close(benchmark_unets.plain_generate(network.generator, x, z), network.generate(x, z))

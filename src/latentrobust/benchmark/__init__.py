@@ -18,6 +18,7 @@ from latentrobust.benchmark.corruptions import corruptions
 from latentrobust.benchmark.flows import flow
 from latentrobust.benchmark.measuring import Row
 from latentrobust.benchmark.pairs import data
+from latentrobust.benchmark.unets import unet
 
 LOOPS: dict[str, Callable[..., list[Row]]] = {
     "data": data,
@@ -25,6 +26,7 @@ LOOPS: dict[str, Callable[..., list[Row]]] = {
     "attack": attack,
     "certify": certify,
     "flow": flow,
+    "unet": unet,
 }
 
 
