@@ -197,7 +197,7 @@ def _per_example(
     for prefix, table in tables:
         where = [place[row] for row in _rows(table)]
         for name, values in table.items():
-            if name in ("index", "kind"):
+            if name in ("index", "kind") or name.startswith("curve/"):  # points of figures
                 continue
             column: list[Any] = [""] * len(rows)
             for number, value in zip(where, values.tolist(), strict=True):

@@ -26,6 +26,52 @@ def data(count=60, seed=0):
     return x, Linear()(x).argmax(1)
 
 
+class Threshold(nn.Module):
+    """Two classes for each pixel, on the sides of one half."""
+
+    def forward(self, x):
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+
+def test_everything_about_a_model_of_pixels():
+    """The worst case in an ℓ∞ ball takes each pixel alone; pixels without a label do not count."""
+    x = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(3))
+    y = (x[:, 0] > 0.5).long()
+    y[:, 0, 0] = -1
+    y[0, 1] = -100
+    y[1] = 1 - y[1].clamp_min(0)  # all of an image wrong
+    robust = RobustSettings(attacks={"pgd": PGD(steps=10, relative_step=0.3, loss="margin")}, radii=[0.05, 0.2])
+    certify = CertifySettings(radii=[0.05, 0.1], sigma=0.1, n=300, n0=20, alpha=0.01, adaptive=False)
+    report = assess(Threshold(), ball("linf", 0.2), (x, y, x), robust=robust, certify=certify)
+    counted, right = y >= 0, (x[:, 0] > 0.5).long() == y
+    assert report.metrics["accuracy/clean"] == pytest.approx(39 / 40)
+    assert report.metrics["accuracy/perturbed"] == report.metrics["accuracy/clean"]
+    for radius in (0.05, 0.2):
+        stays = right & ((x[:, 0] - 0.5).abs() >= radius)
+        expected = (stays.flatten(1).sum(1) / counted.flatten(1).sum(1)).mean().item()
+        assert report.metrics[f"robust/eps={radius:g}"] == pytest.approx(expected, abs=1e-6)
+    table = report.per_example["certified"]
+    assert (table["right"] + table["abstained"] <= 1 + 1e-9).all()
+    for radius in (0.05, 0.1):
+        each, together = (report.metrics[f"{name}/eps={radius:g}"] for name in ("certified", "certified_image"))
+        assert 0 < together <= each <= report.metrics["smoothed/clean"]
+        assert each == pytest.approx(table[f"certified/eps={radius:g}"].mean())
+    for statement in ("certified", "certified_image"):
+        curve = [table[f"curve/{statement}/{number}"].mean() for number in range(33)]
+        assert curve == sorted(curve, reverse=True)
+    with pytest.raises(InputError, match="classes, H, W"):
+        assess(Linear(), ball(), (x.double(), y), robust=None)
+
+
+def test_adaptive_certificates_of_pixels_have_one_statement_alone():
+    x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3))
+    y = (x[:, 0] > 0.5).long()
+    certify = CertifySettings(radii=[0.05], sigma=0.1, n=300, n0=20, alpha=0.01)
+    metrics = assess(Threshold(), ball("l2", 0.2), (x, y), robust=None, certify=certify).metrics
+    assert "certified/eps=0.05" in metrics
+    assert not [name for name in metrics if name.startswith("certified_image")]
+
+
 CERTIFY = CertifySettings(radii=[0.05, 0.1], n=200, n0=20, alpha=0.01, examples=12)
 
 

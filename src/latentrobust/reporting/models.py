@@ -24,8 +24,8 @@ CAPTIONS = {
     " attacked; the curve ends at the share of images that could be fooled.",
     "certified_pixels": "Share of pixels whose class is right and certified up to the radius, under two statements:"
     " for each pixel with probability 1 − α, and for all pixels of an image at once, each radius alone (Holm).",
-    "maps": "Test images and the worst lights that the first attack found at the largest radius, with the predicted"
-    " map; red: pixels that were right before and are wrong now.",
+    "maps": "Test images and the worst that the first attack found within the radius, each with the predicted map; red:"
+    " pixels that were right before and are wrong now.",
     "certified_accuracy": "Share of test images whose class is right and certified up to the radius. Adaptive"
     " certification stops once the radii in question (dotted) are decided, so the curve may be low between and beyond.",
 }
@@ -155,7 +155,10 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
     for name, test in attacked.items():
         label = f"adversarial_{name}" if name else "adversarial"
         if _per_pixel(tests):
-            drawn[label] = (_maps(test, data, name), CAPTIONS["maps"])
+            # At the median of the latent norms as in figures 13 and 14, at the full radius as in figure 15.
+            median = [number for number, radius in enumerate(test.radii) if test.radii[radius] == "p50"]
+            for ending, number in (*(("_p50", number) for number in median), ("", len(test.radii) - 1)):
+                drawn[f"{label}{ending}"] = (_maps(test, data, name, number), CAPTIONS["maps"])
             continue
         drawn[label] = (
             _adversarial(test, data, name),
@@ -196,7 +199,7 @@ def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
 
 
 def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
-    radius, images = _worst(test)
+    radius, images = _worst(test, -1)
     pairs = data.pairs("test", test.adversarial_index)
     said = _said(test, images).tolist()
     title = f"Worst images found within ε = {radius:.3g}{f' for “{name}”' if name else ''}"
@@ -204,8 +207,8 @@ def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
     return figures.adversarial_rows(pairs.clean, images, outcomes, title)
 
 
-def _maps(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
-    radius, images = _worst(test)
+def _maps(test: ModelTest, data: PairsDataModule, name: str, number: int) -> Figure:
+    radius, images = _worst(test, number)
     pairs = data.pairs("test", test.adversarial_index)
     pictures = {"example x": pairs.clean[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
     said = {key: _said(test, part) for key, part in pictures.items()}
@@ -213,12 +216,11 @@ def _maps(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
     return segmentation.maps_under_attack(pictures, said, pairs.label[:SHOWN_MAPS], data.class_names, title)
 
 
-def _worst(test: ModelTest) -> tuple[float, torch.Tensor]:
-    """The largest radius that was attacked, and what the first attack found there."""
+def _worst(test: ModelTest, number: int) -> tuple[float, torch.Tensor]:
+    """One of the radii that were attacked, which rise, and what the first attack found there."""
     found = test.adversarial
     assert found is not None
-    largest = max(range(len(found.radii)), key=found.radii.__getitem__)
-    return found.radii[largest], found.images[largest].cpu()
+    return found.radii[number], found.images[number].cpu()
 
 
 def _said(test: ModelTest, images: torch.Tensor) -> torch.Tensor:
