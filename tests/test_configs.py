@@ -159,10 +159,14 @@ def test_experiments_that_train_models_build(composed, experiment):
     for _, variant in variants(cfg):
         colours = 1 if cfg.data.name in ("digits", "mnist", "fashion_mnist") else 3
         shape = next(shape for shape in _image_shapes(cfg) if shape[0] == colours)
-        if variant.model.name == "unet":
+        if variant.model.name == "segmentation_unet":
             variant.model.channels = [4, 4, 4]
         task = instantiate(variant.task, perturbations=PixelBall(shape), _convert_="all").eval()
-        classes = (36, *shape[1:]) if variant.model.name == "unet" else (100 if cfg.data.name == "cifar100" else 10,)
+        classes = (
+            (36, *shape[1:])
+            if variant.model.name == "segmentation_unet"
+            else (100 if cfg.data.name == "cifar100" else 10,)
+        )
         assert task.model(torch.zeros(1, *shape)).shape == (1, *classes)
         if variant.callbacks.best is not None:
             assert variant.callbacks.best.monitor == f"val/accuracy/{variant.task.select_on}"

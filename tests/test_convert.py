@@ -73,6 +73,26 @@ def test_the_set_of_corruptions_is_imported(tmp_path):
     assert (perturbations.likelihood, perturbations.image_shape) == ("gaussian", (3, 32, 32))
 
 
+def test_the_set_of_lights_and_its_segmenter_are_imported(tmp_path):
+    """The set at another resolution than it was trained at, the same latents: maps are pooled to their old sizes."""
+    small = {"channels": [4, 4, 8], "latents": [2, 2, 2], "pool": [[16, 24], [8, 12], [4, 6]]}
+    trained = build("unet", image_shape=(3, 16, 24), **small)
+    torch.save({"model_state_dict": trained.state_dict()}, tmp_path / "c.pth")
+    options = [part for name, value in small.items() for part in ("--argument", f"{name}={value}")]
+    command = [str(tmp_path / "c.pth"), str(tmp_path / "set"), "--network", "unet", "--likelihood", "gaussian"]
+    main([*command, *options, "--argument", "image_shape=[3,33,50]", "--radius", "17"])
+    loaded = load_perturbation_set(tmp_path / "set")
+    assert (loaded.image_shape, loaded.ball.shape, loaded.ball.radius) == ((3, 33, 50), (6,), 17)
+    assert loaded.at(torch.rand(2, 3, 33, 50)).decode(torch.zeros(2, 6)).shape == (2, 3, 33, 50)
+    model = build_classifier("segmentation_unet", channels=[4, 4])
+    torch.save({"model_state_dict": model.state_dict()}, tmp_path / "m.pth")
+    command = [str(tmp_path / "m.pth"), str(tmp_path / "model"), "--network", "segmentation_unet"]
+    main([*command, "--argument", "channels=[4,4]"])
+    assert load_model(tmp_path / "model")(torch.rand(1, 3, 20, 31)).shape == (1, 36, 20, 31)
+    described = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (described["image_shape"], described["classes"]) == ([3, 125, 187], 36)
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("/tmp/latentrobust-was-here",)

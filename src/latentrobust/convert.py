@@ -124,11 +124,19 @@ def _convert(chosen: argparse.Namespace) -> str:
     if chosen.radius is not None:
         raise InputError(f"--radius is for perturbation sets; {chosen.network} is a classifier")
     model = import_classifier(chosen.checkpoint, chosen.network, **arguments)
-    small = chosen.network in ("lenet5", "mnist_classifier", "standard_cnn")
-    image_shape = tuple(arguments.get("image_shape", (1, 28, 28) if small else (arguments.get("channels", 3), 32, 32)))
+    image_shape = tuple(arguments.get("image_shape", _image_shape(chosen.network, arguments)))
     with torch.no_grad():
         classes = model(torch.zeros(1, *image_shape)).shape[1]
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
+
+
+def _image_shape(network: str, arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Of the images that a published classifier was trained on."""
+    if network in ("lenet5", "mnist_classifier", "standard_cnn"):
+        return (1, 28, 28)
+    if network == "segmentation_unet":
+        return (arguments.get("image_channels", 3), 125, 187)
+    return (arguments.get("channels", 3), 32, 32)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

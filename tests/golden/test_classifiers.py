@@ -26,20 +26,21 @@ def logits_of(name):
     return net(wave(model["input_shape"], 0.05, 1)).detach().numpy()
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "unet"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "segmentation_unet"])
 def test_logits_equal_the_published_classifiers(name):
     np.testing.assert_allclose(logits_of(name), GOLDEN[name], rtol=0, atol=MODELS[name]["atol"])
 
 
 def test_the_segmentation_unet_equals_the_published_one():
-    logits, atol = logits_of("unet"), MODELS["unet"]["atol"]["logits"]
-    np.testing.assert_allclose(logits[:, :, ::4, ::4], GOLDEN["unet.logits_stride4"], rtol=0, atol=atol)
-    np.testing.assert_allclose(logits.mean((2, 3)), GOLDEN["unet.logits_mean_per_class"], rtol=0, atol=atol)
-    np.testing.assert_allclose(logits.std((2, 3)), GOLDEN["unet.logits_std_per_class"], rtol=0, atol=atol)
+    name = "segmentation_unet"
+    logits, atol = logits_of(name), MODELS[name]["atol"]["logits"]
+    np.testing.assert_allclose(logits[:, :, ::4, ::4], GOLDEN[f"{name}.logits_stride4"], rtol=0, atol=atol)
+    np.testing.assert_allclose(logits.mean((2, 3)), GOLDEN[f"{name}.logits_mean_per_class"], rtol=0, atol=atol)
+    np.testing.assert_allclose(logits.std((2, 3)), GOLDEN[f"{name}.logits_std_per_class"], rtol=0, atol=atol)
     best = np.sort(logits, 1)
     clear = best[:, -1] - best[:, -2] > 1e-4  # elsewhere rounding decides
     assert clear.mean() > 0.98
-    assert (logits.argmax(1) == GOLDEN["unet.argmax"])[clear].all()
+    assert (logits.argmax(1) == GOLDEN[f"{name}.argmax"])[clear].all()
 
 
 @pytest.mark.parametrize(("name", "side"), [("lenet5", 42), ("mnist_classifier", 42), ("mnist_classifier", 30)])

@@ -87,7 +87,7 @@ class _Smoothed:
 
     def __init__(self, device: torch.device, draws: int, bf16: bool) -> None:
         torch.manual_seed(0)
-        self.model: nn.Module = classifiers.build("unet", **MODEL).to(device).eval()
+        self.model: nn.Module = classifiers.build("segmentation_unet", **MODEL).to(device).eval()
         self.perturbations = CVAESet(cvae.build("unet", **SIZE), "gaussian", RADIUS).to(device).eval()
         channels_last(self.model, self.perturbations)
         self.x = torch.rand(1, *SIZE["image_shape"], device=device)

@@ -18,7 +18,7 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet20": resnet20,
     "standard_cnn": standard_cnn,
-    "unet": unet,
+    "segmentation_unet": unet,
     "wide_resnet": wide_resnet,
 }
 

@@ -1,4 +1,4 @@
-"""``unet``: a class for each pixel (Ronneberger et al. 2015; Wong & Kolter, appendix G.3)."""
+"""``segmentation_unet``: a class for each pixel (Ronneberger et al. 2015; Wong & Kolter, appendix G.3)."""
 
 from __future__ import annotations
 
