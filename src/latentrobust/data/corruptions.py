@@ -62,7 +62,7 @@ def to_levels(images: Tensor) -> Tensor:
 
 
 class CorruptionsDataModule(PairsDataModule):
-    """Pairs made of an image and its corruptions (Wong & Kolter, section 5.2 and appendix F).
+    """Pairs made of an image and its corruptions (Wong & Kolter, section 5.1 and appendix F).
 
     An epoch has each training image once, with one of its corruptions, drawn anew each epoch; validation and test have
     every image with every kind. Corruptions are made once and kept as uint8 on the training device, or read from

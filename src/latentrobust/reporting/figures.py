@@ -42,7 +42,7 @@ def image_rows(rows: Mapping[str, Sequence[Tensor]], title: str, columns: Sequen
     )
     axis = figure.subplots()
     axis.imshow(mosaic, interpolation="nearest")
-    axis.set_title(title, fontsize=10, pad=18 if columns else 6)
+    figure.suptitle(title, fontsize=10)  # an axis's own title would be cut off above column names
     axis.set_yticks([line * (height + GAP) + height / 2 for line in range(len(rows))], list(rows), fontsize=8)
     axis.set_xticks([number * (width + GAP) + width / 2 for number in range(len(columns))], columns, fontsize=8)
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
