@@ -59,12 +59,15 @@ def test_the_plain_flow_computes_the_same():
     torch.testing.assert_close(benchmark_flow.plain_decode(network, z)[0], network.decode(z), rtol=1e-4, atol=1e-5)
 
 
+def memory_here(make, *arguments):
+    """In this process: starting one for each figure would take longer than the rest."""
+    return measuring._resident(make, arguments)
+
+
 def test_the_flow_loops_run(monkeypatch):
     monkeypatch.setattr(benchmark_flow, "SIZE", {"image_shape": [3, 32, 32], "levels": 1, "steps": 1, "hidden": 4})
     monkeypatch.setattr(benchmark_flow, "BATCH", {"cpu": 2})
-    # In this process: starting one for each figure would take longer than the rest.
-    here = lambda device, batch, recompute: benchmark_flow._resident(batch, recompute, benchmark_flow.SIZE)  # noqa: E731
-    monkeypatch.setattr(benchmark_flow, "_memory", here)
+    monkeypatch.setattr(benchmark_flow, "step_memory", memory_here)
     rows = benchmark_flow.flow(torch.device("cpu"), 0.0)
     assert [row["loop"] for row in rows[:4]] == [f"flow/{name}" for name in benchmark_flow.LOOPS]
     assert all(row["samples_per_second"] > 0 for row in rows)
@@ -80,6 +83,7 @@ def test_the_unet_loops_run_and_the_plain_decoder_computes_the_same(monkeypatch,
     }
     monkeypatch.setattr(benchmark_unets, "SIZE", small)
     monkeypatch.setattr(benchmark_unets, "MODEL", {"channels": [4, 4], "classes": 36})
+    monkeypatch.setattr(benchmark_unets, "step_memory", memory_here)
     rows = benchmark_unets.unet(torch.device("cpu"), 0.1)
     assert [row["loop"] for row in rows] == ["unet/training_step", "unet/smoothed_segmentation (pixels)"]
     assert all(row["samples_per_second"] > 0 and row["plain_samples_per_second"] > 0 for row in rows)

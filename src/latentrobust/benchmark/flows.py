@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row
+from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row, step_memory
 from latentrobust.networks import classifiers, flows
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.glow import Glow, Level, Step
@@ -38,7 +35,7 @@ def flow(
     for loop in LOOPS:
         rates = in_turns(getattr(ours, loop), getattr(plain, loop), seconds)
         rows.append(row(f"flow/{loop}", [batch, 3, 32, 32], device, rates, bf16))
-    kept, recomputed = (_memory(device, batch, recompute) for recompute in (False, True))
+    kept, recomputed = (step_memory(_Training, device, batch, recompute).above_start for recompute in (False, True))
     del ours, plain
     rates = in_turns(_Training(device, batch, True).step, _Training(device, batch, False).step, seconds)
     last = row("flow/training_step recomputed, beside kept", [batch, 3, 32, 32], device, rates)
@@ -241,29 +238,3 @@ class _Training:
         self.network.bits_per_dim(self.x).mean().backward()
         nn.Module.zero_grad(self.network)
         return done(self.device, len(self.x))
-
-
-def _memory(device: torch.device, batch: int, recompute: bool) -> float:
-    """Peak memory of a training step in MiB: allocated on a GPU; on a CPU, of a process of its own above its start."""
-    if device.type == "cuda":
-        training = _Training(device, batch, recompute)
-        torch.cuda.reset_peak_memory_stats(device)
-        training.step()
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident, (batch, recompute, SIZE))
-
-
-def _resident(batch: int, recompute: bool, size: dict[str, Any]) -> float:
-    training = _Training(torch.device("cpu"), batch, recompute, size)
-    before = _high_water()
-    training.step()
-    return _high_water() - before
-
-
-def _high_water() -> float:
-    """The largest resident size of this process so far, in MiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # on Linux ru_maxrss is inherited from whoever started the process
-        return next(float(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -85,3 +87,45 @@ def cifar(arguments: dict[str, Any], device: torch.device) -> tuple[nn.Module, C
     model = classifiers.build(**arguments).to(device)
     perturbations = CVAESet(cvae.build("resnet"), "gaussian", RADIUS).to(device).eval()
     return model, perturbations
+
+
+class Stepping(Protocol):
+    """Something whose step is measured."""
+
+    def step(self) -> int:
+        """One step."""
+
+
+class Memory(NamedTuple):
+    """Peak memory in MiB: above what there was before the first step, and in all."""
+
+    above_start: float
+    whole: float
+
+
+def step_memory(make: Callable[..., Stepping], device: torch.device, *arguments: Any) -> Memory:
+    """Memory of the first step of ``make(device, *arguments)``: allocated on a GPU; on a CPU, of an own process."""
+    if device.type == "cuda":
+        made = make(device, *arguments)
+        before = torch.cuda.memory_allocated(device) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        made.step()
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        return Memory(peak - before, peak)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_resident, (make, (device, *arguments)))
+
+
+def _resident(make: Callable[..., Stepping], arguments: tuple[Any, ...]) -> Memory:
+    made = make(*arguments)
+    before = _high_water()
+    made.step()
+    return Memory(_high_water() - before, _high_water())
+
+
+def _high_water() -> float:
+    """The largest resident size of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux ru_maxrss is inherited from whoever started the process
+        return next(float(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

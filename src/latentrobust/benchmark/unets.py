@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row
+from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row, step_memory
 from latentrobust.networks import classifiers, cvae
 from latentrobust.networks.cvae.base import probabilities
 from latentrobust.networks.cvae.unet import Generator
@@ -33,7 +33,9 @@ def unet(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
     steps = [_Training(device, batch, fast, bf16 and fast) for fast in (True, False)]
     rates = in_turns(steps[0].step, steps[1].step, seconds)
     shape = [batch, *SIZE["image_shape"]]
-    rows = [row("unet/training_step", shape, device, rates, bf16)]
+    memory, plain_memory = (step_memory(_Training, device, batch, fast, bf16 and fast).whole for fast in (True, False))
+    rows = [{**row("unet/training_step", shape, device, rates, bf16), "peak_memory_mb": round(memory, 1)}]
+    print(f"memory of a process that makes a step of {batch}: {memory:.0f} MiB, the plain one {plain_memory:.0f} MiB")
     hours = SCENES * EPOCHS / rates[0] / 3600
     print(f"the {EPOCHS} epochs of {SCENES} scenes would take {hours:.1f} h at the training step's rate")
     smoothed = _Smoothed(device, DRAWS[device.type], bf16)

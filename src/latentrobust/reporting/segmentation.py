@@ -88,7 +88,9 @@ def certified_pixels(
         for statement, shares in statements.items():
             style, meaning = STATEMENTS[statement]
             label = f"{name}: {meaning}" if len(curves) > 1 else meaning
-            axis.plot(radii[name], shares, style, color=f"C{number}", label=label)
+            # Beyond the largest radius that any certificate reaches, nothing is certified.
+            reach = [*radii[name], radii[name][-1], max(set_radius, radii[name][-1])]
+            axis.plot(reach, [*shares, 0, 0], style, color=f"C{number}", label=label)
     axis.axvline(set_radius, color=GREY, linestyle=":", linewidth=1, label=f"radius of the set, {set_radius:.3g}")
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlim(0, max(set_radius, *(float(np.max(values)) for values in radii.values())) * 1.05)
