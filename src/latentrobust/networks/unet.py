@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.errors import InputError
+
 
 class DoubleConv(nn.Module):
     """Twice: 3×3 convolution, batch norm, ReLU."""
@@ -112,10 +114,10 @@ def map_sizes(size: Sequence[int], scales: int) -> list[tuple[int, int]]:
     """Height and width of the feature maps of images of this size.
 
     Raises:
-        ValueError: for images that are too small to be halved so often.
+        InputError: for images that are too small to be halved so often.
     """
     if min(size) >> (scales - 1) < 1:
-        raise ValueError(
+        raise InputError(
             f"a UNet of {scales} scales needs images of {1 << (scales - 1)} pixels or more each way, got {list(size)}"
         )
     return [(size[0] >> number, size[1] >> number) for number in range(scales)]

@@ -60,6 +60,7 @@ def intersection_over_union(classes: int) -> MulticlassJaccardIndex:
 
 def known_accuracy(iou: MulticlassJaccardIndex, other: int) -> Tensor:
     """The share of right pixels among those whose true class is not ``other``, from what ``iou`` has counted."""
-    counts = iou.confmat.double()
+    with iou.sync_context():  # the counts of all processes
+        counts = iou.confmat.double()
     known = torch.arange(len(counts), device=counts.device) != other
     return counts.diagonal()[known].sum() / counts[known].sum()
