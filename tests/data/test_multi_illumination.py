@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import multiprocessing
 import shutil
 import threading
 import zipfile
@@ -100,10 +101,11 @@ def test_splits_follow_the_names(root):
 
 def test_packed_files_are_read_again_until_a_file_changes(root, monkeypatch):
     first = multi_illumination(str(root), level=LEVEL)
-    packs = root / "multi_illumination" / "packed" / "mip8"
-    assert sorted(path.name for path in packs.iterdir()) == sorted(
-        f"{split}{end}" for split in ("train", "validation", "test") for end in (".npy", ".materials.npy", ".json")
-    )
+    packs = root / "multi_illumination" / "packed"
+    assert len(list(packs.iterdir())) == 9
+    for end in (".npy", ".materials.npy", ".json"):
+        for split in ("train", "validation", "test"):
+            assert len(list(packs.glob(f"{split}-{'?' * 16}{end}"))) == 1
     with monkeypatch.context() as only_packed:
         only_packed.setattr(packed.Packing, "_write", lambda *_: pytest.fail("packed again"))
         again = multi_illumination(str(root), level=LEVEL)
@@ -112,6 +114,25 @@ def test_packed_files_are_read_again_until_a_file_changes(root, monkeypatch):
     scene = root / "multi_illumination" / "main_x1"
     Image.fromarray(np.zeros((15, 23, 3), np.uint8)).save(scene / "dir_3_mip8.jpg")
     assert multi_illumination(str(root), level=LEVEL).train.images[0, 3].max() == 0
+    # Other settings have packs of their own.
+    few = multi_illumination(str(root), level=LEVEL, scenes=["main_x2", "main_drylab1", "everett_a1"])
+    assert few.train.names == ("main_x2",)
+    with monkeypatch.context() as only_packed:
+        only_packed.setattr(packed.Packing, "_write", lambda *_: pytest.fail("packed again"))
+        assert multi_illumination(str(root), level=LEVEL).train.names == ("main_x1", "main_x2", "willow_y3")
+
+
+def test_two_processes_may_pack_at_once(root):
+    """Started together, as by multi-node runs: both end with whole files."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        found = pool.map(_packed_sum, [str(root)] * 2)
+    assert found[0] == found[1] > 0
+    assert not list((root / "multi_illumination" / "packed").glob(".*"))
+
+
+def _packed_sum(root):
+    return int(multi_illumination(root, level=LEVEL).train.images.long().sum())
 
 
 def test_a_folder_that_cannot_be_written_is_named(root):
@@ -146,6 +167,21 @@ def break_image(scene):
     (scene / "dir_2_mip8.jpg").write_bytes(b"no image")
 
 
+def cut_image(scene):
+    noise = np.random.default_rng(0).integers(0, 256, (15, 23, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(scene / "dir_2_mip8.jpg")
+    whole = (scene / "dir_2_mip8.jpg").read_bytes()
+    (scene / "dir_2_mip8.jpg").write_bytes(whole[:-100])  # the header is whole
+
+
+def lose_first_light(scene):
+    (scene / "dir_0_mip8.jpg").unlink()
+
+
+def unknown_index(scene):
+    Image.fromarray(np.full((15, 23), 41, np.uint8), "L").save(scene / "materials_mip8.png")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -155,24 +191,19 @@ def break_image(scene):
         (break_map_mode, r"materials_mip8.png is a RGB image; maps of materials are indexed"),
         (remove_map, r"main_x1 has no materials_mip8.png"),
         (break_image, r"dir_2_mip8.jpg is not an image"),
+        (cut_image, r"dir_2_mip8.jpg cannot be read"),
+        (lose_first_light, r"main_x1 lacks light 0 of 25"),
+        (unknown_index, r"materials_mip8.png has index 41; materials are 0 to 40"),
     ],
 )
 def test_a_bad_scene_is_named_and_skipped_only_when_asked(root, damage, message):
     damage(root / "multi_illumination" / "main_x1")
     with pytest.raises(InputError, match=message):
         multi_illumination(str(root), level=LEVEL)
-    assert not (root / "multi_illumination" / "packed").exists()
+    assert not list((root / "multi_illumination").glob("packed/*"))
     found = multi_illumination(str(root), level=LEVEL, incomplete="skip")
     assert found.train.names == ("main_x2", "willow_y3")
-    assert "1 scenes were left out: main_x1" in found.note
-
-
-def test_indices_that_are_no_material(root):
-    scene = root / "multi_illumination" / "main_x1"
-    Image.fromarray(np.full((15, 23), 41, np.uint8), "L").save(scene / "materials_mip8.png")
-    with pytest.raises(InputError, match=r"materials_mip8.png has index 41; materials are 0 to 40"):
-        multi_illumination(str(root), level=LEVEL)
-    assert not list((root / "multi_illumination" / "packed").rglob("*.partial"))
+    assert found.note == "1 scenes were left out: main_x1."
 
 
 def test_other_bad_input(root, tmp_path):
@@ -180,7 +211,7 @@ def test_other_bad_input(root, tmp_path):
         multi_illumination(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"MIP 3 of light 0 cannot be made"):
         multi_illumination(str(root), level=3)
-    with pytest.raises(InputError, match="level 0 to 8"):
+    with pytest.raises(InputError, match="a level from 0 to 8"):
         multi_illumination(str(root), level=9)
     with pytest.raises(InputError, match=r"lacks the scenes main_x9"):
         multi_illumination(str(root), level=LEVEL, scenes=["main_x9"])
@@ -258,9 +289,17 @@ def test_what_the_server_lacks_or_damages_is_named(published, tmp_path):
     with pytest.raises(InputError, match="is damaged"):
         fetch(["everett_a1"])
     archive.write_bytes(whole)
-    (folder / "everett_a1" / "materials_mip8.png").write_bytes(b"<html>")
-    with pytest.raises(InputError, match=r"no image for materials_mip8"):
-        fetch(["everett_a1"])
+    picture = folder / "everett_a1" / "materials_mip8.png"
+    whole = picture.read_bytes()
+    for wrong in (b"<html>", whole[:60] + b"x" + whole[61:]):
+        picture.write_bytes(wrong)
+        with pytest.raises(InputError, match=r"materials_mip8.png is damaged \(an image cannot be decoded"):
+            fetch(["everett_a1"])
+    # Mended, it is fetched anew, beside another that still cannot be had; a name given twice is fetched once.
+    picture.write_bytes(whole)
+    with pytest.raises(InputError, match=r"nowhere_mip8_jpg.zip \(status 404\).*; 2 scenes were fetched"):
+        fetch(["nowhere", "everett_a1", "main_drylab1", "everett_a1"])
+    assert fetch(["everett_a1", "main_drylab1"]) == []
     with pytest.raises(InputError, match="ConnectionError"):
         scene_download.fetch_scenes(["a"], LEVEL, tmp_path / "root", url="http://127.0.0.1:9/")
 
@@ -306,7 +345,7 @@ def test_a_folder_of_plain_images(tmp_path, grey):
         (lambda place: (place / "room1" / "top.png").unlink(), r"room1 lacks top"),
         (
             lambda place: Image.fromarray(np.zeros((5, 5), np.uint8)).save(place / "room3" / "left.png"),
-            r"room3/left.png is 5×5 and grey, the first scene 18×12 and grey",
+            r"room3/left.png is 5×5 and grey, most scenes are 18×12 and grey",
         ),
         (
             lambda place: Image.fromarray(np.zeros((12, 18, 3), np.uint8)).save(place / "room3" / "left.png"),

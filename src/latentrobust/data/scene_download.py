@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import time
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import requests
 from PIL import Image
@@ -28,26 +32,37 @@ def fetch_scenes(names: Sequence[str], level: int, folder: Path, materials: bool
     """Fetch what is missing of the scenes at a level into ``folder/<scene>/``; returns the names that were fetched.
 
     There are no published checksums: an archive counts as whole when its own checksums fit and all 25 lights are in it,
-    a map when it can be decoded. A scene appears file by file, each whole; repeating the call goes on.
+    and images when they can be decoded. A scene appears file by file, each whole; repeating the call goes on. One scene
+    that cannot be had does not keep the others from being fetched.
 
     Raises:
-        InputError: if the server cannot be reached or sends something else, naming URL and folder; what had been
-            fetched stays.
+        InputError: at the end, naming the scenes that could not be fetched and why; what was fetched stays.
     """
-    wanted = [name for name in names if not _complete(folder / name, level, materials)]
+    unique = list(dict.fromkeys(names))
+    wanted = [name for name in unique if not _complete(folder / name, level, materials)]
     if not wanted:
         return []
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    failures: dict[str, InputError] = {}
+    stop = Event()
     with Progress(*columns) as progress, ThreadPoolExecutor(CONNECTIONS) as pool:
         task = progress.add_task(f"fetching scenes at MIP {level}", total=len(wanted))
-        jobs = {pool.submit(_fetch_scene, name, level, folder, materials, url): name for name in wanted}
+        jobs = {pool.submit(_fetch_scene, name, level, folder, materials, url, stop): name for name in wanted}
         try:
             for job in as_completed(jobs):
-                job.result()
+                if isinstance(error := job.exception(), InputError):
+                    failures[jobs[job]] = error
+                elif error is not None:
+                    raise error
                 progress.advance(task)
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failures:
+        first = next(name for name in wanted if name in failures)
+        others = f"; and {len(failures) - 1} more scenes" if len(failures) > 1 else ""
+        raise InputError(f"{failures[first]}{others}; {len(wanted) - len(failures)} scenes were fetched")
     return wanted
 
 
@@ -56,29 +71,50 @@ def _complete(scene: Path, level: int, materials: bool) -> bool:
     return images and (not materials or (scene / f"materials_mip{level}.png").is_file())
 
 
-def _fetch_scene(name: str, level: int, folder: Path, materials: bool, url: str) -> None:
+def _fetch_scene(name: str, level: int, folder: Path, materials: bool, url: str, stop: Event) -> None:
     scene, base = folder / name, f"{url.rstrip('/')}/{name}/"
     try:
         scene.mkdir(parents=True, exist_ok=True)
         if not _complete(scene, level, False):
-            archive = scene / f".{name}_mip{level}_jpg.zip.part"
-            _download(f"{base}{name}_mip{level}_jpg.zip", archive)
-            _unpack(archive, level, scene, base)
-            archive.unlink()
+            archive = f"{name}_mip{level}_jpg.zip"
+            with _downloaded(base + archive, scene / f".{archive}.part", stop) as partial:
+                _unpack(partial, level, scene)
         if materials and not _complete(scene, level, True):
-            partial = scene / f".materials_mip{level}.png.part"
-            _download(f"{base}materials_mip{level}.png", partial)
-            _check_image(partial, partial.read_bytes(), base)
-            os.replace(partial, scene / f"materials_mip{level}.png")
+            picture = f"materials_mip{level}.png"
+            with _downloaded(base + picture, scene / f".{picture}.part", stop) as partial:
+                _check_image(partial.read_bytes())
+                shutil.copyfile(partial, scene / f".{picture}.whole")
+                os.replace(scene / f".{picture}.whole", scene / picture)
     except OSError as error:
         raise InputError(f"cannot write scene {name} to {folder}: {error.strerror or error}") from None
 
 
-def _download(url: str, partial: Path) -> None:
+class _DamagedError(Exception):
+    """What was downloaded is not what it should be."""
+
+
+@contextmanager
+def _downloaded(url: str, partial: Path, stop: Event) -> Iterator[Path]:
+    """A downloaded file, continued where the connection broke; gone afterwards, also where it was damaged."""
+    _download(url, partial, stop)
+    try:
+        yield partial
+    except _DamagedError as error:
+        raise InputError(f"{url} is damaged ({error}): repeat the command to fetch it again") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _download(url: str, partial: Path, stop: Event) -> None:
     """Continue a download, a few times where the connection breaks."""
+
+    def tell(have: int, total: int | None) -> None:
+        if stop.is_set():
+            raise InputError(f"{url} was interrupted")
+
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            continue_download(url, partial)
+            continue_download(url, partial, tell)
             return
         except requests.exceptions.RequestException as error:
             status = error.response.status_code if error.response is not None else None
@@ -91,32 +127,26 @@ def _download(url: str, partial: Path) -> None:
             time.sleep(attempt)
 
 
-def _unpack(archive: Path, level: int, scene: Path, base: str) -> None:
+def _unpack(archive: Path, level: int, scene: Path) -> None:
     wanted = re.compile(rf"(?:.*/)?(dir_\d+_mip{level}\.jpg)")
     try:
         with zipfile.ZipFile(archive) as packed:
             members = {match[1]: name for name in packed.namelist() if (match := wanted.fullmatch(name))}
             if len(members) < LIGHTS:
-                raise InputError(f"{base}{archive.name[1:-5]} holds {len(members)} of {LIGHTS} lights at MIP {level}")
+                raise _DamagedError(f"it holds {len(members)} of {LIGHTS} lights at MIP {level}")
             for name, member in members.items():
                 content = packed.read(member)  # checks the checksum
-                _check_image(archive, content, base)
+                _check_image(content)
                 partial = scene / f".{name}.part"
                 partial.write_bytes(content)
                 os.replace(partial, scene / name)
-    except zipfile.BadZipFile as error:
-        archive.unlink()  # to be fetched anew, not continued
-        raise InputError(
-            f"{base}{archive.name[1:-5]} is damaged ({error}): repeat the command to fetch it again"
-        ) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise _DamagedError(str(error)) from None
 
 
-def _check_image(partial: Path, content: bytes, base: str) -> None:
+def _check_image(content: bytes) -> None:
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            picture.verify()
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise InputError(
-            f"{base} sent something that is no image for {partial.name[1:-5]}: repeat the command"
-        ) from None
+            picture.load()
+    except (OSError, SyntaxError, zlib.error) as error:  # Pillow's words for a damaged file
+        raise _DamagedError(f"an image cannot be decoded: {error}") from None

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -15,8 +14,8 @@ from torch.nn import functional as F
 
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
-from latentrobust.data.sources.packed import Packing, SceneFiles
-from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
+from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles
+from latentrobust.data.sources.scenes import SceneSplits, decoded, resized, skipped_note
 from latentrobust.errors import InputError
 
 _IMAGE = re.compile(r"dir_(\d+)_mip(\d+)\.jpg")
@@ -32,7 +31,7 @@ def multi_illumination(
     root: str,
     level: int = 5,
     materials: bool = True,
-    incomplete: Literal["error", "skip"] = "error",
+    incomplete: Incomplete = "error",
     test: str = "everett",
     validation: str = "drylab",
     cache: str | None = None,
@@ -52,7 +51,8 @@ def multi_illumination(
         incomplete: ``"skip"`` leaves out scenes that miss lights or have files of a wrong size or kind.
         test: scenes whose names begin so are test scenes.
         validation: other scenes whose names contain this are validation scenes.
-        cache: folder for the packed files; null for ``packed/`` beside the scenes.
+        cache: folder for the packed files; null for ``packed/`` beside the scenes; files
+            there are named by what they were made of, and old ones may be deleted.
         download: fetch the scenes that are missing.
         scenes: names to use and to fetch; null for all.
         url: where to fetch from.
@@ -61,9 +61,9 @@ def multi_illumination(
         InputError: naming the scene and what is wrong with it; for a split without scenes, or a level that does not
             exist.
     """
-    if not 0 <= level <= 8 or incomplete not in ("error", "skip"):
+    if not (isinstance(level, int) and 0 <= level <= 8) or incomplete not in ("error", "skip"):
         raise InputError(
-            f"multi-illumination needs level 0 to 8 and incomplete error or skip; got {level}, {incomplete!r}"
+            f"multi-illumination needs a level from 0 to 8 and incomplete error or skip; got {level}, {incomplete!r}"
         )
     folder = Path(root) / "multi_illumination"
     if download:
@@ -88,12 +88,21 @@ def multi_illumination(
             f"{folder} has {len(usable)} scenes, but none for {', '.join(empty)}: test scenes begin with {test!r},"
             f" validation scenes contain {validation!r} (data.source.test, data.source.validation)"
         )
-    read = partial(read_scene, level=level)
-    shape = (LIGHTS, 3, *mip_size(level))
-    packing = Packing(Path(cache) if cache else folder / "packed" / f"mip{level}", read, shape, f"mip{level}")
-    splits = {split: packing.pack(split, files) for split, files in parts.items()}
-    note = f"{len(left_out)} scenes were left out: {', '.join(left_out[:5])}." if left_out else ""
-    return SceneSplits(**splits, lights=tuple(f"dir_{light}" for light in range(LIGHTS)), note=note)
+    packing = Packing(
+        Path(cache) if cache else folder / "packed",
+        check_scene,
+        partial(read_scene, level=level),
+        (LIGHTS, 3, *mip_size(level)),
+        f"multi_illumination, MIP {level}",
+        incomplete,
+    )
+    packed = {split: packing.pack(split, files) for split, files in parts.items()}
+    left_out += [name for part in packed.values() for name in part.left_out]
+    return SceneSplits(
+        **{split: part.scenes for split, part in packed.items()},
+        lights=tuple(f"dir_{light}" for light in range(LIGHTS)),
+        note=skipped_note(left_out),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -109,8 +118,7 @@ def find_scenes(folder: Path) -> dict[str, Path]:
         InputError: for two of one name.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("dir_0_mip*.jpg")):
-        place = path.parent
+    for place in sorted({path.parent for path in folder.rglob("dir_*_mip*.jpg")}):
         if found.setdefault(place.name, place) != place:
             raise InputError(f"two scenes are called {place.name}: {found[place.name]} and {place}; remove one")
     return found
@@ -132,10 +140,10 @@ def _usable(
 
 
 def scene_files(folder: Path, level: int, materials: bool = True) -> SceneFiles:
-    """The files that a scene at a level is made of, their sizes checked.
+    """The files that a scene at a level is made of.
 
     Raises:
-        InputError: naming the scene, for missing lights, a level that cannot be made, or files of a wrong size or kind.
+        InputError: naming the scene, for missing lights, or a level that cannot be made.
     """
     images: dict[int, dict[int, Path]] = {}
     maps: dict[int, Path] = {}
@@ -155,8 +163,6 @@ def scene_files(folder: Path, level: int, materials: bool = True) -> SceneFiles:
             f"scene {folder} has no materials_mip{level}.png; data.source.materials=false reads the images alone"
         )
     labels = _nearest(folder, "the map of materials", maps, level) if materials else None
-    for path in (*chosen, *([labels] if labels else [])):
-        _check_size(path)
     return SceneFiles(folder.name, tuple(chosen), labels)
 
 
@@ -169,6 +175,16 @@ def _nearest(folder: Path, what: str, levels: dict[int, Path], level: int) -> Pa
             f"scene {folder}: MIP {level} of {what} cannot be made from the smaller MIP {has} that is there"
         )
     return levels[max(larger)]
+
+
+def check_scene(scene: SceneFiles) -> None:
+    """Check sizes and kinds of a scene's files.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for path in (*scene.images, *([scene.materials] if scene.materials else [])):
+        _check_size(path)
 
 
 def _check_size(path: Path) -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import zlib
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib import format as npy
 from rich.progress import track
 from torch import Tensor
 
 from latentrobust.data.sources.scenes import Scenes
 from latentrobust.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+Incomplete = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -32,90 +35,140 @@ class SceneFiles:
     materials: Path | None = None
 
 
+class Packed(NamedTuple):
+    """Scenes of a split, and the names of those that were left out."""
+
+    scenes: Scenes
+    left_out: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Packing:
     """How scenes are packed.
 
     Args:
         folder: of the packed files.
+        check: raises `InputError` for a scene whose files do not fit; called for all of them before any is read.
         read: gives ``images [L, C, H, W]`` uint8 and ``materials [H, W]`` uint8 or None of a scene.
         shape: ``(L, C, H, W)`` of every scene.
         what: whatever else decides the values, for recognising files that were packed otherwise.
+        incomplete: ``"skip"`` leaves out scenes that cannot be used.
     """
 
     folder: Path
+    check: Callable[[SceneFiles], None] | None
     read: Callable[[SceneFiles], tuple[Tensor, Tensor | None]]
     shape: tuple[int, ...]
     what: str = ""
+    incomplete: Incomplete = "error"
 
-    def pack(self, split: str, scenes: Sequence[SceneFiles]) -> Scenes:
-        """The scenes as a memory map: found packed, or read (in parallel) and packed now. Nothing is half-written.
+    def pack(self, split: str, scenes: Sequence[SceneFiles]) -> Packed:
+        """The scenes as a memory map: found packed, or read (in parallel) and packed now.
+
+        Files are named by all that decides their values, so several processes may pack at once, and packs of other
+        settings stay. A file appears whole or not at all.
 
         Raises:
-            InputError: if the folder cannot be written, or a scene cannot be read.
+            InputError: if the folder cannot be written, or a scene cannot be used and none may be left out.
         """
-        about = self._about(scenes)
-        images, materials, index = (self.folder / f"{split}{end}" for end in (".npy", ".materials.npy", ".json"))
-        if not (index.is_file() and images.is_file() and json.loads(index.read_text()) == about):
+        stem = f"{split}-{self._fingerprint(scenes)}"
+        images, materials, index = (self.folder / f"{stem}{end}" for end in (".npy", ".materials.npy", ".json"))
+        if not index.is_file():  # written last
             try:
-                self._write(split, scenes, images, materials)
-                _replace(index, lambda partial: partial.write_text(json.dumps(about)))
+                self._write(split, scenes, images, materials, index)
             except OSError as error:
                 raise InputError(
                     f"cannot pack scenes into {self.folder} ({error.strerror or error}): name a folder with"
                     " data.source.cache=…"
                 ) from None
-        labels = torch.from_numpy(np.load(materials)) if about["materials"] else None
-        # Copy-on-write, for PyTorch has no read-only tensors; nothing writes.
-        stored = torch.from_numpy(np.load(images, mmap_mode="c"))
-        return Scenes(stored, labels, tuple(scene.name for scene in scenes))
-
-    def _about(self, scenes: Sequence[SceneFiles]) -> dict[str, Any]:
-        """What the packed files are made of; another size or date of any file makes it another."""
-        stamps = 0
-        for scene in scenes:
-            for path in (*scene.images, scene.materials):
-                if path is not None:
-                    found = path.stat()
-                    stamps = zlib.crc32(f"{path.name} {found.st_size} {found.st_mtime_ns}".encode(), stamps)
-        return {
-            "format": FORMAT,
-            "shape": list(self.shape),
-            "what": self.what,
-            "scenes": [scene.name for scene in scenes],
-            "materials": all(scene.materials is not None for scene in scenes),
-            "files": stamps,
-        }
-
-    def _write(self, split: str, scenes: Sequence[SceneFiles], images: Path, materials: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        labels = np.zeros((len(scenes), *self.shape[-2:]), np.uint8)
-        partial = images.with_name(f".{images.name}.partial")
+        about = json.loads(index.read_text())
         try:
-            file = open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(scenes), *self.shape))
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                read = track(
-                    pool.map(self.read, scenes), f"packing {split} scenes", len(scenes), disable=len(scenes) < 20
-                )
-                for row, (pictures, own) in enumerate(read):
-                    file[row] = pictures.numpy()
-                    if own is not None:
-                        labels[row] = own.numpy()
-            file.flush()
-            del file
-            os.replace(partial, images)
-        finally:
-            partial.unlink(missing_ok=True)
-        if all(scene.materials is not None for scene in scenes):
-            _replace(materials, lambda path: _save(path, labels))
+            # Copy-on-write, for PyTorch has no read-only tensors; nothing writes.
+            stored = torch.from_numpy(np.load(images, mmap_mode="c"))
+            labels = torch.from_numpy(np.load(materials)) if about["materials"] else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"the packed scenes {images} cannot be read ({error}): delete {index}") from None
+        return Packed(Scenes(stored, labels, tuple(about["scenes"])), tuple(about["left_out"]))
+
+    def _fingerprint(self, scenes: Sequence[SceneFiles]) -> str:
+        """Of the scenes, their files' sizes and dates, and how they are read."""
+        files = [[scene.name, *_stamps((*scene.images, scene.materials))] for scene in scenes]
+        about = [FORMAT, self.shape, self.what, self.incomplete, files]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+    def _write(self, split: str, scenes: Sequence[SceneFiles], images: Path, materials: Path, index: Path) -> None:
+        left_out: list[str] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            good = list(scenes)
+            if self.check is not None:
+                good = [scene for scene, _ in self._usable(pool, scenes, self.check, left_out)]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            names, labels = [], []
+            with _replacing(images) as file:
+                self._header(file, len(good))
+                rows = track(
+                    self._usable(pool, good, self.read, left_out), f"packing {split} scenes", len(good),
+                    disable=len(good) < 20,
+                )  # fmt: skip
+                for scene, (pictures, own) in rows:
+                    file.write(pictures.contiguous().numpy().tobytes())
+                    names.append(scene.name)
+                    labels.append(own)
+                if not names:
+                    raise InputError(f"none of the {len(scenes)} {split} scenes can be used: {', '.join(left_out[:5])}")
+                file.seek(0)
+                self._header(file, len(names))
+        has_maps = labels[0] is not None
+        if has_maps:
+            with _replacing(materials) as file:
+                np.save(file, torch.stack(labels).numpy())
+        with _replacing(index) as file:
+            about = {"scenes": names, "left_out": left_out, "materials": has_maps}
+            file.write(json.dumps(about).encode())
+
+    def _usable(
+        self,
+        pool: ThreadPoolExecutor,
+        scenes: Sequence[SceneFiles],
+        work: Callable[[SceneFiles], Any],
+        left_out: list[str],
+    ) -> Iterator[tuple[SceneFiles, Any]]:
+        """Scenes with what ``work`` makes of them, in order, a few ahead; those that it refuses may be left out."""
+        ahead = 2 * (os.cpu_count() or 1)
+        for start in range(0, len(scenes), ahead):
+            part = scenes[start : start + ahead]
+            for scene, job in [(scene, pool.submit(work, scene)) for scene in part]:
+                try:
+                    result = job.result()
+                except InputError:
+                    if self.incomplete == "error":
+                        raise
+                    left_out.append(scene.name)
+                else:
+                    yield scene, result
+
+    def _header(self, file: IO[bytes], count: int) -> None:
+        # NumPy pads it so that another count takes the same room.
+        shape = (count, *self.shape)
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save would add an ending to the name
-        np.save(file, array)
+def _stamps(paths: Sequence[Path | None]) -> list[Any]:
+    stamps = []
+    for path in paths:
+        if path is not None:
+            found = path.stat()
+            stamps.append([path.name, found.st_size, found.st_mtime_ns])
+    return stamps
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes its place when all of it is written."""
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "wb") as file:
+            yield file
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from latentrobust.data.sources.packed import Packing, SceneFiles
-from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
+from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles
+from latentrobust.data.sources.scenes import SceneSplits, decoded, resized, skipped_note
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 
 
 def scene_folder(
@@ -24,21 +26,21 @@ def scene_folder(
     validation: int | Sequence[str] = 1,
     test: int | Sequence[str] = 1,
     size: Sequence[int] | None = None,
-    incomplete: Literal["error", "skip"] = "error",
+    incomplete: Incomplete = "error",
     cache: str | None = None,
     split_seed: int = 0,
 ) -> SceneSplits:
     """Scenes from ``<folder>/<scene>/<light>.png`` (or jpg, bmp, tif, webp), packed into memory-mapped files.
 
-    The first scene, in the order of names, says which lights there are (the files' names without endings), how large
-    images are, and whether they are grey or colour; all others must be alike.
+    Most scenes decide which lights there are (the files' names without endings), how large images are, and whether they
+    are grey or colour; the others must be like them.
 
     Args:
         folder: of the scenes.
         validation: how many scenes to set aside, drawn by ``split_seed``; or their names.
         test: the same for testing.
         size: height and width to shrink images to, by area; null leaves them.
-        incomplete: ``"skip"`` leaves out scenes that are not like the first.
+        incomplete: ``"skip"`` leaves out scenes that are not like the others.
         cache: folder for the packed files; null for ``.packed`` below ``folder``.
         split_seed: of the scenes that are set aside.
 
@@ -53,64 +55,80 @@ def scene_folder(
     found = {path.name: path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")}
     if not found:
         raise InputError(f"data.source.folder={folder} has no folders of scenes in it")
-    first = _Kind.of(next(iter(found.values())))
+    kind = _usual(list(found.values()))
     usable, left_out = [], []
     for name, path in found.items():
         try:
-            usable.append(first.files(path))
+            usable.append(_checked(_files(path, kind), kind))
         except InputError:
             if incomplete == "error":
                 raise
             left_out.append(name)
     parts = _split(usable, validation, test, split_seed)
-    target = first.size if size is None else (int(size[0]), int(size[1]))
-    if target[0] > first.size[0] or target[1] > first.size[1]:
-        raise InputError(
-            f"data.source.size={list(target)} is larger than the images, {list(first.size)}: they can shrink"
-        )
+    target = _target(size, kind.size)
     packing = Packing(
         Path(cache) if cache else place / ".packed",
-        partial(_read, mode=first.mode, size=target),
-        (len(first.lights), 1 if first.mode == "L" else 3, *target),
-        f"{place.resolve()}",
+        None,  # done above: scenes are set aside by number
+        partial(_read, mode="L" if kind.grey else "RGB", size=target),
+        (len(kind.lights), 1 if kind.grey else 3, *target),
+        f"scene_folder {place.resolve()}",
+        incomplete,
     )
-    note = f"{len(left_out)} scenes were left out: {', '.join(left_out[:5])}." if left_out else ""
+    packed = {split: packing.pack(split, files) for split, files in parts.items()}
+    left_out += [name for part in packed.values() for name in part.left_out]
     return SceneSplits(
-        **{split: packing.pack(split, files) for split, files in parts.items()}, lights=first.lights, note=note
+        **{split: part.scenes for split, part in packed.items()}, lights=kind.lights, note=skipped_note(left_out)
     )
 
 
-class _Kind:
-    """What all scenes have in common: lights, size ``(H, W)``, mode."""
+class _Kind(NamedTuple):
+    """What scenes have in common: lights, size ``(H, W)``, grey or colour."""
 
-    def __init__(self, lights: tuple[str, ...], size: tuple[int, int], mode: str) -> None:
-        self.lights, self.size, self.mode = lights, size, mode
+    lights: tuple[str, ...]
+    size: tuple[int, int]
+    grey: bool
 
-    @classmethod
-    def of(cls, folder: Path) -> _Kind:
-        files = _images(folder)
-        if len(files) < 2:
-            raise InputError(f"scene {folder} has {len(files)} images: pairs need two lights or more")
-        size, mode = _header(next(iter(files.values())))
-        return cls(tuple(files), size, mode)
+    def __str__(self) -> str:
+        return f"{self.size[1]}×{self.size[0]} and {'grey' if self.grey else 'colour'}"
 
-    def files(self, folder: Path) -> SceneFiles:
-        """The files of a scene, if it is of this kind."""
-        found = _images(folder)
-        if missing := [light for light in self.lights if light not in found]:
+
+def _usual(folders: Sequence[Path]) -> _Kind:
+    """The kind that most scenes are of, judged by the names of their files and their first image."""
+    kinds: Counter[_Kind] = Counter()
+    for folder in folders:
+        try:
+            files = _images(folder)
+            if len(files) >= 2:
+                kinds[_Kind(tuple(files), *_header(next(iter(files.values()))))] += 1
+        except InputError:  # told when its turn comes
+            continue
+    if not kinds:
+        raise InputError(f"no scene in {folders[0].parent} has two images or more: pairs need two lights")
+    return kinds.most_common(1)[0][0]
+
+
+def _files(folder: Path, kind: _Kind) -> SceneFiles:
+    """The files of a scene, which must have the lights of its kind and no others."""
+    found = _images(folder)
+    missing = [light for light in kind.lights if light not in found]
+    surplus = [light for light in found if light not in kind.lights]
+    if missing or surplus:
+        parts = ["lacks " + ", ".join(missing)] * bool(missing) + ["has also " + ", ".join(surplus)] * bool(surplus)
+        raise InputError(
+            f"scene {folder} {' and '.join(parts)}, unlike most scenes; data.source.incomplete=skip leaves it out"
+        )
+    return SceneFiles(folder.name, tuple(found[light] for light in kind.lights))
+
+
+def _checked(scene: SceneFiles, kind: _Kind) -> SceneFiles:
+    """The scene itself; refuse one with an image of another kind."""
+    for path in scene.images:
+        own = _Kind(kind.lights, *_header(path))
+        if own != kind:
             raise InputError(
-                f"scene {folder} lacks {', '.join(missing)}, which the first scene has; data.source.incomplete=skip"
-                " leaves it out"
+                f"{path} is {own}, most scenes are {kind}; data.source.incomplete=skip leaves its scene out"
             )
-        for light in self.lights:
-            size, mode = _header(found[light])
-            if size != self.size or mode != self.mode:
-                kinds = {"L": "grey", "RGB": "colour"}
-                raise InputError(
-                    f"{found[light]} is {size[1]}×{size[0]} and {kinds[mode]}, the first scene"
-                    f" {self.size[1]}×{self.size[0]} and {kinds[self.mode]}"
-                )
-        return SceneFiles(folder.name, tuple(found[light] for light in self.lights))
+    return scene
 
 
 def _images(folder: Path) -> dict[str, Path]:
@@ -126,13 +144,26 @@ def _images(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """Height and width, and ``"L"`` for grey or ``"RGB"`` for anything else."""
+def _header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Height and width, and whether it is grey."""
     try:
         with Image.open(path) as picture:
-            return (picture.height, picture.width), "L" if picture.mode in ("1", "L", "LA") else "RGB"
+            size, mode = (picture.height, picture.width), picture.mode
     except OSError as error:
         raise InputError(f"{path} is not an image: {error}") from None
+    if mode not in GREY + COLOUR:
+        raise InputError(f"{path} has pixels of type {mode}: save it with 8 or 16 bits a channel")
+    return size, mode in GREY
+
+
+def _target(size: Sequence[int] | None, own: tuple[int, int]) -> tuple[int, int]:
+    if size is None:
+        return own
+    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
+        raise InputError(f"data.source.size must be [height, width], got {list(size)}")
+    if size[0] > own[0] or size[1] > own[1]:
+        raise InputError(f"data.source.size={list(size)} is larger than the images, {list(own)}: they can only shrink")
+    return int(size[0]), int(size[1])
 
 
 def _read(scene: SceneFiles, mode: str, size: tuple[int, int]) -> tuple[Tensor, None]:
@@ -145,10 +176,9 @@ def _split(
     """Named scenes first, then as many drawn as were asked for; the rest is for training."""
     by_name = {scene.name: scene for scene in scenes}
     free = [scenes[row].name for row in random.permutation(seed, len(scenes)).tolist()]
-    parts: dict[str, list[SceneFiles]] = {}
     wanted = {"test": test, "validation": validation}
-    named = {split: list(names) for split, names in wanted.items() if not isinstance(names, int)}
-    for split, names in named.items():
+    chosen = {split: list(names) for split, names in wanted.items() if not isinstance(names, int)}
+    for split, names in chosen.items():
         unknown = [name for name in names if name not in free]
         if unknown or not names:
             raise InputError(
@@ -159,11 +189,9 @@ def _split(
         if isinstance(count, int):
             if count < 1:
                 raise InputError(f"data.source.{split} must be positive, got {count}")
-            named[split], free = free[:count], free[count:]
-    if not free or not all(named.values()):
+            chosen[split], free = free[:count], free[count:]
+    if not free or not all(chosen.values()):
         raise InputError(
             f"{len(scenes)} scenes are too few: each split needs one (data.source.validation, data.source.test)"
         )
-    for split, names in {**named, "train": free}.items():
-        parts[split] = [by_name[name] for name in sorted(names)]
-    return parts
+    return {split: [by_name[name] for name in sorted(names)] for split, names in {**chosen, "train": free}.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +40,18 @@ class SceneSplits(NamedTuple):
 def decoded(path: Path, mode: str | None) -> Tensor:
     """Pixels of a file: uint8 ``[C, H, W]`` in a mode (``RGB``, ``L``), or indices ``[H, W]`` as they are.
 
+    16 bits of grey become 8.
+
     Raises:
         InputError: if it cannot be read.
     """
     try:
         with Image.open(path) as picture:
-            array = np.array(picture if mode is None else picture.convert(mode))
-    except OSError as error:
+            array = np.array(picture if mode is None or picture.mode.startswith("I;16") else picture.convert(mode))
+    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG
         raise InputError(f"{path} cannot be read: {error}") from None
+    if array.dtype == np.uint16:
+        array = np.rint(array / 257).astype(np.uint8)
     if mode is None:
         return torch.from_numpy(array)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
@@ -57,3 +62,8 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None].float(), size, mode="area")[0].round().to(torch.uint8)
+
+
+def skipped_note(names: Sequence[str]) -> str:
+    """What reports say of scenes that were left out."""
+    return f"{len(names)} scenes were left out: {', '.join(names[:5])}." if names else ""
