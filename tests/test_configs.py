@@ -68,6 +68,7 @@ def test_experiments_that_learn_a_set_build(composed, experiment):
         assert learner.learning_rate.schedule.epochs[-1] == learner.beta.epochs[-1] == cfg.trainer.max_epochs
     assert instantiate(cfg.data, _convert_="all").name == cfg.data.name
     assert {callback._target_ for callback in cfg.callbacks.values()}
+    assert cfg.trainer.max_epochs % cfg.trainer.check_val_every_n_epoch == 0, "the last epoch would not be validated"
 
 
 def test_table_4_schedules(composed):
@@ -161,6 +162,7 @@ def test_experiments_that_train_models_build(composed, experiment):
         shape = next(shape for shape in _image_shapes(cfg) if shape[0] == colours)
         if variant.model.name == "segmentation_unet":
             variant.model.channels = [4, 4, 4]
+        assert variant.trainer.max_epochs % variant.trainer.check_val_every_n_epoch == 0
         task = instantiate(variant.task, perturbations=PixelBall(shape), _convert_="all").eval()
         classes = (
             (36, *shape[1:])

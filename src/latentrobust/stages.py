@@ -33,6 +33,9 @@ def learn_set(cfg: DictConfig, shared: Session, folder: Path) -> tuple[Perturbat
     """
     if cfg.ckpt_path is not None:
         _check_resumable(cfg.ckpt_path, sets.CHECKPOINT_KEY)
+        if cfg.learner.get("init_from") is not None:
+            with open_dict(cfg):
+                cfg.learner.init_from = None  # the weights are the checkpoint's
     learner: Any = instantiate(cfg.learner, _convert_="all")
     trainer = shared.trainer(cfg)
     _fit(trainer, learner, shared, cfg.ckpt_path)

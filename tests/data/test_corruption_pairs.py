@@ -8,7 +8,8 @@ import torch
 
 from latentrobust.data.__main__ import main
 from latentrobust.data.corrupted import Corrupted, Plan, write_corrupted
-from latentrobust.data.corruptions import CorruptionGrid, CorruptionsDataModule, OneCorruption, to_levels
+from latentrobust.data.corruption_grid import CorruptionGrid
+from latentrobust.data.corruptions import CorruptionsDataModule, OneCorruption, to_levels
 from latentrobust.data.sources import photos
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError

@@ -141,5 +141,9 @@ def test_a_task_that_does_not_fit_the_labels_is_refused(run, chain):
     row = ["experiment=synthetic_illumination/adversarial", *TINY, f"perturbation_set.path={chain.folder}"]
     with pytest.raises(InputError, match="choose task=segmentation"):
         run("task", *row, "task=classification", "task.select_on=clean")
+    with pytest.raises(InstantiationException, match=r"objective=consistency compares"):
+        run("views", *row, "objective=consistency")
+    with pytest.raises(InputError, match="RGB images one by one"):
+        run("grid", *row, "evaluation/accuracy=cifar10c_grid")
     with pytest.raises(InstantiationException, match=r"use data.joint instead"):
         run("moved", *row, "image_augmentation@task.augmentation=common")

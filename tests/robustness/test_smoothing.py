@@ -14,13 +14,13 @@ from torch import nn
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import CVAESet, PixelBall
 from latentrobust.robustness.attacks import PGD
-from latentrobust.robustness.smoothing import ABSTAIN, SmoothedModel, level_for
+from latentrobust.robustness.smoothing import ABSTAIN, Certificate, SmoothedModel, level_for
 from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
     certified_radius,
     count_p_values,
-    holm,
+    holm_rejections,
     lower_bound,
     noise_level,
     required_count,
@@ -292,12 +292,26 @@ def test_certificates_of_pixels_are_sound_each_and_all_of_an_image_at_once():
 def test_holm_agrees_with_statsmodels_and_never_rejects_less_than_bonferroni():
     generator = np.random.default_rng(0)
     p = generator.uniform(0, 1, (10, 30)) ** 9
-    ours = holm(p, 0.05)
-    for row, rejected in zip(p, ours, strict=True):
-        np.testing.assert_array_equal(rejected, multipletests(row, 0.05, "holm")[0])
-    bonferroni = p <= 0.05 / 30
-    assert (ours | ~bonferroni).all()
-    assert (ours & ~bonferroni).any()
+    p.sort(-1)
+    ours = holm_rejections(p, 0.05)
+    for row, rejections in zip(p, ours, strict=True):
+        np.testing.assert_array_equal(np.arange(30) < rejections, multipletests(row, 0.05, "holm")[0])
+    bonferroni = (p <= 0.05 / 30).sum(-1)
+    assert (ours >= bonferroni).all()
+    assert (ours > bonferroni).any()
+
+
+def test_pixels_certified_together_are_those_that_holm_rejects():
+    """Counts with ties, and positions that abstain, through a call of statsmodels for each image."""
+    k = torch.tensor([[100, 100, 97, 60, 40], [100, 92, 92, 92, 99], [50, 55, 60, 45, 52]])
+    counts = torch.stack([100 - k, k], 1)
+    prediction = torch.where(k > 64, 1, ABSTAIN)
+    zeros = torch.zeros(3, 5)
+    found = Certificate(prediction, zeros, zeros, counts, torch.tensor([100] * 3), 1.0, Fixed(100, 0.05))
+    for radius in (0.0, 0.5, 1.0, 1.4):
+        p = count_p_values(torch.where(prediction == 1, k, 0).numpy(), 100, level_for(radius, 1.0))
+        expected = np.stack([multipletests(row, 0.05, "holm")[0] for row in p])
+        np.testing.assert_array_equal(found.certified_together(radius).numpy(), expected)
 
 
 def test_p_values_of_counts_decide_as_the_bounds_do():

@@ -20,7 +20,7 @@ SIZE: dict[str, Any] = {"image_shape": [3, 125, 187], "pool": [[125, 187], [62, 
 MODEL: dict[str, Any] = {"classes": 36}
 BATCH = {"cpu": 2, "cuda": 64}
 DRAWS = {"cpu": 4, "cuda": 64}
-SCENES, EPOCHS, STEPS_AN_EPOCH = 960, 1000, 15  # of the paper's schedule, at batch 64
+SCENES, EPOCHS = 960, 1000  # of the paper's schedule, each scene once an epoch
 RADIUS, SIGMA = 17.0, 6.9
 
 

@@ -150,6 +150,11 @@ class PairsDataModule(pl.LightningDataModule):
         return False
 
     @property
+    def first_kind(self) -> int:
+        """The kind of the pair by which an image outside training is asked about once; a place in `kinds`."""
+        return 0
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Of the classes, where they are known."""
         return ()

@@ -28,7 +28,7 @@ class ScenesDataModule(PairsDataModule):
         source: called without arguments, gives `SceneSplits`.
         name: of the data.
         train_light: number of the light that the first half of every training pair has; null draws it.
-        test_light: the same for validation and test pairs.
+        test_light: the same for validation and test pairs; it is then no target.
         targets: validation and test have so many lights a scene, spread over all of them; null for all.
         joint: augmentations of training pairs by name; both images and the map of materials change alike.
         ignore_other: leave pixels of the class "Other" out of losses and accuracies.
@@ -74,7 +74,6 @@ class ScenesDataModule(PairsDataModule):
         self.lights = {"train": train_light, "validation": test_light, "test": test_light}
         self.targets, self.validation_size = targets, validation_size
         self.joint, self.ignore_other, self.resident = dict(joint or {}), ignore_other, resident
-        self.names: dict[str, tuple[str, ...]] = {}
         self._shown = torch.zeros(0, dtype=torch.int64)
 
     def setup(self, stage: str | None = None) -> None:
@@ -87,8 +86,7 @@ class ScenesDataModule(PairsDataModule):
         for setting, light in (("train_light", self.lights["train"]), ("test_light", self.lights["test"])):
             if light is not None and not 0 <= light < count:
                 raise InputError(f"data.{setting}={light}: the scenes have lights 0 to {count - 1}")
-        wanted = min(self.targets or count, count)
-        self._shown = torch.arange(wanted) * count // wanted
+        self._shown = self._targets(count)
         train = found.train
         order = random.permutation(self.split_seed, len(train.names))
         if self.train_size is not None:
@@ -102,6 +100,12 @@ class ScenesDataModule(PairsDataModule):
         self._keep("validation", found.validation, self.validation_size)
         self._keep("test", found.test, self.test_size)
 
+    def _targets(self, count: int) -> Tensor:
+        """The lights of the second half of validation and test pairs: spread over all but the first half's."""
+        lights = torch.tensor([light for light in range(count) if light != self.lights["test"]])
+        wanted = min(self.targets or len(lights), len(lights))
+        return lights[torch.arange(wanted) * len(lights) // wanted]
+
     def _keep(self, split: str, scenes: Scenes, limit: int | None = None) -> None:
         part = slice(0, limit)
         if split != "train":
@@ -109,7 +113,6 @@ class ScenesDataModule(PairsDataModule):
         materials = scenes.materials
         if materials is None:
             materials = torch.zeros(len(scenes.names), dtype=torch.uint8)
-        self.names[split] = tuple(scenes.names[row] for row in self.rows[split].tolist())
         # Sliced, not gathered: images may lie on disk.
         self.splits[split] = Split(scenes.images[part], materials[part])
 
@@ -118,6 +121,12 @@ class ScenesDataModule(PairsDataModule):
         """Of one image."""
         self.setup()
         return tuple(self.splits["train"].images.shape[2:])
+
+    @property
+    def first_kind(self) -> int:
+        """The first target light."""
+        self.setup()
+        return int(self._shown[0])
 
     @property
     def per_pixel(self) -> bool:
@@ -179,7 +188,11 @@ class ScenesDataModule(PairsDataModule):
         """The first scenes of a split, each with another light."""
         self.setup()
         number = torch.arange(min(count, len(self.rows[split])), device=device)
-        return self.pairs(split, number) if split == "train" else self._pairs(split, number, number % len(self.kinds))
+        return (
+            self.pairs(split, number)
+            if split == "train"
+            else self._pairs(split, number, self._shown.to(device)[number % len(self._shown)])
+        )
 
     def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Pairs:
         """Pairs outside training: the first half's light belongs to scene and target."""

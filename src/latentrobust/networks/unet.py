@@ -55,11 +55,15 @@ class Up(nn.Module):
         return F.conv2d(skip, convolution.weight[:, : skip.shape[1]], padding=1)
 
     def finished(self, begun: Tensor, extra: Tensor, below: Tensor) -> Tensor:
-        """`forward` for a skip connection that consists of what `begun` has seen and of ``extra`` channels."""
+        """`forward` for a skip connection that consists of what `begun` has seen and of ``extra`` channels.
+
+        ``begun`` may be of B images, and the others of S draws of each, ``[S·B, …]``, the images innermost.
+        """
         convolution = self._first
         rest = torch.cat([extra, enlarge(below, begun.shape[-2:])], 1)
         # A convolution is linear: what does not change between calls need not be convolved again.
-        hidden = begun + F.conv2d(rest, convolution.weight[:, -rest.shape[1] :], convolution.bias, padding=1)
+        hidden = F.conv2d(rest, convolution.weight[:, -rest.shape[1] :], convolution.bias, padding=1)
+        hidden.unflatten(0, (-1, len(begun))).add_(begun)
         return self.conv.double_conv[1:](hidden)
 
     @property

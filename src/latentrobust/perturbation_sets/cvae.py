@@ -77,9 +77,6 @@ class CVAESetAt(SetAt):
         return self.posterior(x_tilde).kl(self.prior)
 
     def _generate(self, z: Tensor) -> Tensor:
-        if z.dim() == 1 + len(self.ball.shape):
-            return self.network.generate_from(self._conditions, z)
         draws = z.shape[: -1 - len(self.ball.shape)]
-        spread = [tensor.expand(*draws, *tensor.shape).flatten(0, len(draws)) for tensor in self._conditions]
-        images = self.network.generate_from(spread, z.flatten(0, len(draws)))
-        return images.unflatten(0, (*draws, len(self.x)))
+        images = self.network.generate_from(self._conditions, z.flatten(0, len(draws)))
+        return images.unflatten(0, (*draws, len(self.x))) if draws else images

@@ -32,6 +32,7 @@ from latentrobust.transforms import random
 PERCENTILES = (25, 50, 75)
 # What an example's key is used for, so that no two metrics share their noise.
 EXPECTED, OVER, RECONSTRUCTION, LIKELIHOOD = 0, 1, 2, 3
+VALUES_AT_ONCE = 1 << 24  # of decoded images, in one pass
 ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
 
 
@@ -54,7 +55,8 @@ def expected_error(
     s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, draws: int, keys: Tensor
 ) -> Tensor:
     """Expected approximation error ``[B]``: the mean over draws from the set's prior."""
-    return measure(s.decode(s.sample(draws, random.fold_in(keys, EXPECTED), ball)), x_tilde).mean(0)
+    u = s.sample(draws, random.fold_in(keys, EXPECTED), ball)
+    return torch.cat([measure(s.decode(part), x_tilde) for part in u.split(_at_once(x_tilde))]).mean(0)
 
 
 def over_error(
@@ -68,7 +70,7 @@ def over_error(
 
 
 def log_likelihood(
-    s: SetAt, x_tilde: Tensor, ball: LatentBall, likelihood: Likelihood, *, draws: int, keys: Tensor, at_once: int = 8
+    s: SetAt, x_tilde: Tensor, ball: LatentBall, likelihood: Likelihood, *, draws: int, keys: Tensor
 ) -> Tensor:
     """Definition 2: ``log E_u[p(x̃ | g(u, x))]`` over the truncated prior, in nats an image: ``[B]``.
 
@@ -76,12 +78,17 @@ def log_likelihood(
     """
     u = s.sample(draws, keys, ball)
     terms = []
-    for part in u.split(at_once):
+    for part in u.split(_at_once(x_tilde)):
         loss = pixel_loss(likelihood, s.decode(part), x_tilde).sum(IMAGE_DIMS)
         if likelihood == "gaussian":
             loss = loss / 2 + math.prod(x_tilde.shape[1:]) * math.log(2 * math.pi) / 2
         terms.append(-loss)
     return torch.cat(terms).logsumexp(0) - math.log(draws)
+
+
+def _at_once(x_tilde: Tensor) -> int:
+    """Draws that are decoded together: few of large images, whose feature maps would fill the memory."""
+    return min(max(VALUES_AT_ONCE // x_tilde.numel(), 1), 8)
 
 
 @dataclass(frozen=True)

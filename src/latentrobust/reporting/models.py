@@ -20,6 +20,7 @@ from latentrobust.tasks.robustness import ModelTest
 CAPTIONS = {
     "robust_accuracy": "Share of test images on which the model stays right whatever the attacks found within the"
     " radius. A smaller radius is a smaller set. An attack that finds nothing proves nothing: the truth may be lower.",
+    "accuracy_by_kind": "Share of test images that are classified correctly under each kind of perturbation.",
     "smallest_offset": "How long the shortest offset is that was found to fool the model, at the radii that were"
     " attacked; the curve ends at the share of images that could be fooled.",
     "certified_pixels": "Share of pixels whose class is right and certified up to the radius, under two statements:"
@@ -120,6 +121,10 @@ def _note(attacked: list[ModelTest], certified: list[ModelTest]) -> str:
             f" n₀ = {settings.n0}, n = {settings.n}, α = {settings.alpha:g}"
             f"{', adaptive with the same guarantee' if settings.adaptive else ''}."
         )
+        table = test.certificate_table
+        if isinstance(table, PixelCertificates):
+            reach = "; ".join(f"{radius:.3g} for {meaning}" for meaning, radius in table.reach(test.pixels).items())
+            parts.append(f"No certificate can reach farther than its draws allow: {reach}.")
     return " ".join(parts)
 
 
@@ -132,7 +137,7 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
             name or "model": {radius: test.metrics[f"robust/eps={radius:g}"] for radius in test.radii}
             for name, test in attacked.items()
         }
-        drawn["robust_accuracy"] = (figures.robust_accuracy(curves), CAPTIONS["robust_accuracy"])
+        drawn["robust_accuracy"] = (figures.robust_accuracy(curves), _caption("robust_accuracy", tests))
     if attacked and not _per_pixel(tests):
         sizes = {name or "model": test.tables["robust"]["smallest_fooling_norm"] for name, test in attacked.items()}
         largest = max(max(test.radii) for test in attacked.values())
@@ -178,8 +183,7 @@ def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
         if "kinds" in test.tables
     }
     if of_kinds:
-        caption = "Share of test images that are classified correctly under each kind of perturbation in the data."
-        drawn["accuracy_by_kind"] = (figures.accuracy_by_kind(of_kinds), caption)
+        drawn["accuracy_by_kind"] = (figures.accuracy_by_kind(of_kinds), _caption("accuracy_by_kind", tests))
     grids = {name: test.corruptions.grid for name, test in tests.items() if test.corruptions is not None}
     if any(len(grid.severities) > 1 for grid in grids.values()):
         of_severities = {
@@ -239,6 +243,10 @@ def _certified_pixels(certified: Mapping[str, ModelTest]) -> Figure:
     perturbations = next(iter(certified.values())).perturbations
     assert perturbations is not None
     return segmentation.certified_pixels(curves, radii, perturbations.ball.radius)
+
+
+def _caption(figure: str, tests: Mapping[str, ModelTest]) -> str:
+    return f"{CAPTIONS[figure]}{' Of pixels: the mean share that is right.' if _per_pixel(tests) else ''}"
 
 
 def _per_pixel(tests: Mapping[str, ModelTest]) -> bool:

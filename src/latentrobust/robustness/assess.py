@@ -109,7 +109,7 @@ def assess(
         if part
     }
     metrics = {
-        f"accuracy/{name}": float(column.astype(np.float64).mean())
+        f"accuracy/{name}": float(np.nanmean(column.astype(np.float64)))
         for name, column in tables["accuracy"].items()
         if name != "index"
     }

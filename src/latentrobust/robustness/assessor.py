@@ -272,8 +272,8 @@ class Assessor:
         for radius, name in self.radii.items():
             right = np.stack([table[f"{attack}/eps={radius:g}"] for attack in self.robust.attacks]).astype(np.float64)
             for attack, column in zip(self.robust.attacks, right, strict=True):
-                metrics[f"robust/{attack}/eps={radius:g}"] = float(column.mean())
-            metrics[f"robust/eps={radius:g}"] = worst = float(right.min(0).mean())
+                metrics[f"robust/{attack}/eps={radius:g}"] = float(np.nanmean(column))
+            metrics[f"robust/eps={radius:g}"] = worst = float(np.nanmean(right.min(0)))
             if name:
                 metrics[f"robust/{name}"] = worst
         metrics["robust/examples"] = float(len(table["margin"]))

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from latentrobust.robustness.criteria import over_positions
+from latentrobust.robustness.criteria import share
 from latentrobust.robustness.smoothing import ABSTAIN, Certificate, level_for
 from latentrobust.robustness.statistics import Procedure, certified_radius, lower_bound
 
@@ -95,6 +95,15 @@ class PixelCertificates:
         )
         return [float(radius) for radius in np.linspace(0, largest, POINTS)]
 
+    def reach(self, pixels: int) -> dict[str, float]:
+        """The largest radius that either statement can certify, all draws agreeing, for images of so many pixels."""
+        found = {"each pixel on its own": self.curve[-1]}
+        if self.together:
+            ((total, alpha),) = self.procedure.looks
+            bound = lower_bound(total, total, alpha / pixels)
+            found["all pixels of an image at once"] = float(certified_radius(bound, self.sigma))
+        return found
+
     @property
     def together(self) -> bool:
         """Whether there are certificates of all pixels at once."""
@@ -109,11 +118,11 @@ class PixelCertificates:
         return ("right", "abstained", "draws", *targets, *curve)
 
     def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
-        """Shares of the pixels whose label is not negative."""
+        """Shares of the pixels whose label is not negative; NaN for an image without any."""
         right = found.prediction == y  # an abstention is −1, and so is a label that does not count
         rows = {
-            "right": over_positions(right.double(), y),
-            "abstained": over_positions((found.prediction == ABSTAIN).double(), y),
+            "right": share(right, y),
+            "abstained": share(found.prediction == ABSTAIN, y),
             "draws": found.draws,
         }
         statements = {"certified": found.certified}
@@ -121,29 +130,29 @@ class PixelCertificates:
             statements["certified_image"] = found.certified_together
         for statement, holds in statements.items():
             for radius in self.targets:
-                rows[f"{statement}/eps={radius:g}"] = over_positions((right & holds(radius)).double(), y)
+                rows[f"{statement}/eps={radius:g}"] = share(right & holds(radius), y)
             for number, radius in enumerate(self.curve):
-                rows[f"curve/{statement}/{number}"] = over_positions((right & holds(radius)).double(), y)
+                rows[f"curve/{statement}/{number}"] = share(right & holds(radius), y)
         return {name: rows[name] for name in self.columns}
 
     def metrics(self, table: Table) -> dict[str, float]:
         """Certified accuracy of pixels by radius under both statements, smoothed accuracy, abstentions, draws."""
         metrics = {
-            "smoothed/clean": float(table["right"].mean()),
-            "smoothed/abstained": float(table["abstained"].mean()),
+            "smoothed/clean": float(np.nanmean(table["right"])),
+            "smoothed/abstained": float(np.nanmean(table["abstained"])),
             "smoothed/sigma": self.sigma,
             "certified/draws": float(table["draws"].mean()),
             "certified/examples": float(len(table["right"])),
         }
         for statement in ("certified", *["certified_image"] * self.together):
             for radius, name in self.targets.items():
-                metrics |= _named(statement, radius, name, float(table[f"{statement}/eps={radius:g}"].mean()))
+                metrics |= _named(statement, radius, name, float(np.nanmean(table[f"{statement}/eps={radius:g}"])))
         return metrics
 
     def curves(self, table: Table) -> dict[str, list[float]]:
         """Certified accuracy at the radii of `curve`, by statement."""
         return {
-            statement: [float(table[f"curve/{statement}/{number}"].mean()) for number in range(POINTS)]
+            statement: [float(np.nanmean(table[f"curve/{statement}/{number}"])) for number in range(POINTS)]
             for statement in ("certified", *["certified_image"] * self.together)
         }
 

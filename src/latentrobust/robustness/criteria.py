@@ -39,6 +39,12 @@ def over_positions(values: Tensor, y: Tensor) -> Tensor:
     return torch.where(counted, values, 0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
 
 
+def share(right: Tensor, y: Tensor) -> Tensor:
+    """`over_positions` of what is true or false; NaN for an image in which no pixel counts."""
+    values = over_positions(right.to(torch.float64), y)
+    return values if y.dim() == 1 else values.where((y >= 0).flatten(1).any(1), torch.nan)
+
+
 def answer(model: nn.Module, images: Tensor) -> Tensor:
     """What ``model`` makes of ``images [B, *image]``.
 
@@ -105,16 +111,16 @@ class PixelAccuracy:
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """Shares of right pixels among those that count, minus the threshold: ``[N]``."""
-        return self.accuracy(logits, y) - self.threshold
+        score = self.accuracy(logits, y) - self.threshold
+        return score.where(score.isfinite(), torch.inf)  # nothing there can be made wrong
 
     def accuracy(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Shares of right pixels among those that count: ``[N]``."""
-        right = logits.argmax(1) == y
-        return over_positions(right.to(torch.promote_types(logits.dtype, torch.float32)), y)
+        """Shares of right pixels among those that count, NaN where none does: ``[N]``."""
+        return share(logits.argmax(1) == y, y).to(torch.promote_types(logits.dtype, torch.float32))
 
     def remaining(self, score: Tensor) -> Tensor:
-        """The share of right pixels."""
-        return score + self.threshold
+        """The share of right pixels, NaN where none counts."""
+        return (score + self.threshold).where(score.isfinite(), torch.nan)
 
     def check(self, logits: Tensor, y: Tensor) -> None:
         """Logits ``[N, K, H, W]``, labels ``[N, H, W]`` below K."""

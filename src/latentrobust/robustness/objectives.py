@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.errors import InputError
-from latentrobust.robustness.criteria import cross_entropy
+from latentrobust.robustness.criteria import cross_entropy, over_positions
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation
 
@@ -80,14 +80,14 @@ class Trades:
         """The divergence from the clean prediction."""
         with torch.no_grad():
             clean = model(x).log_softmax(1)
-        return lambda logits: _divergence(clean, logits.log_softmax(1))
+        return lambda logits: _divergence(clean, logits.log_softmax(1), targets)
 
     def __call__(
         self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
     ) -> Step:
         """Two passes of the model."""
         clean, logits = model(x), model(perturbed)
-        divergence = _divergence(clean.log_softmax(1), logits.log_softmax(1))
+        divergence = _divergence(clean.log_softmax(1), logits.log_softmax(1), targets)
         return Step(cross_entropy(clean, targets) + self.beta * divergence, logits)
 
 
@@ -117,11 +117,10 @@ class Consistency(Standard):
         logits = model(torch.cat([perturbed, *views])).chunk(3)
         probabilities = [part.softmax(1) for part in logits]
         mixture = (sum(probabilities[1:], probabilities[0]) / 3).clamp(1e-7, 1).log()
-        divergence = torch.stack([_divergence(part.log_softmax(1), mixture) for part in logits]).mean(0)
+        divergence = torch.stack([_divergence(part.log_softmax(1), mixture, targets) for part in logits]).mean(0)
         return Step(cross_entropy(logits[0], targets) + self.weight * divergence, logits[0])
 
 
-def _divergence(clean: Tensor, perturbed: Tensor) -> Tensor:
-    """``KL(clean ‖ perturbed)`` of log-probabilities ``[N, K, *positions]``, averaged over positions: ``[N]``."""
-    divergence = F.kl_div(perturbed, clean, reduction="none", log_target=True).sum(1)
-    return divergence.flatten(1).mean(1) if divergence.dim() > 1 else divergence
+def _divergence(clean: Tensor, perturbed: Tensor, y: Tensor) -> Tensor:
+    """``KL(clean ‖ perturbed)`` of log-probabilities ``[N, K, *positions]``, a mean over those that count: ``[N]``."""
+    return over_positions(F.kl_div(perturbed, clean, reduction="none", log_target=True).sum(1), y)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from latentrobust.robustness.statistics import (
     check_prediction_budget,
     count_p_values,
     decided,
-    holm,
+    holm_rejections,
     lower_bound,
     two_sided_p_value,
 )
@@ -91,11 +92,24 @@ class Certificate:
         if len(self.procedure.looks) != 1:
             raise InputError("certificates for all pixels of an image at once need adaptive=false")
         ((total, alpha),) = self.procedure.looks
-        k = self.counts.gather(1, self.prediction.clamp_min(0)[:, None])[:, 0]
-        # Where a position abstains even on its own, it does so beside others.
-        k = k.where(self.prediction != ABSTAIN, 0).flatten(1)
-        rejected = holm(count_p_values(k.cpu().numpy(), total, level_for(radius, self.sigma)), alpha)
-        return torch.from_numpy(rejected).reshape(self.prediction.shape).to(self.prediction.device)
+        ranked = self._ranked_votes
+        p_values = count_p_values(np.arange(total + 1), total, level_for(radius, self.sigma))[ranked]
+        rejections = holm_rejections(p_values, alpha)
+        # Equal votes have equal p-values and are rejected together, so a number of votes decides.
+        last = np.take_along_axis(ranked, np.maximum(rejections - 1, 0)[:, None], -1)[:, 0]
+        needed = torch.from_numpy(np.where(rejections > 0, last, total + 1)).to(self.prediction.device)
+        return self._votes >= needed.reshape(-1, *[1] * (self.prediction.dim() - 1))
+
+    @cached_property
+    def _votes(self) -> Tensor:
+        """For the predicted class; 0 for an abstention: who abstains alone does so beside others too."""
+        votes = self.counts.gather(1, self.prediction.clamp_min(0)[:, None])[:, 0]
+        return votes.where(self.prediction != ABSTAIN, 0)
+
+    @cached_property
+    def _ranked_votes(self) -> np.ndarray:
+        """Of each image's positions, most votes first ``[B, m]``."""
+        return self._votes.flatten(1).sort(1, descending=True).values.cpu().numpy()
 
 
 def level_for(radius: float, sigma: float) -> float:

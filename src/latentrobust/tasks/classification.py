@@ -111,7 +111,7 @@ class ClassificationTask(pl.LightningModule):
         check_centred(data)
         self._check_labels(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
-        self._has_pairs = data.has_pairs
+        self._has_pairs, self._first_kind = data.has_pairs, data.first_kind
         if self.select_on == "perturbed" and not data.has_pairs:
             raise InputError(f"data {data.name} has no perturbed images for task.select_on=perturbed: use clean")
         if self.perturbations is not None:
@@ -168,7 +168,7 @@ class ClassificationTask(pl.LightningModule):
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, MIXUP))
         step = self.objective(self.model, examples.x, images, targets, keys)
         loss = step.loss.mean()
-        right = self.criterion.accuracy(step.logits.detach(), batch.label).mean()
+        right = self.criterion.accuracy(step.logits.detach(), batch.label).nanmean()
         self.log_dict(
             {"train/loss": loss.detach(), "train/accuracy": right},
             on_step=False, on_epoch=True, batch_size=len(batch.example),
@@ -191,8 +191,8 @@ class ClassificationTask(pl.LightningModule):
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
         if self._has_pairs:
-            self._count("perturbed", self.criterion.accuracy(self.model(batch.perturbed), batch.label))
-        once = batch.kind == 0  # an image has a pair of each kind, and is itself the same in all of them
+            self._count_perturbed(self.model(batch.perturbed), batch.label)
+        once = batch.kind == self._first_kind  # an image has a pair of each kind, and is itself the same in all of them
         alone = batch.map(lambda part: part[once])
         right = torch.zeros(0, device=self.device)
         if len(alone.example):
@@ -201,6 +201,9 @@ class ClassificationTask(pl.LightningModule):
         chosen = once & (batch.example < self.attack_examples)
         if self._attacks_now:
             self._attack(batch.map(lambda part: part[chosen]))
+
+    def _count_perturbed(self, logits: Tensor, y: Tensor) -> None:
+        self._count("perturbed", self.criterion.accuracy(logits, y))
 
     def _attack(self, part: Pairs) -> None:
         """Every process logs, also one without any of the examples: what is logged is gathered from all."""
@@ -225,6 +228,7 @@ class ClassificationTask(pl.LightningModule):
 
     def _count(self, name: str, right: Tensor) -> None:
         metric = self.accuracies[name]
+        right = right[~right.isnan()]
         if len(right):
             metric.update(right)  # type: ignore[operator]
         self.log(f"val/accuracy/{name}", metric, on_epoch=True, batch_size=max(len(right), 1))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentrobust.data.corruptions import CorruptionGrid
+from latentrobust.data.corruption_grid import CorruptionGrid
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Table, is_right

@@ -37,7 +37,7 @@ class QualityTest(pl.LightningModule):
     Args:
         perturbations: any set.
         settings: steps and draws.
-        detail: pairs measured at the percentile radii, and samples compared with the exact set.
+        detail: examples, with all their kinds, measured at the percentile radii and compared with the exact set.
         exact: the set that the data was truly drawn from, where it is known.
         seed: of all draws, by (seed, example).
     """

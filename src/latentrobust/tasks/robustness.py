@@ -86,6 +86,8 @@ class ModelTest(pl.LightningModule):
         self._kinds: tuple[str, ...] = ()
         self._has_pairs = True
         self._other: int | None = None
+        self._first_kind = 0
+        self._image_shape: tuple[int, ...] = ()
         self.criterion: Criterion = Classification()
         self._assessor: Assessor | None = None
 
@@ -93,7 +95,8 @@ class ModelTest(pl.LightningModule):
         """Check that data, set and model fit; read the radii."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
-        self._kinds, self._has_pairs = data.kinds, data.has_pairs
+        self._image_shape = tuple(data.image_shape)
+        self._kinds, self._has_pairs, self._first_kind = data.kinds, data.has_pairs, data.first_kind
         self.criterion = PixelAccuracy() if data.per_pixel else Classification()
         classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
         names = ["clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)]
@@ -132,7 +135,7 @@ class ModelTest(pl.LightningModule):
             right = self.criterion.accuracy(logits, batch.label)
             if len(self._kinds) > 1:
                 self.by_kind.update(batch.example, batch.kind, perturbed=right)
-            once = batch.kind == 0  # what is asked of the image alone is asked once
+            once = batch.kind == self._first_kind  # what is asked of the image alone is asked once
             batch, right = batch.map(lambda part: part[once]), right[once]
             if not len(batch.example):
                 return
@@ -229,6 +232,11 @@ class ModelTest(pl.LightningModule):
         return self._assessor.radii if self._assessor is not None else {}
 
     @property
+    def pixels(self) -> int:
+        """Of an image."""
+        return math.prod(self._image_shape[1:])
+
+    @property
     def certificate_table(self) -> CertificateTable | None:
         """What the columns of the table of certificates mean."""
         return self._assessor.certificate_table if self._assessor is not None else None
@@ -240,7 +248,7 @@ class ModelTest(pl.LightningModule):
 
 
 def _mean(column: np.ndarray) -> float:
-    return float(column.astype(np.float64).mean())
+    return float(np.nanmean(column.astype(np.float64)))  # an image in which no pixel counts has no accuracy
 
 
 def _first(batch: Pairs, limit: int | None) -> Pairs:

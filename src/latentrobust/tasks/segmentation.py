@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
 from latentrobust.robustness.criteria import PixelAccuracy
+from latentrobust.robustness.objectives import Consistency
 from latentrobust.tasks.classification import ClassificationTask
 
 
@@ -23,7 +23,7 @@ class SegmentationTask(ClassificationTask):
     The rest is as in `ClassificationTask`.
 
     Raises:
-        InputError: for augmentations that would move pixels without their labels, or mix them.
+        InputError: for augmentations and objectives that would move pixels without their labels, or mix them.
     """
 
     criterion = PixelAccuracy()
@@ -33,6 +33,8 @@ class SegmentationTask(ClassificationTask):
         own = self.augmentation
         if own.before or own.after or own.mixup is not None:
             raise InputError("task.augmentation would leave the maps of classes as they are: use data.joint instead")
+        if isinstance(self.objective, Consistency):
+            raise InputError("objective=consistency compares images whose pixels have moved: choose another for maps")
         self._iou: MulticlassJaccardIndex | None = None
 
     def setup(self, stage: str) -> None:
@@ -45,12 +47,11 @@ class SegmentationTask(ClassificationTask):
             has = "no maps of classes" if data.has_pairs else "one label an image"
             raise InputError(f"data {data.name} has {has}: task=segmentation needs a class a pixel")
 
-    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
-        """Accuracies as of a classifier, and the intersection over union."""
-        super().validation_step(batch, batch_idx)
+    def _count_perturbed(self, logits: Tensor, y: Tensor) -> None:
+        super()._count_perturbed(logits, y)
         assert self._iou is not None
-        self._iou.update(self.model(batch.perturbed).argmax(1), batch.label)
-        self.log("val/miou/perturbed", self._iou, on_epoch=True, batch_size=len(batch.example))
+        self._iou.update(logits.argmax(1), y)
+        self.log("val/miou/perturbed", self._iou, on_epoch=True, batch_size=len(y))
 
 
 def intersection_over_union(classes: int) -> MulticlassJaccardIndex:

@@ -43,7 +43,7 @@ class ConditionedGenerator(Protocol):
         """Tensors ``[B, …]`` that `decode` needs of ``x``."""
 
     def decode(self, conditions: Sequence[Tensor], z: Tensor) -> Tensor:
-        """Images for as many ``z``."""
+        """Images for ``z [S·B, *latent]``: S draws, each of all B images in order."""
 
 
 class CVAE(nn.Module):
@@ -95,10 +95,11 @@ class CVAE(nn.Module):
         return self.generator.condition(x) if isinstance(self.generator, ConditionedGenerator) else (x,)
 
     def generate_from(self, conditions: Sequence[Tensor], z: Tensor) -> Tensor:
-        """`generate`, given what `condition` made of ``x``."""
+        """`generate`, given what `condition` made of ``x [B, *image]``, for S draws of each: ``z [S·B, *latent]``."""
         if isinstance(self.generator, ConditionedGenerator):
             return at_least_float32(self.generator.decode(conditions, z))
-        return self.generate(conditions[0], z)
+        (x,) = conditions
+        return self.generate(x.expand(len(z) // len(x), *x.shape).flatten(0, 1), z)
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -66,14 +66,14 @@ class Generator(DownPath):
         return (*begun, lowest)
 
     def decode(self, conditions: Sequence[Tensor], z: Tensor) -> Tensor:
-        """Images for ``z [B, latent]`` from what `condition` made of as many ``x``."""
+        """Images for ``z [S·B, latent]``, the images innermost, from what `condition` made of B ``x``."""
         maps = []
         for part, linear, size, beside in zip(z.split(self.latents, 1), self.fc, self.pool, conditions, strict=True):
             plane = linear(part).reshape(-1, 1, *size).to(beside.dtype)
             # Corners not aligned here, unlike on the way up: as published.
             maps.append(plane if plane.shape[-2:] == beside.shape[-2:] else _resized(plane, beside.shape[-2:]))
         *begun, lowest = conditions
-        hidden = torch.cat([lowest, maps.pop()], 1)
+        hidden = torch.cat([lowest.repeat(len(z) // len(lowest), 1, 1, 1), maps.pop()], 1)
         for up, start, plane in zip(self._ups, reversed(begun), reversed(maps), strict=True):
             hidden = up.finished(start, plane, hidden)
         return probabilities(self.outc(hidden))
@@ -104,9 +104,13 @@ def unet(
     Raises:
         ValueError: for lists of different lengths, or images too small for so many scales.
     """
+    if len(channels) < 2:
+        raise ValueError(f"a UNet needs two or more channels, one a scale, got {list(channels)}")
     sizes = map_sizes(image_shape[-2:], len(channels))
     if pool is not None:
-        sizes = [(int(height), int(width)) for height, width in pool]
+        if any(len(size) != 2 for size in pool):
+            raise ValueError(f"pool needs [height, width] a scale, got {[list(size) for size in pool]}")
+        sizes = [(int(size[0]), int(size[1])) for size in pool]
     if not len(channels) == len(latents) == len(sizes):
         raise ValueError(
             f"channels, latents and pool need one entry a scale, got {len(channels)}, {len(latents)}, {len(sizes)}"
