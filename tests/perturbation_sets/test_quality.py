@@ -97,10 +97,11 @@ def test_pgd_error_of_a_linear_decoder_matches_its_closed_form():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-2)
 
 
-def test_log_likelihood_is_the_log_mean_exp_of_draws(small_set):
+def test_log_likelihood_is_the_log_mean_exp_of_draws(small_set, monkeypatch):
     x, x_tilde, keys = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8).round(), example_keys(0, torch.arange(2))
     s = small_set.at(x)
-    found = log_likelihood(s, x_tilde, s.ball, "bernoulli", draws=7, keys=keys, at_once=3)
+    monkeypatch.setattr("latentrobust.perturbation_sets.quality.VALUES_AT_ONCE", 3 * x_tilde.numel())  # draws a pass
+    found = log_likelihood(s, x_tilde, s.ball, "bernoulli", draws=7, keys=keys)
     decoded = s.decode(s.sample(7, keys))
     log_p = torch.distributions.Bernoulli(decoded).log_prob(x_tilde).sum((-3, -2, -1))
     torch.testing.assert_close(found, log_p.double().exp().mean(0).log().float(), rtol=1e-4, atol=1e-3)
