@@ -26,12 +26,12 @@ FEW = [
     "evaluation.certify.n=100", "evaluation.certify.examples=2",
 ]  # fmt: skip
 MODELS = ("data_augmentation", "adversarial", "smoothing")
+EPOCHS = [f"models.{name}.trainer.{key}=1" for name in MODELS for key in ("max_epochs", "check_val_every_n_epoch")]
 
 
 @pytest.fixture(scope="module")
 def chain(run):
-    epochs = [f"models.{name}.trainer.{key}=1" for name in MODELS for key in ("max_epochs", "check_val_every_n_epoch")]
-    return run("chain", "experiment=synthetic_illumination/chain", *TINY, *NETWORK, *FEW, *epochs)
+    return run("chain", "experiment=synthetic_illumination/chain", *TINY, *NETWORK, *FEW, *EPOCHS)
 
 
 def test_the_chain_learns_trains_attacks_certifies_and_reports(chain):
@@ -147,3 +147,16 @@ def test_a_task_that_does_not_fit_the_labels_is_refused(run, chain):
         run("grid", *row, "evaluation/accuracy=cifar10c_grid")
     with pytest.raises(InstantiationException, match=r"use data.joint instead"):
         run("moved", *row, "image_augmentation@task.augmentation=common")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_chain_in_bf16_on_a_gpu(run, resident):
+    tiny = [part for part in TINY if not part.startswith("trainer.accelerator")]
+    metrics = run(
+        f"gpu_{resident}", "experiment=synthetic_illumination/chain", "trainer=gpu_bf16", *tiny, *NETWORK, *FEW,
+        *EPOCHS, f"data.resident={resident}", "learner.channels_last=true", "learner.optimizer.fused=true",
+    ).metrics  # fmt: skip
+    assert 0 < metrics["quality/pgd_ae"] <= metrics["quality/encoder_ae"] + 1e-3
+    assert 0 <= metrics["smoothing/certified_image/p25"] <= metrics["smoothing/certified/p25"]

@@ -73,6 +73,21 @@ def test_gradients_through_cached_conditions_are_those_of_the_whole_network():
     torch.testing.assert_close(cached, whole)
 
 
+def test_half_precision_stays_close_also_where_the_condition_was_not_in_it():
+    perturbations = small_set((3, 17, 26))
+    x, u = torch.rand(2, 3, 17, 26), torch.randn(3, 2, 7)
+    exact = perturbations.at(x).decode(u)
+    outside = perturbations.at(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for s in (perturbations.at(x), outside):
+            found = s.decode(u)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, exact, rtol=0, atol=0.03)
+    model = classifiers.build("segmentation_unet", channels=[4, 4]).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
