@@ -29,18 +29,19 @@ def unet(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
 
     Prints how long the paper's schedule would take at that rate.
     """
+    smoothed = _Smoothed(device, DRAWS[device.type], bf16)
+    rates = in_turns(smoothed.certify, smoothed.plain, seconds)
+    rows = [row("unet/smoothed_segmentation (pixels)", [1, *SIZE["image_shape"]], device, rates, bf16)]
     batch = BATCH[device.type]
     steps = [_Training(device, batch, fast, bf16 and fast) for fast in (True, False)]
     rates = in_turns(steps[0].step, steps[1].step, seconds)
     shape = [batch, *SIZE["image_shape"]]
     memory, plain_memory = (step_memory(_Training, device, batch, fast, bf16 and fast).whole for fast in (True, False))
-    rows = [{**row("unet/training_step", shape, device, rates, bf16), "peak_memory_mb": round(memory, 1)}]
+    rows += [{**row("unet/training_step", shape, device, rates, bf16), "peak_memory_mb": round(memory, 1)}]
     print(f"memory of a process that makes a step of {batch}: {memory:.0f} MiB, the plain one {plain_memory:.0f} MiB")
     hours = SCENES * EPOCHS / rates[0] / 3600
     print(f"the {EPOCHS} epochs of {SCENES} scenes would take {hours:.1f} h at the training step's rate")
-    smoothed = _Smoothed(device, DRAWS[device.type], bf16)
-    rates = in_turns(smoothed.certify, smoothed.plain, seconds)
-    return [*rows, row("unet/smoothed_segmentation (pixels)", [1, *SIZE["image_shape"]], device, rates, bf16)]
+    return rows
 
 
 class _Training:
