@@ -49,6 +49,8 @@ def test_the_chain_learns_trains_attacks_certifies_and_reports(chain):
     report = (chain.folder / "report.html").read_text()
     assert "all pixels of an image at once" in report
     assert "Rendered scenes, not photographs." in report
+    assert "criterion=PixelAccuracy" in report
+    assert "No certificate can reach farther than its draws allow" in report
 
 
 def test_a_stored_segmenter_is_found_again_and_measured_the_same(run, chain):

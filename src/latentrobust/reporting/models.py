@@ -110,7 +110,8 @@ def _note(attacked: list[ModelTest], certified: list[ModelTest]) -> str:
     if attacked:
         test = attacked[0]
         assert test.robust is not None
-        attacks = "; ".join(f"{name}: {attack!r}" for name, attack in test.robust.attacks.items())
+        judged = {name: attack.judged_by(test.criterion) for name, attack in test.robust.attacks.items()}
+        attacks = "; ".join(f"{name}: {attack!r}" for name, attack in judged.items())
         parts.append(f"Attacked: the first {len(test.tables['robust']['index'])} test images, by {attacks}.")
     if certified:
         test = certified[0]

@@ -18,7 +18,7 @@ class SegmentationTask(ClassificationTask):
     """`ClassificationTask` for a class a pixel: accuracies are shares of the pixels that count.
 
     Validation also logs ``val/miou/perturbed``, the mean intersection over union on the perturbed images. Images and
-    maps change together in the data (``data.joint``); ``augmentation`` may only change colours here.
+    maps change together in the data (``data.joint``), so ``augmentation`` must have nothing in it.
 
     The rest is as in `ClassificationTask`.
 
