@@ -196,14 +196,16 @@ def unknown_index(scene):
         (unknown_index, r"materials_mip8.png has index 41; materials are 0 to 40"),
     ],
 )
-def test_a_bad_scene_is_named_and_skipped_only_when_asked(root, damage, message):
+def test_a_bad_scene_is_named_and_skipped_only_when_asked(root, damage, message, capsys):
     damage(root / "multi_illumination" / "main_x1")
     with pytest.raises(InputError, match=message):
         multi_illumination(str(root), level=LEVEL)
     assert not list((root / "multi_illumination").glob("packed/*"))
     found = multi_illumination(str(root), level=LEVEL, incomplete="skip")
     assert found.train.names == ("main_x2", "willow_y3")
-    assert found.note == "1 scenes were left out: main_x1."
+    assert found.left_out == ("main_x1",)
+    ScenesDataModule(lambda: found, "multi_illumination", batch_size=2).setup()
+    assert "1 scene was left out: main_x1." in capsys.readouterr().err
 
 
 def test_other_bad_input(root, tmp_path):
@@ -300,6 +302,11 @@ def test_what_the_server_lacks_or_damages_is_named(published, tmp_path):
     with pytest.raises(InputError, match=r"nowhere_mip8_jpg.zip \(status 404\).*; 2 scenes were fetched"):
         fetch(["nowhere", "everett_a1", "main_drylab1", "everett_a1"])
     assert fetch(["everett_a1", "main_drylab1"]) == []
+    with pytest.raises(InputError, match="0 scenes were fetched"):  # and it does not ask for every scene
+        scene_download.fetch_scenes([f"s{n}" for n in range(500)], LEVEL, tmp_path / "none", url="http://127.0.0.1:9/")
+    assert not any((tmp_path / "none").iterdir())
+    with pytest.raises(InputError, match="levels from 0 to 8"):
+        scene_download.fetch_scenes(["a"], 9, tmp_path / "none", url=url)
     with pytest.raises(InputError, match="ConnectionError"):
         scene_download.fetch_scenes(["a"], LEVEL, tmp_path / "root", url="http://127.0.0.1:9/")
 
@@ -362,7 +369,7 @@ def test_scenes_unlike_the_first_are_named_and_skipped_only_when_asked(tmp_path,
     change(tmp_path)
     with pytest.raises(InputError, match=message):
         scene_folder(str(tmp_path))
-    assert "1 scenes were left out" in scene_folder(str(tmp_path), incomplete="skip").note
+    assert len(scene_folder(str(tmp_path), incomplete="skip").left_out) == 1
 
 
 def test_folders_without_scenes(tmp_path):

@@ -86,6 +86,7 @@ def test_a_fixed_light_is_the_first_half_of_every_pair():
     assert (read(pairs.clean)[:, 1] == 2).all()
     assert pairs.kind.unique().tolist() == [0, 2, 3]
     assert module(test_light=0).first_kind == 1
+    assert module(test_light="c").lights["test"] == 2
 
 
 def test_maps_move_with_both_images():
@@ -161,14 +162,17 @@ def test_parts_are_drawn_and_limited():
     [
         ({"train_light": 4}, "data.train_light=4: the scenes have lights 0 to 3"),
         ({"test_light": -1}, "data.test_light=-1"),
+        ({"train_light": "z"}, "data.train_light=z: the scenes have lights 0 to 3, or by name a, b, c, d"),
+        ({"train_light": 1.5}, "data.train_light=1.5"),
+        ({"targets": 5}, "data.targets=5: there are 4 lights"),
+        ({"targets": "two"}, "data.targets must be a positive number or null, got 'two'"),
+        ({"validation_size": 0}, "data.validation_size must be a positive number"),
         ({"train_size": 10}, "data.train_size=10 of 9"),
         ({"batch_size": 10}, "data.batch_size=10 exceeds the 9"),
-        ({"targets": 0}, "must be positive"),
+        ({"targets": 0}, "must be a positive number"),
     ],
 )
 def test_sizes_and_lights_that_do_not_exist_are_refused(settings, message):
-    if settings.get("targets") == 0:
-        settings = {"targets": -1}
     with pytest.raises(InputError, match=message):
         module(**settings)
 

@@ -38,6 +38,8 @@ def fetch_scenes(names: Sequence[str], level: int, folder: Path, materials: bool
     Raises:
         InputError: at the end, naming the scenes that could not be fetched and why; what was fetched stays.
     """
+    if not 0 <= level <= 8:
+        raise InputError(f"multi-illumination has levels from 0 to 8, got {level}")
     unique = list(dict.fromkeys(names))
     wanted = [name for name in unique if not _complete(folder / name, level, materials)]
     if not wanted:
@@ -52,6 +54,10 @@ def fetch_scenes(names: Sequence[str], level: int, folder: Path, materials: bool
             for job in as_completed(jobs):
                 if isinstance(error := job.exception(), InputError):
                     failures[jobs[job]] = error
+                    if len(failures) >= CONNECTIONS and len(failures) == sum(done.done() for done in jobs):
+                        stop.set()  # nothing at all can be had: no need to ask for every scene
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        break
                 elif error is not None:
                     raise error
                 progress.advance(task)
@@ -62,7 +68,8 @@ def fetch_scenes(names: Sequence[str], level: int, folder: Path, materials: bool
     if failures:
         first = next(name for name in wanted if name in failures)
         others = f"; and {len(failures) - 1} more scenes" if len(failures) > 1 else ""
-        raise InputError(f"{failures[first]}{others}; {len(wanted) - len(failures)} scenes were fetched")
+        fetched = sum(_complete(folder / name, level, materials) for name in wanted)
+        raise InputError(f"{failures[first]}{others}; {fetched} scenes were fetched")
     return wanted
 
 
@@ -73,6 +80,8 @@ def _complete(scene: Path, level: int, materials: bool) -> bool:
 
 def _fetch_scene(name: str, level: int, folder: Path, materials: bool, url: str, stop: Event) -> None:
     scene, base = folder / name, f"{url.rstrip('/')}/{name}/"
+    if stop.is_set():
+        raise InputError(f"{base} was not asked for any more")
     try:
         scene.mkdir(parents=True, exist_ok=True)
         if not _complete(scene, level, False):
@@ -87,6 +96,9 @@ def _fetch_scene(name: str, level: int, folder: Path, materials: bool, url: str,
                 os.replace(scene / f".{picture}.whole", scene / picture)
     except OSError as error:
         raise InputError(f"cannot write scene {name} to {folder}: {error.strerror or error}") from None
+    finally:
+        if scene.is_dir() and not any(scene.iterdir()):
+            scene.rmdir()
 
 
 class _DamagedError(Exception):

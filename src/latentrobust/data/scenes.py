@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -11,7 +12,7 @@ from latentrobust.data.datamodule import SPLITS, PairsDataModule
 from latentrobust.data.materials import CLASSES, OTHER, to_classes
 from latentrobust.data.pairs import CONDITION, JOINT, TARGET, Pairs
 from latentrobust.data.sources.base import Split
-from latentrobust.data.sources.scenes import Scenes, SceneSplits
+from latentrobust.data.sources.scenes import Scenes, SceneSplits, skipped_note
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
@@ -27,7 +28,7 @@ class ScenesDataModule(PairsDataModule):
     Args:
         source: called without arguments, gives `SceneSplits`.
         name: of the data.
-        train_light: number of the light that the first half of every training pair has; null draws it.
+        train_light: number or name of the light that the first half of every training pair has; null draws it.
         test_light: the same for validation and test pairs; it is then no target.
         targets: validation and test have so many lights a scene, spread over all of them; null for all.
         joint: augmentations of training pairs by name; both images and the map of materials change alike.
@@ -49,8 +50,8 @@ class ScenesDataModule(PairsDataModule):
         self,
         source: Callable[[], SceneSplits],
         name: str,
-        train_light: int | None = None,
-        test_light: int | None = None,
+        train_light: int | str | None = None,
+        test_light: int | str | None = None,
         targets: int | None = None,
         joint: Mapping[str, Augmentation] | None = None,
         ignore_other: bool = False,
@@ -62,16 +63,16 @@ class ScenesDataModule(PairsDataModule):
         split_seed: int = 0,
         seed: int = 0,
     ) -> None:
-        if (validation_size or 1) < 1 or (targets or 1) < 1:
-            raise InputError(
-                f"data.validation_size and data.targets must be positive, got {validation_size}, {targets}"
-            )
+        for setting, value in (("validation_size", validation_size), ("targets", targets)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"data.{setting} must be a positive number or null, got {value!r}")
         super().__init__(
             source, Unchanged(), name, batch_size=batch_size, test_size=test_size, train_size=train_size,
             split_seed=split_seed, seed=seed,
         )  # fmt: skip
         self.has_pairs = True
-        self.lights = {"train": train_light, "validation": test_light, "test": test_light}
+        self._wanted_lights = {"train": train_light, "validation": test_light, "test": test_light}
+        self.lights: dict[str, int | None] = {}
         self.targets, self.validation_size = targets, validation_size
         self.joint, self.ignore_other, self.resident = dict(joint or {}), ignore_other, resident
         self._shown = torch.zeros(0, dtype=torch.int64)
@@ -81,12 +82,11 @@ class ScenesDataModule(PairsDataModule):
         if self.splits:
             return
         found: SceneSplits = self.source()
-        self.kinds, self.note = found.lights, found.note
-        count = len(found.lights)
-        for setting, light in (("train_light", self.lights["train"]), ("test_light", self.lights["test"])):
-            if light is not None and not 0 <= light < count:
-                raise InputError(f"data.{setting}={light}: the scenes have lights 0 to {count - 1}")
-        self._shown = self._targets(count)
+        self.kinds, self.note = found.lights, " ".join(filter(None, (found.note, skipped_note(found.left_out))))
+        if found.left_out and (self.trainer is None or self.trainer.is_global_zero):
+            print(f"data {self.name}: {skipped_note(found.left_out)}", file=sys.stderr)
+        self.lights = {split: self._light(split, light) for split, light in self._wanted_lights.items()}
+        self._shown = self._targets(len(found.lights))
         train = found.train
         order = random.permutation(self.split_seed, len(train.names))
         if self.train_size is not None:
@@ -95,15 +95,29 @@ class ScenesDataModule(PairsDataModule):
             order = order[: self.train_size]
         self.rows["train"] = order
         if self.batch_size > len(order):
-            raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(order)} training scenes")
+            raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(order)} training scenes: lower it")
         self._keep("train", train)
         self._keep("validation", found.validation, self.validation_size)
         self._keep("test", found.test, self.test_size)
 
+    def _light(self, split: str, light: int | str | None) -> int | None:
+        """A light's number, by number or name."""
+        if light is None or (isinstance(light, int) and 0 <= light < len(self.kinds)):
+            return light
+        if light in self.kinds:
+            return self.kinds.index(str(light))
+        setting = "train_light" if split == "train" else "test_light"
+        names = ", ".join(self.kinds[:6]) + (" …" if len(self.kinds) > 6 else "")
+        raise InputError(
+            f"data.{setting}={light}: the scenes have lights 0 to {len(self.kinds) - 1}, or by name {names}"
+        )
+
     def _targets(self, count: int) -> Tensor:
         """The lights of the second half of validation and test pairs: spread over all but the first half's."""
         lights = torch.tensor([light for light in range(count) if light != self.lights["test"]])
-        wanted = min(self.targets or len(lights), len(lights))
+        wanted = self.targets or len(lights)
+        if wanted > len(lights):
+            raise InputError(f"data.targets={wanted}: there are {len(lights)} lights to be targets")
         return lights[torch.arange(wanted) * len(lights) // wanted]
 
     def _keep(self, split: str, scenes: Scenes, limit: int | None = None) -> None:

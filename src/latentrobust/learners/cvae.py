@@ -203,4 +203,7 @@ def _take_weights(network: CVAE, path: str) -> None:
         network.load_state_dict(stored.network.state_dict())
     except RuntimeError as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise InputError(f"learner.init_from={path} holds the weights of another network: {details}") from None
+        raise InputError(
+            f"learner.init_from={path} holds the weights of another network (a unet's fit another resolution where"
+            f" learner.network.pool is the same): {details}"
+        ) from None

@@ -81,7 +81,9 @@ def _rows(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[
         for key in found.metrics:
             statement, _, target = key.partition("/eps=")
             if statement in STATEMENTS and target:
-                wanted[key] = f"certified at ℓ2 radius {float(target):.3g}{STATEMENTS[statement]}"
+                name = found.target_names.get(target, "")
+                named = f" ({name})" if name else ""
+                wanted[key] = f"certified at ℓ2 radius {float(target):.3g}{named}{STATEMENTS[statement]}"
     wanted["certified/draws"] = "draws an example to certify"
     table: list[list[Cell]] = []
     for key, title in wanted.items():

@@ -232,6 +232,12 @@ class ModelTest(pl.LightningModule):
         return self._assessor.radii if self._assessor is not None else {}
 
     @property
+    def target_names(self) -> dict[str, str]:
+        """Names of certified radii, by the radius as it stands in ``metrics.json``."""
+        targets = self._assessor.targets if self._assessor is not None else {}
+        return {f"{radius:g}": name for radius, name in targets.items()}
+
+    @property
     def pixels(self) -> int:
         """Of an image."""
         return math.prod(self._image_shape[1:])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
 from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles
-from latentrobust.data.sources.scenes import SceneSplits, decoded, resized, skipped_note
+from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
 from latentrobust.errors import InputError
 
 _IMAGE = re.compile(r"dir_(\d+)_mip(\d+)\.jpg")
@@ -99,9 +99,9 @@ def multi_illumination(
     packed = {split: packing.pack(split, files) for split, files in parts.items()}
     left_out += [name for part in packed.values() for name in part.left_out]
     return SceneSplits(
-        **{split: part.scenes for split, part in packed.items()},
+        *(packed[split].scenes for split in ("train", "validation", "test")),
         lights=tuple(f"dir_{light}" for light in range(LIGHTS)),
-        note=skipped_note(left_out),
+        left_out=tuple(left_out),
     )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles
-from latentrobust.data.sources.scenes import SceneSplits, decoded, resized, skipped_note
+from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
 
@@ -77,7 +77,9 @@ def scene_folder(
     packed = {split: packing.pack(split, files) for split, files in parts.items()}
     left_out += [name for part in packed.values() for name in part.left_out]
     return SceneSplits(
-        **{split: part.scenes for split, part in packed.items()}, lights=kind.lights, note=skipped_note(left_out)
+        *(packed[split].scenes for split in ("train", "validation", "test")),
+        lights=kind.lights,
+        left_out=tuple(left_out),
     )
 
 

@@ -28,13 +28,14 @@ class Scenes(NamedTuple):
 
 
 class SceneSplits(NamedTuple):
-    """Scenes to learn from, to validate on, to test on; the names of their lights; what reports should say of them."""
+    """Scenes to learn from, to validate on, to test on; names of their lights; a note for reports; who was left out."""
 
     train: Scenes
     validation: Scenes
     test: Scenes
     lights: tuple[str, ...]
     note: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def decoded(path: Path, mode: str | None) -> Tensor:
@@ -66,4 +67,7 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def skipped_note(names: Sequence[str]) -> str:
     """What reports say of scenes that were left out."""
-    return f"{len(names)} scenes were left out: {', '.join(names[:5])}." if names else ""
+    if not names:
+        return ""
+    shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return f"{len(names)} {'scene was' if len(names) == 1 else 'scenes were'} left out: {shown}."

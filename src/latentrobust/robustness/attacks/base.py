@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -16,7 +16,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import RobustnessWarning, check_images, check_model
-from latentrobust.robustness.criteria import Classification, Criterion, answer, cross_entropy
+from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
 
@@ -45,12 +45,13 @@ class Attack(ABC):
     """An attack on a model over a perturbation set; immutable, and called with what it attacks.
 
     Args:
-        criterion: when an image counts as fooling, and which image is worse.
+        criterion: when an image counts as fooling, and which image is worse; None for `Classification`, or
+            `PixelAccuracy` where labels are ``[B, H, W]``.
         chunk: examples attacked at once, which bounds memory.
         checks: warn about models whose figures would mean little.
     """
 
-    criterion: Criterion = field(default_factory=Classification)
+    criterion: Criterion | None = None
     chunk: int = 256
     checks: bool = True
 
@@ -108,7 +109,7 @@ class Attack(ABC):
                 examples = _Examples(
                     *(None if t is None else t[part].clone() for t in (x, y, keys, x_tilde, offset))  # type: ignore[arg-type]
                 )
-                problem = Problem(model, perturbations, examples, self.criterion)
+                problem = Problem(model, perturbations, examples, self.criterion or criterion_for(y))
                 if self.checks and start == 0:
                     check_model(model, examples.x, examples.y)
                 found.append(self._attack(problem, perturbations.ball, chosen))

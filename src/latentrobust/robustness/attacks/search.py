@@ -10,7 +10,7 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.robustness.attacks.base import Attack, Problem
 from latentrobust.robustness.attacks.gradient import APGD, PGD
 from latentrobust.robustness.attacks.losses import margin
-from latentrobust.robustness.criteria import Classification, Criterion
+from latentrobust.robustness.criteria import Criterion
 from latentrobust.transforms import random
 
 # Purposes of an example's key, apart from the restarts' small numbers.
@@ -90,7 +90,7 @@ def latent_autoattack(
         restarts: of APGD on cross-entropy; the targeted loss walks once to each of ``targets`` classes, as published.
         targets: see ``restarts``.
         draws: of the random search, and as many refinements.
-        criterion: when an image counts as fooling; classification by default.
+        criterion: when an image counts as fooling; by the labels by default.
         chunk: examples at once.
         checks: warn about models whose figures would mean little.
     """
@@ -100,4 +100,4 @@ def latent_autoattack(
         APGD(steps=steps, loss="targeted_dlr", targets=targets),
         RandomSearch(draws=draws, refinements=draws),
     ]
-    return WorstOf(attacks=members, criterion=criterion or Classification(), chunk=chunk, checks=checks)
+    return WorstOf(attacks=members, criterion=criterion, chunk=chunk, checks=checks)
