@@ -99,7 +99,9 @@ def multi_illumination(
     packed = {split: packing.pack(split, files) for split, files in parts.items()}
     left_out += [name for part in packed.values() for name in part.left_out]
     return SceneSplits(
-        *(packed[split].scenes for split in ("train", "validation", "test")),
+        packed["train"].scenes,
+        packed["validation"].scenes,
+        packed["test"].scenes,
         lights=tuple(f"dir_{light}" for light in range(LIGHTS)),
         left_out=tuple(left_out),
     )

@@ -77,7 +77,9 @@ def scene_folder(
     packed = {split: packing.pack(split, files) for split, files in parts.items()}
     left_out += [name for part in packed.values() for name in part.left_out]
     return SceneSplits(
-        *(packed[split].scenes for split in ("train", "validation", "test")),
+        packed["train"].scenes,
+        packed["validation"].scenes,
+        packed["test"].scenes,
         lights=kind.lights,
         left_out=tuple(left_out),
     )
