@@ -346,6 +346,21 @@ def test_a_folder_of_plain_images(tmp_path, grey):
     assert small.train.images.shape[-2:] == (6, 9)
 
 
+def test_sixteen_bits_of_grey_become_eight_and_floats_are_refused(tmp_path):
+    write_plain(tmp_path)
+    for scene in range(4):
+        for number, light in enumerate(("left", "right", "top")):
+            levels = np.full((12, 18), 257 * (10 * scene + number), np.uint16)
+            Image.fromarray(levels).save(tmp_path / f"room{scene}" / f"{light}.png")
+    found = scene_folder(str(tmp_path), validation=["room2"], test=["room3"])
+    assert found.validation.images.shape[2] == 1
+    assert found.validation.images[0, :, 0, 0, 0].tolist() == [20, 21, 22]
+    (tmp_path / "room1" / "top.png").unlink()
+    Image.fromarray(np.zeros((12, 18), np.float32)).save(tmp_path / "room1" / "top.tif")
+    with pytest.raises(InputError, match=r"room1/top.tif has pixels of type F"):
+        scene_folder(str(tmp_path), validation=["room2"], test=["room3"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -97,7 +97,7 @@ def _verdicts(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> l
     sentences = []
     for name, test in tests.items():
         who = f"“{name}”" if name else "The model"
-        of = "of pixels right in unperturbed" if _per_pixel(tests) else "right on clean"
+        of = "of pixels right in the pairs' first" if _per_pixel(tests) else "right on clean"
         sentence = f"{who}: {100 * metrics[_prefix(name) + 'accuracy/clean']:.1f} % {of} images"
         if test.radii and "robust" in test.tables:
             largest = max(test.radii)
