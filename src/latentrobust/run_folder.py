@@ -6,9 +6,7 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from latentrobust.errors import InputError
+from latentrobust.files import replacing
 
 DONE, FAILED = "DONE", "FAILED"
 
@@ -76,14 +75,8 @@ def _mark(folder: Path, marker: str, text: str) -> None:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file that appears whole or not at all."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        Path(partial).chmod(0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
     return path
 
 

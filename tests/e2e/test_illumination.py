@@ -130,6 +130,17 @@ def test_fine_tuning_begins_with_the_weights_of_another_resolution(run, rooms, s
         run("wrong", *larger, "learner.network.latents=[2,2,3]")
 
 
+def test_a_resumed_run_does_not_need_the_one_it_began_with(run, rooms, small):
+    resumed = run(
+        "resumed", *OWN, f"data.source.folder={rooms}", "data.source.size=[9,14]", f"data.source.cache={rooms}/.small",
+        "learner.network.image_shape=[1,9,14]", "learner.network.pool=[[9,14],[4,7],[2,3]]", "trainer.max_epochs=3",
+        "learner.init_from=nowhere", "learner.channels_last=true", f"ckpt_path={small.folder}/checkpoints/last.ckpt",
+    )  # fmt: skip
+    assert resumed.metrics["epochs"] == 3
+    weight = resumed.modules[0].network.generator.inc.double_conv[3].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_models_of_materials_need_maps(run, rooms, small):
     with pytest.raises(InputError, match="no maps of classes"):
         run(

@@ -14,7 +14,7 @@ from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, WorstOf, latent_autoattack
 from latentrobust.robustness.attacks.losses import dlr, margin, ranked_targets, targeted_dlr
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.transforms import random
 
 from .conftest import SHAPE, Linear, ball
@@ -239,6 +239,12 @@ def test_one_label_a_pixel():
     counted = y >= 0
     expected = ((((x[:, 0] - 0.5).abs() >= 0.2) & counted).flatten(1).sum(1)) / counted.flatten(1).sum(1)
     torch.testing.assert_close(found.score[0], expected.double())
+    assert isinstance(attack.judge(y), PixelAccuracy)
+    own = PixelAccuracy(threshold=0.9)
+    lenient = PGD(steps=10, relative_step=0.3, criterion=own, loss="margin", checks=False)
+    assert lenient.judge(y) is own
+    stopped = lenient(Threshold(), PixelBall((1, 4, 4), "linf", 0.2), x, y)
+    torch.testing.assert_close(stopped.fooled[0], expected < 0.9)
     assert not found.fooled.any()
 
 

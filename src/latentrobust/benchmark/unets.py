@@ -80,8 +80,8 @@ def plain_generate(generator: Generator, x: Tensor, z: Tensor) -> Tensor:
         plane = F.interpolate(linear(part).reshape(-1, 1, *size), features.shape[-2:], mode="bilinear")
         maps.append(torch.cat([features, plane.to(features.dtype)], 1))
     hidden = maps.pop()
-    for number in range(1, generator.scales):
-        hidden = generator.get_submodule(f"up{number}")(hidden, maps.pop())
+    for up in generator.ups:
+        hidden = up(hidden, maps.pop())
     return probabilities(generator.outc(hidden))
 
 

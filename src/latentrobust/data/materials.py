@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,12 @@ IGNORED = -1
 
 def to_classes(materials: Tensor, ignore_other: bool = False) -> Tensor:
     """Palette indices, uint8 of any shape, to classes, int64 of that shape; "Other" is `IGNORED` where asked."""
+    return _table(ignore_other, materials.device)[materials.long()]
+
+
+@lru_cache(maxsize=8)
+def _table(ignore_other: bool, device: torch.device) -> Tensor:
+    """Classes by palette index."""
     other = IGNORED if ignore_other else OTHER
-    table = [other if index in UNKNOWN else KNOWN.index(name) for index, name in enumerate(MATERIALS)]
-    return torch.tensor(table, device=materials.device)[materials.long()]
+    classes = [other if index in UNKNOWN else KNOWN.index(name) for index, name in enumerate(MATERIALS)]
+    return torch.tensor(classes, device=device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import time
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from latentrobust.data.download import continue_download
 from latentrobust.errors import InputError
+from latentrobust.files import replacing
 
 URL = "https://data.csail.mit.edu/multilum/"
 LIGHTS = 25
@@ -51,20 +51,18 @@ def fetch_scenes(names: Sequence[str], level: int, folder: Path, materials: bool
         task = progress.add_task(f"fetching scenes at MIP {level}", total=len(wanted))
         jobs = {pool.submit(_fetch_scene, name, level, folder, materials, url, stop): name for name in wanted}
         try:
-            for job in as_completed(jobs):
-                if isinstance(error := job.exception(), InputError):
+            for finished, job in enumerate(as_completed(jobs), 1):
+                error = job.exception()
+                if isinstance(error, InputError):
                     failures[jobs[job]] = error
-                    if len(failures) >= CONNECTIONS and len(failures) == sum(done.done() for done in jobs):
-                        stop.set()  # nothing at all can be had: no need to ask for every scene
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        break
                 elif error is not None:
                     raise error
                 progress.advance(task)
-        except BaseException:
+                if len(failures) == finished >= CONNECTIONS:  # nothing can be had: no need to ask for every scene
+                    break
+        finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     if failures:
         first = next(name for name in wanted if name in failures)
         others = f"; and {len(failures) - 1} more scenes" if len(failures) > 1 else ""
@@ -92,8 +90,7 @@ def _fetch_scene(name: str, level: int, folder: Path, materials: bool, url: str,
             picture = f"materials_mip{level}.png"
             with _downloaded(base + picture, scene / f".{picture}.part", stop) as partial:
                 _check_image(partial.read_bytes())
-                shutil.copyfile(partial, scene / f".{picture}.whole")
-                os.replace(scene / f".{picture}.whole", scene / picture)
+                os.replace(partial, scene / picture)
     except OSError as error:
         raise InputError(f"cannot write scene {name} to {folder}: {error.strerror or error}") from None
     finally:
@@ -149,9 +146,8 @@ def _unpack(archive: Path, level: int, scene: Path) -> None:
             for name, member in members.items():
                 content = packed.read(member)  # checks the checksum
                 _check_image(content)
-                partial = scene / f".{name}.part"
-                partial.write_bytes(content)
-                os.replace(partial, scene / name)
+                with replacing(scene / name) as file:
+                    file.write(content)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise _DamagedError(str(error)) from None
 

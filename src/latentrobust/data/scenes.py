@@ -87,8 +87,7 @@ class ScenesDataModule(PairsDataModule):
             print(f"data {self.name}: {skipped_note(found.left_out)}", file=sys.stderr)
         self.lights = {split: self._light(split, light) for split, light in self._wanted_lights.items()}
         self._shown = self._targets(len(found.lights))
-        train = found.train
-        order = random.permutation(self.split_seed, len(train.names))
+        order = random.permutation(self.split_seed, len(found.train.names))
         if self.train_size is not None:
             if self.train_size > len(order):
                 raise InputError(f"data.train_size={self.train_size} of {len(order)} training scenes")
@@ -96,7 +95,7 @@ class ScenesDataModule(PairsDataModule):
         self.rows["train"] = order
         if self.batch_size > len(order):
             raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(order)} training scenes: lower it")
-        self._keep("train", train)
+        self._keep("train", found.train)
         self._keep("validation", found.validation, self.validation_size)
         self._keep("test", found.test, self.test_size)
 
@@ -184,13 +183,12 @@ class ScenesDataModule(PairsDataModule):
             scenes = len(self.rows[split])
             return self._pairs(split, index % scenes, self._shown.to(index.device)[index // scenes])
         own = random.example_keys(self.seed, index, 0, epoch)
-        lights = len(self.kinds)
         light = self.lights["train"]
         if light is None:
-            condition = random.integers(random.fold_in(own, CONDITION), 0, lights)
+            condition = random.integers(random.fold_in(own, CONDITION), 0, len(self.kinds))
         else:
             condition = torch.full_like(index, light)
-        target = (condition + random.integers(random.fold_in(own, TARGET), 1, lights)) % lights
+        target = self._another(condition, random.fold_in(own, TARGET))
         pairs = self._made(split, index, condition, target, epoch)
         return self._augmented(pairs, random.fold_in(own, JOINT)) if self.joint else pairs
 
@@ -211,12 +209,16 @@ class ScenesDataModule(PairsDataModule):
     def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Pairs:
         """Pairs outside training: the first half's light belongs to scene and target."""
         own = random.fold_in(random.example_keys(self.split_seed, scene, SPLITS.index(split)), target)
-        light, lights = self.lights[split], len(self.kinds)
+        light = self.lights[split]
         if light is None:
-            condition = (target + random.integers(random.fold_in(own, CONDITION), 1, lights)) % lights
+            condition = self._another(target, random.fold_in(own, CONDITION))
         else:
             condition = torch.full_like(target, light)
         return self._made(split, scene, condition, target, 0)
+
+    def _another(self, light: Tensor, keys: Tensor) -> Tensor:
+        """A light other than the given ones, by keys, each with the same probability."""
+        return (light + random.integers(keys, 1, len(self.kinds))) % len(self.kinds)
 
     def _made(self, split: str, scene: Tensor, condition: Tensor, target: Tensor, epoch: int) -> Pairs:
         stored = self._resident(split, scene.device) if self.resident else self.splits[split]

@@ -105,6 +105,31 @@ class DownPath(nn.Module):
         return maps
 
 
+class UNetPaths(DownPath):
+    """Both halves of a UNet, to be joined by who knows what stands between them.
+
+    Args:
+        inputs: channels of the images.
+        channels: of the feature maps, one a scale.
+        outputs: channels of the result.
+        extra: channels that come to each feature map.
+    """
+
+    def __init__(self, inputs: int, channels: Sequence[int], outputs: int, extra: int = 0) -> None:
+        super().__init__(inputs, channels)
+        below = channels[-1] + extra
+        for number, skip in enumerate(reversed(channels[:-1]), 1):
+            above = skip // 2 if number < len(channels) - 1 else skip
+            self.add_module(f"up{number}", Up(skip + extra, below, above, (skip + extra + below) // 2))
+            below = above
+        self.outc = Out(below, outputs)
+
+    @property
+    def ups(self) -> list[Up]:
+        """From the smallest map to the largest."""
+        return [getattr(self, f"up{number}") for number in range(1, self.scales)]
+
+
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     """Twice as large, corners aligned, then padded to ``size`` (odd sizes), the smaller half first."""
     x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -112,7 +113,10 @@ def _note(attacked: list[ModelTest], certified: list[ModelTest]) -> str:
     if attacked:
         test = attacked[0]
         assert test.robust is not None
-        judged = {name: attack.judged_by(test.criterion) for name, attack in test.robust.attacks.items()}
+        judged = {
+            name: replace(attack, criterion=attack.criterion or test.criterion)
+            for name, attack in test.robust.attacks.items()
+        }
         attacks = "; ".join(f"{name}: {attack!r}" for name, attack in judged.items())
         parts.append(f"Attacked: the first {len(test.tables['robust']['index'])} test images, by {attacks}.")
     if certified:

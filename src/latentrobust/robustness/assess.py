@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, Table, is_right
-from latentrobust.robustness.criteria import criterion_for
 from latentrobust.robustness.smoothing import PROMISE
 
 __all__ = ["CertifySettings", "Report", "RobustSettings", "assess"]
@@ -92,7 +91,7 @@ def assess(
         count += len(x)
         if assessor is None:
             expected = min(limits, default=None)
-            assessor = Assessor(model, perturbations, robust, certify, seed, path, expected, criterion_for(y))
+            assessor = Assessor(model, perturbations, robust, certify, seed, path, expected, y.dim() == 3)
         right = {"index": subjects.index, "clean": is_right(model, x, y)}
         if subjects.x_tilde is not None:
             right["perturbed"] = is_right(model, subjects.x_tilde, y)

@@ -20,7 +20,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, criterion_for
+from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.radii import attack_radii, certified_radii
 from latentrobust.robustness.smoothing import SmoothedModel
@@ -131,8 +131,7 @@ class Assessor:
         seed: of all draws, by (seed, example).
         journal: file for finished certificates, or None.
         expected: how many certificates there will be, for the estimate of the time left.
-        criterion: how images are judged, whatever the attacks were made with: `Classification`, or `PixelAccuracy`
-            for a class a pixel.
+        per_pixel: whether each pixel has a class, so that certificates are of pixels.
 
     Raises:
         InputError: for radii or noise levels that do not fit the set.
@@ -147,10 +146,10 @@ class Assessor:
         seed: int = 0,
         journal: Path | None = None,
         expected: int | None = None,
-        criterion: Criterion = Classification(),  # noqa: B008 - frozen
+        per_pixel: bool = False,
     ) -> None:
         self.model, self.perturbations, self.seed = model, perturbations, seed
-        self.robust, self.certify, self.criterion = robust, certify, criterion
+        self.robust, self.certify = robust, certify
         self.radii = attack_radii(robust.radii, perturbations) if robust else {}
         self.targets = certified_radii(certify.radii, perturbations) if certify else {}
         self.sigma = 0.0
@@ -161,7 +160,7 @@ class Assessor:
             self.sigma = self._noise(certify)
             self.certificate_table = (
                 PixelCertificates(self.sigma, self.targets, certify.procedure)
-                if isinstance(criterion, PixelAccuracy)
+                if per_pixel
                 else ImageCertificates(self.sigma, self.targets)
             )
             if journal is not None:
@@ -213,12 +212,13 @@ class Assessor:
         found: dict[str, Found] = {}
         smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
         for name, attack in self.robust.attacks.items():
-            found[name] = attack.judged_by(self.criterion)(
+            found[name] = attack(
                 self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii), keys=keys,
                 x_tilde=subjects.x_tilde, offset=subjects.offset,
             )  # fmt: skip
+            remaining = attack.judge(subjects.y).remaining(found[name].score)
             for number, radius in enumerate(self.radii):
-                columns[f"{name}/eps={radius:g}"] = self.criterion.remaining(found[name].score[number]).float()
+                columns[f"{name}/eps={radius:g}"] = remaining[number].float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
         columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()

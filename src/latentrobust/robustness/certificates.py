@@ -110,11 +110,15 @@ class PixelCertificates:
         return len(self.procedure.looks) == 1
 
     @property
+    def statements(self) -> tuple[str, ...]:
+        """Names of the statements that are made."""
+        return ("certified", "certified_image") if self.together else ("certified",)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Shares that are right, abstained, certified at each target, and at each radius of the curve; draws."""
-        statements = ["certified", *["certified_image"] * self.together]
-        targets = [f"{statement}/eps={radius:g}" for statement in statements for radius in self.targets]
-        curve = [f"curve/{statement}/{number}" for statement in statements for number in range(POINTS)]
+        targets = [f"{statement}/eps={radius:g}" for statement in self.statements for radius in self.targets]
+        curve = [f"curve/{statement}/{number}" for statement in self.statements for number in range(POINTS)]
         return ("right", "abstained", "draws", *targets, *curve)
 
     def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
@@ -125,13 +129,12 @@ class PixelCertificates:
             "abstained": share(found.prediction == ABSTAIN, y),
             "draws": found.draws,
         }
-        statements = {"certified": found.certified}
-        if self.together:
-            statements["certified_image"] = found.certified_together
-        for statement, holds in statements.items():
+        curve = self.curve
+        for statement in self.statements:
+            holds = found.certified if statement == "certified" else found.certified_together
             for radius in self.targets:
                 rows[f"{statement}/eps={radius:g}"] = share(right & holds(radius), y)
-            for number, radius in enumerate(self.curve):
+            for number, radius in enumerate(curve):
                 rows[f"curve/{statement}/{number}"] = share(right & holds(radius), y)
         return {name: rows[name] for name in self.columns}
 
@@ -144,7 +147,7 @@ class PixelCertificates:
             "certified/draws": float(table["draws"].mean()),
             "certified/examples": float(len(table["right"])),
         }
-        for statement in ("certified", *["certified_image"] * self.together):
+        for statement in self.statements:
             for radius, name in self.targets.items():
                 metrics |= _named(statement, radius, name, float(np.nanmean(table[f"{statement}/eps={radius:g}"])))
         return metrics
@@ -153,7 +156,7 @@ class PixelCertificates:
         """Certified accuracy at the radii of `curve`, by statement."""
         return {
             statement: [float(np.nanmean(table[f"curve/{statement}/{number}"])) for number in range(POINTS)]
-            for statement in ("certified", *["certified_image"] * self.together)
+            for statement in self.statements
         }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.errors import InputError
+from latentrobust.files import replacing
 from latentrobust.robustness.checks import RobustnessWarning
 
 
@@ -58,9 +58,8 @@ class CertificateJournal:
             text = _line({"settings": settings})
             text += "".join(_line({"index": index, "values": values}) for index, values in self.done.items())
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(text)
-            os.replace(partial, self.path)
+            with replacing(self.path) as file:
+                file.write(text.encode())
 
     def add(self, records: Mapping[int, Mapping[str, float]]) -> None:
         """Append the values of finished examples."""

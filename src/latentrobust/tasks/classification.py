@@ -95,7 +95,7 @@ class ClassificationTask(pl.LightningModule):
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
         self._set = (perturbations,)
-        self.validation_attack = None if validation_attack is None else validation_attack.judged_by(self.criterion)
+        self.validation_attack = validation_attack
         self.attack_every_n_epochs, self.attack_examples = attack_every_n_epochs, attack_examples
         self.select_on, self.seed = select_on, seed
         self.accuracies = nn.ModuleDict({name: MeanMetric() for name in ACCURACIES})
@@ -217,7 +217,7 @@ class ClassificationTask(pl.LightningModule):
                     self.model, self.perturbations, part.clean, part.label,
                     keys=random.example_keys(self.seed, part.example), x_tilde=part.perturbed, offset=part.offset,
                 )  # fmt: skip
-            right = self.criterion.remaining(found.score[0])
+            right = self.validation_attack.judge(part.label).remaining(found.score[0])
         self._count("robust", right)
 
     @property

@@ -87,7 +87,6 @@ class ModelTest(pl.LightningModule):
         self._has_pairs = True
         self._other: int | None = None
         self._first_kind = 0
-        self._image_shape: tuple[int, ...] = ()
         self.criterion: Criterion = Classification()
         self._assessor: Assessor | None = None
 
@@ -95,7 +94,6 @@ class ModelTest(pl.LightningModule):
         """Check that data, set and model fit; read the radii."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
-        self._image_shape = tuple(data.image_shape)
         self._kinds, self._has_pairs, self._first_kind = data.kinds, data.has_pairs, data.first_kind
         self.criterion = PixelAccuracy() if data.per_pixel else Classification()
         classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
@@ -120,7 +118,7 @@ class ModelTest(pl.LightningModule):
         if self.certify is not None and self.certify.examples is not None:
             count = min(count, math.ceil(self.certify.examples / self.trainer.world_size))
         self._assessor = Assessor(
-            self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count, self.criterion
+            self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count, data.per_pixel
         )
         if self.robust is not None:
             self.stays = PairValues(self._assessor.robust_columns).to(self.device)
@@ -239,8 +237,8 @@ class ModelTest(pl.LightningModule):
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
-        return math.prod(self._image_shape[1:])
+        """Of an image of the set."""
+        return math.prod(self.perturbations.image_shape[1:]) if self.perturbations is not None else 0
 
     @property
     def certificate_table(self) -> CertificateTable | None:

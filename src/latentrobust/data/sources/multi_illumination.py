@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
-from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles
+from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
 from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
 from latentrobust.errors import InputError
 
@@ -51,8 +51,8 @@ def multi_illumination(
         incomplete: ``"skip"`` leaves out scenes that miss lights or have files of a wrong size or kind.
         test: scenes whose names begin so are test scenes.
         validation: other scenes whose names contain this are validation scenes.
-        cache: folder for the packed files; null for ``packed/`` beside the scenes; files
-            there are named by what they were made of, and old ones may be deleted.
+        cache: folder for the packed files; null for ``packed/`` beside the scenes; files there are named by what they
+            were made of, and old ones may be deleted.
         download: fetch the scenes that are missing.
         scenes: names to use and to fetch; null for all.
         url: where to fetch from.
@@ -77,7 +77,8 @@ def multi_illumination(
             f"no scenes (folders with dir_0_mip{level}.jpg …) in {folder}: fetch them with data.source.download=true or"
             f" python -m latentrobust.data fetch --level {level}, or set LATENTROBUST_DATA or paths.data_dir"
         )
-    usable, left_out = _usable({name: found[name] for name in scenes or sorted(found)}, level, materials, incomplete)
+    chosen = {name: found[name] for name in scenes or sorted(found)}
+    usable, left_out = usable_scenes(chosen, partial(scene_files, level=level, materials=materials), incomplete)
     parts: dict[str, list[SceneFiles]] = {"train": [], "validation": [], "test": []}
     for scene in usable:
         split = "test" if scene.name.startswith(test) else "validation" if validation in scene.name else "train"
@@ -96,15 +97,7 @@ def multi_illumination(
         f"multi_illumination, MIP {level}",
         incomplete,
     )
-    packed = {split: packing.pack(split, files) for split, files in parts.items()}
-    left_out += [name for part in packed.values() for name in part.left_out]
-    return SceneSplits(
-        packed["train"].scenes,
-        packed["validation"].scenes,
-        packed["test"].scenes,
-        lights=tuple(f"dir_{light}" for light in range(LIGHTS)),
-        left_out=tuple(left_out),
-    )
+    return packing.pack_all(parts, tuple(f"dir_{light}" for light in range(LIGHTS)), left_out)
 
 
 @lru_cache(maxsize=1)
@@ -124,21 +117,6 @@ def find_scenes(folder: Path) -> dict[str, Path]:
         if found.setdefault(place.name, place) != place:
             raise InputError(f"two scenes are called {place.name}: {found[place.name]} and {place}; remove one")
     return found
-
-
-def _usable(
-    folders: dict[str, Path], level: int, materials: bool, incomplete: str
-) -> tuple[list[SceneFiles], list[str]]:
-    """Files of the scenes that can be read, and names of those that are skipped."""
-    usable, left_out = [], []
-    for name, folder in folders.items():
-        try:
-            usable.append(scene_files(folder, level, materials))
-        except InputError:
-            if incomplete == "error":
-                raise
-            left_out.append(name)
-    return usable, left_out
 
 
 def scene_files(folder: Path, level: int, materials: bool = True) -> SceneFiles:

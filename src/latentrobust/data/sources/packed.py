@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -19,8 +17,9 @@ from numpy.lib import format as npy
 from rich.progress import track
 from torch import Tensor
 
-from latentrobust.data.sources.scenes import Scenes
+from latentrobust.data.sources.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
+from latentrobust.files import replacing
 
 FORMAT = 2
 Incomplete = Literal["error", "skip"]
@@ -42,6 +41,25 @@ class Packed(NamedTuple):
     left_out: tuple[str, ...]
 
 
+def usable_scenes(
+    folders: Mapping[str, Path], files: Callable[[Path], SceneFiles], incomplete: Incomplete
+) -> tuple[list[SceneFiles], list[str]]:
+    """What ``files`` makes of each scene's folder, and the names of scenes that it refuses where they may be skipped.
+
+    Raises:
+        InputError: for a scene that is refused and may not be left out.
+    """
+    usable, left_out = [], []
+    for name, folder in folders.items():
+        try:
+            usable.append(files(folder))
+        except InputError:
+            if incomplete == "error":
+                raise
+            left_out.append(name)
+    return usable, left_out
+
+
 @dataclass(frozen=True)
 class Packing:
     """How scenes are packed.
@@ -61,6 +79,15 @@ class Packing:
     shape: tuple[int, ...]
     what: str = ""
     incomplete: Incomplete = "error"
+
+    def pack_all(
+        self, parts: Mapping[str, Sequence[SceneFiles]], lights: tuple[str, ...], left_out: Sequence[str]
+    ) -> SceneSplits:
+        """The three splits by name, packed; ``left_out`` were left out before."""
+        packed = {split: self.pack(split, files) for split, files in parts.items()}
+        skipped = [*left_out, *(name for part in packed.values() for name in part.left_out)]
+        train, validation, test = (packed[split].scenes for split in ("train", "validation", "test"))
+        return SceneSplits(train, validation, test, lights, left_out=tuple(skipped))
 
     def pack(self, split: str, scenes: Sequence[SceneFiles]) -> Packed:
         """The scenes as a memory map: found packed, or read (in parallel) and packed now.
@@ -104,7 +131,7 @@ class Packing:
                 good = [scene for scene, _ in self._usable(pool, scenes, self.check, left_out)]
             self.folder.mkdir(parents=True, exist_ok=True)
             names, labels = [], []
-            with _replacing(images) as file:
+            with replacing(images) as file:
                 self._header(file, len(good))
                 rows = track(
                     self._usable(pool, good, self.read, left_out), f"packing {split} scenes", len(good),
@@ -120,9 +147,9 @@ class Packing:
                 self._header(file, len(names))
         has_maps = labels[0] is not None
         if has_maps:
-            with _replacing(materials) as file:
+            with replacing(materials) as file:
                 np.save(file, torch.stack(labels).numpy())
-        with _replacing(index) as file:
+        with replacing(index) as file:
             about = {"scenes": names, "left_out": left_out, "materials": has_maps}
             file.write(json.dumps(about).encode())
 
@@ -160,15 +187,3 @@ def _stamps(paths: Sequence[Path | None]) -> list[Any]:
             found = path.stat()
             stamps.append([path.name, found.st_size, found.st_mtime_ns])
     return stamps
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its place when all of it is written."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(number, "wb") as file:
-            yield file
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles
+from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
 from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
 from latentrobust.errors import InputError
 from latentrobust.transforms import random
@@ -56,14 +56,7 @@ def scene_folder(
     if not found:
         raise InputError(f"data.source.folder={folder} has no folders of scenes in it")
     kind = _usual(list(found.values()))
-    usable, left_out = [], []
-    for name, path in found.items():
-        try:
-            usable.append(_checked(_files(path, kind), kind))
-        except InputError:
-            if incomplete == "error":
-                raise
-            left_out.append(name)
+    usable, left_out = usable_scenes(found, lambda path: _checked(_files(path, kind), kind), incomplete)
     parts = _split(usable, validation, test, split_seed)
     target = _target(size, kind.size)
     packing = Packing(
@@ -74,15 +67,7 @@ def scene_folder(
         f"scene_folder {place.resolve()}",
         incomplete,
     )
-    packed = {split: packing.pack(split, files) for split, files in parts.items()}
-    left_out += [name for part in packed.values() for name in part.left_out]
-    return SceneSplits(
-        packed["train"].scenes,
-        packed["validation"].scenes,
-        packed["test"].scenes,
-        lights=kind.lights,
-        left_out=tuple(left_out),
-    )
+    return packing.pack_all(parts, kind.lights, left_out)
 
 
 class _Kind(NamedTuple):

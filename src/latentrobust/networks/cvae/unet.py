@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.networks.cvae.base import CVAE, bounded_logvar, probabilities
-from latentrobust.networks.unet import DownPath, Out, Up, map_sizes
+from latentrobust.networks.unet import DownPath, UNetPaths, map_sizes
 
 SQUEEZED = 16  # channels that a feature map is reduced to before its linear layers
 Sizes = Sequence[tuple[int, int]]
@@ -40,29 +40,18 @@ class Encoder(DownPath):
         return torch.cat(means, 1), bounded_logvar(torch.cat(logvars, 1))
 
 
-class Generator(DownPath):
+class Generator(UNetPaths):
     """``(x [B, C, H, W], z [B, latent]) -> [B, C, H, W]``: a UNet of ``x``, a latent map beside each feature map."""
 
     def __init__(self, image: int, channels: Sequence[int], latents: Sequence[int], pool: Sizes) -> None:
-        super().__init__(image, channels)
+        super().__init__(image, channels, image, extra=1)
         self.pool, self.latents = list(pool), list(latents)
-        below = channels[-1] + 1
-        for number, skip in enumerate(reversed(channels[:-1]), 1):
-            outputs = skip // 2 if number < len(channels) - 1 else skip
-            self.add_module(f"up{number}", Up(skip + 1, below, outputs, (skip + 1 + below) // 2))
-            below = outputs
-        self.outc = Out(below, image)
         self.fc = nn.ModuleList(nn.Linear(count, math.prod(size)) for count, size in zip(latents, pool, strict=True))
-
-    @property
-    def _ups(self) -> list[Up]:
-        """From the smallest map to the largest."""
-        return [getattr(self, f"up{number}") for number in range(1, self.scales)]
 
     def condition(self, x: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on ``z``: what each skip connection adds on the way up, then the smallest map."""
         *skips, lowest = self.features(x)
-        begun = [up.begun(skip) for up, skip in zip(reversed(self._ups), skips, strict=True)]
+        begun = [up.begun(skip) for up, skip in zip(reversed(self.ups), skips, strict=True)]
         return (*begun, lowest)
 
     def decode(self, conditions: Sequence[Tensor], z: Tensor) -> Tensor:
@@ -74,7 +63,7 @@ class Generator(DownPath):
             maps.append(plane if plane.shape[-2:] == beside.shape[-2:] else _resized(plane, beside.shape[-2:]))
         *begun, lowest = conditions
         hidden = torch.cat([lowest.repeat(len(z) // len(lowest), 1, 1, 1), maps.pop()], 1)
-        for up, start, plane in zip(self._ups, reversed(begun), reversed(maps), strict=True):
+        for up, start, plane in zip(self.ups, reversed(begun), reversed(maps), strict=True):
             hidden = up.finished(start, plane, hidden)
         return probabilities(self.outc(hidden))
 

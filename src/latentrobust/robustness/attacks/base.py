@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class Attack(ABC):
                 examples = _Examples(
                     *(None if t is None else t[part].clone() for t in (x, y, keys, x_tilde, offset))  # type: ignore[arg-type]
                 )
-                problem = Problem(model, perturbations, examples, self.criterion or criterion_for(y))
+                problem = Problem(model, perturbations, examples, self.judge(y))
                 if self.checks and start == 0:
                     check_model(model, examples.x, examples.y)
                 found.append(self._attack(problem, perturbations.ball, chosen))
@@ -118,9 +118,9 @@ class Attack(ABC):
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
         )
 
-    def judged_by(self, criterion: Criterion) -> Self:
-        """The same attack under another criterion."""
-        return replace(self, criterion=criterion)
+    def judge(self, y: Tensor) -> Criterion:
+        """Its criterion; where it has none, the one that labels ``y`` ask for."""
+        return self.criterion or criterion_for(y)
 
     def _attack(self, problem: Problem, ball: LatentBall, radii: Sequence[float]) -> Found:
         snapshots: dict[float, tuple[Tensor, ...]] = {}
