@@ -28,7 +28,7 @@ from latentrobust.networks.flows.published import (
 from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
-from latentrobust.perturbation_sets.store import read_checkpoint, save_perturbation_set
+from latentrobust.perturbation_sets.store import check_finite, read_checkpoint, save_perturbation_set
 from latentrobust.tasks.store import save_model
 
 # The learning rate in their optimiser state came from NumPy. Files written under NumPy 1 name its scalar type by the
@@ -93,8 +93,7 @@ def _published_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} has no model_state_dict: it is not a published checkpoint")
     # Left by data parallelism, and by the normalising wrapper of the flow project.
     state = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
-    if not all(bool(value.isfinite().all()) for value in state.values() if torch.is_floating_point(value)):
-        raise InputError(f"{path} holds weights that are not finite")
+    check_finite(state, path)
     return state
 
 

@@ -297,7 +297,7 @@ def test_images_outside_the_range_and_radii_beyond_the_set_are_warned_about(line
         PGD(steps=1)(linear, ball(radius=0.1), images, y, radii=[0.2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PGD(steps=1)(linear, ball(), images, y)
+        PGD(steps=1, relative_step=1.0)(linear, ball(), images, y)
 
 
 class Returns(nn.Module):

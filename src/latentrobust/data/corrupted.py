@@ -18,10 +18,12 @@ from latentrobust.data.download import Remote, fetch
 from latentrobust.data.sources.base import Split
 from latentrobust.data.sources.cifar import unpack
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, check, make, textures
 
 MANIFEST = "corruptions.json"
+DRAWS = 2  # the version of the keys: a folder that was begun with others cannot be completed
 Layout = Literal["files", "archive"]
 ZENODO = Remote("https://zenodo.org/records/2535967/files/", {"CIFAR-10-C.tar": "56bf5dcef84df0e2308c6dcbcbbd8499"})
 PART = 4096  # images between two ticks of the progress bar
@@ -44,7 +46,8 @@ def corruption_keys(seed: int, split: str, rows: Tensor, name: str, severity: in
 
     What is written to files is draw 0; further draws of an image are other corruptions of the same kind.
     """
-    keys = random.example_keys(seed, rows, 0 if split == "train" else 1, draw)
+    root = Purpose.CORRUPTIONS_TRAIN if split == "train" else Purpose.CORRUPTIONS_TEST
+    keys = random.example_keys(seed, rows, root, draw)
     return random.fold_in(keys, 8 * list(CORRUPTIONS).index(name) + severity)
 
 
@@ -89,6 +92,7 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
         "layout": plan.layout,
         "severities": list(plan.severities) if plan.layout == "archive" else None,
         "seed": plan.seed,
+        "draws": DRAWS,
         "images": _content(images),
         **({"frost": textures.source()} if "frost" in plan.kinds else {}),
     }

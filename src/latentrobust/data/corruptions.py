@@ -12,10 +12,11 @@ from rich.progress import track
 from torch import Tensor
 
 from latentrobust.data.corrupted import Corrupted, checked, corruption_keys, zenodo_archive
-from latentrobust.data.datamodule import SPLITS, PairsDataModule
-from latentrobust.data.pairs import CONDITION, JOINT, TARGET, Pairs
+from latentrobust.data.datamodule import PAIRS, PairsDataModule
+from latentrobust.data.pairs import Pairs
 from latentrobust.data.sources.base import Images
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 from latentrobust.transforms.corruptions import TRAINING, make, textures
@@ -180,21 +181,21 @@ class CorruptionsDataModule(PairsDataModule):
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
         """The pairs ``index [B]`` of a split, on the index's device; validation and test go kind by kind."""
-        example, own = index, random.example_keys(self.seed, index, 0, epoch)
+        example, own = index, random.example_keys(self.seed, index, PAIRS["train"], epoch)
         if split == "train":
-            target = random.integers(random.fold_in(own, TARGET), 0, len(self.kinds))
+            target = random.integers(random.fold_in(own, Purpose.TARGET), 0, len(self.kinds))
         else:
             images = len(self.splits[split].images)
             example, target = index % images, index // images
-            own = random.fold_in(random.example_keys(self.split_seed, example, SPLITS.index(split)), target)
+            own = random.fold_in(random.example_keys(self.split_seed, example, PAIRS[split]), target)
         condition = torch.full_like(target, -1)
         if self.pairing != "centred":
-            others = random.integers(random.fold_in(own, CONDITION), 1, len(self.kinds))
+            others = random.integers(random.fold_in(own, Purpose.CONDITION), 1, len(self.kinds))
             condition = self._version((target + others) % len(self.kinds))
         clean = self._versions(split, example, condition, epoch)
         perturbed = self._versions(split, example, self._version(target), epoch)
         if split == "train" and self.joint:
-            keys = random.fold_in(own, JOINT)
+            keys = random.fold_in(own, Purpose.JOINT)
             clean, perturbed = (apply_in_order(self.joint, images, keys) for images in (clean, perturbed))
         label = self._resident(split, index.device).labels[example]
         return Pairs(clean, perturbed, target, example, label, None, epoch)
@@ -239,7 +240,8 @@ class CorruptionsDataModule(PairsDataModule):
             return corruption_keys(self.split_seed, file, rows, kind, self.severity)
         if self.draws_per_example is None:
             return corruption_keys(self.seed, file, rows, kind, self.severity, epoch + 1)
-        choice = random.integers(random.example_keys(self.seed, rows, epoch), 0, self.draws_per_example)
+        own = random.example_keys(self.seed, rows, Purpose.CORRUPTIONS_CHOICE, epoch)
+        choice = random.integers(own, 0, self.draws_per_example)
         return random.fold_in(corruption_keys(self.split_seed, file, rows, kind, self.severity), choice)
 
     def _keep(self, split: str, device: torch.device) -> Tensor:

@@ -13,11 +13,12 @@ from latentrobust.data.loader import IndexLoader, Indices
 from latentrobust.data.pairs import Pairs, Perturbation
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms.affine import pad_to
 from latentrobust.transforms.noise import Unchanged
 from latentrobust.transforms.random import example_keys, fold_in, integers, permutation
 
-SPLITS = ("train", "validation", "test")
+PAIRS = {"train": Purpose.PAIRS_TRAIN, "validation": Purpose.PAIRS_VALIDATION, "test": Purpose.PAIRS_TEST}
 
 
 class PairsDataModule(pl.LightningDataModule):
@@ -190,13 +191,13 @@ class PairsDataModule(pl.LightningDataModule):
         return self.pairs(split, torch.arange(min(count, len(self.splits[split].images)), device=device))
 
     def _keys(self, split: str, index: Tensor, epoch: int) -> Tensor:
-        number = SPLITS.index(split)
+        root = PAIRS[split]
         if split != "train":
-            return example_keys(self.split_seed, index, number)
+            return example_keys(self.split_seed, index, root)
         if self.draws_per_example is None:
-            return example_keys(self.seed, index, number, epoch)
-        choice = integers(example_keys(self.seed, index, number, epoch), 0, self.draws_per_example)
-        return fold_in(example_keys(self.seed, index, number), choice)
+            return example_keys(self.seed, index, root, epoch)
+        choice = integers(example_keys(self.seed, index, Purpose.PAIRS_CHOICE, epoch), 0, self.draws_per_example)
+        return fold_in(example_keys(self.seed, index, Purpose.PAIRS_FIXED), choice)
 
     def _resident(self, split: str, device: torch.device) -> Split:
         stored = self.splits[split]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentrobust.keys import Purpose
 from latentrobust.transforms.random import permutation
 
 
@@ -70,7 +71,9 @@ class IndexLoader:
         self._restored = False
         if self.clock is not None and self.clock() != self.epoch:
             self.epoch, self._next_batch = self.clock(), 0
-        order = permutation(self.seed, self.count, self.epoch) if self.shuffle else torch.arange(self.count)
+        order = (
+            permutation(self.seed, self.count, Purpose.ORDER, self.epoch) if self.shuffle else torch.arange(self.count)
+        )
         size = self.batch_size
         own = order if self.shuffle else order[self.rank :: self.world]
         epoch, total = self.epoch, len(self)

@@ -7,8 +7,6 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-JOINT, TARGET, CONDITION = 31, 32, 33  # purposes of an example's key: joint augmentation, and each half of a pair
-
 
 class Pairs(NamedTuple):
     """A batch of pairs. Images ``[B, C, H, W]`` float32 in [0, 1]; ``kind``, ``example`` and ``label`` ``[B]`` int64.

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from latentrobust.data.datamodule import SPLITS, PairsDataModule
+from latentrobust.data.datamodule import PAIRS, PairsDataModule
 from latentrobust.data.materials import CLASSES, OTHER, to_classes
-from latentrobust.data.pairs import CONDITION, JOINT, TARGET, Pairs
+from latentrobust.data.pairs import Pairs
 from latentrobust.data.sources.base import Split
 from latentrobust.data.sources.scenes import Scenes, SceneSplits, skipped_note
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 from latentrobust.transforms.noise import Unchanged
@@ -182,15 +183,15 @@ class ScenesDataModule(PairsDataModule):
         if split != "train":
             scenes = len(self.rows[split])
             return self._pairs(split, index % scenes, self._shown.to(index.device)[index // scenes])
-        own = random.example_keys(self.seed, index, 0, epoch)
+        own = random.example_keys(self.seed, index, PAIRS["train"], epoch)
         light = self.lights["train"]
         if light is None:
-            condition = random.integers(random.fold_in(own, CONDITION), 0, len(self.kinds))
+            condition = random.integers(random.fold_in(own, Purpose.CONDITION), 0, len(self.kinds))
         else:
             condition = torch.full_like(index, light)
-        target = self._another(condition, random.fold_in(own, TARGET))
+        target = self._another(condition, random.fold_in(own, Purpose.TARGET))
         pairs = self._made(split, index, condition, target, epoch)
-        return self._augmented(pairs, random.fold_in(own, JOINT)) if self.joint else pairs
+        return self._augmented(pairs, random.fold_in(own, Purpose.JOINT)) if self.joint else pairs
 
     def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Pairs:
         """Scenes ``examples [B]`` with one light (a place in `kinds`) as the perturbed half, outside training."""
@@ -208,10 +209,10 @@ class ScenesDataModule(PairsDataModule):
 
     def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Pairs:
         """Pairs outside training: the first half's light belongs to scene and target."""
-        own = random.fold_in(random.example_keys(self.split_seed, scene, SPLITS.index(split)), target)
+        own = random.fold_in(random.example_keys(self.split_seed, scene, PAIRS[split]), target)
         light = self.lights[split]
         if light is None:
-            condition = self._another(target, random.fold_in(own, CONDITION))
+            condition = self._another(target, random.fold_in(own, Purpose.CONDITION))
         else:
             condition = torch.full_like(target, light)
         return self._made(split, scene, condition, target, 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.cvae import CVAESet
@@ -96,11 +97,11 @@ class CVAELearner(pl.LightningModule):
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
-    def losses(self, pairs: Pairs) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
+    def losses(self, pairs: Pairs, purpose: Purpose = Purpose.LEARNING) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
         """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
         prior = self.network.encode_prior(pairs.clean)
         posterior = self.network.encode_posterior(pairs.clean, pairs.perturbed)
-        keys = random.example_keys(self.seed, pairs.example, pairs.epoch)
+        keys = random.example_keys(self.seed, pairs.example, purpose, pairs.epoch)
         z = posterior.mean + posterior.std * random.normal(keys, self.network.latent_shape)
         decoded = self.network.generate(pairs.clean, z)
         return (
@@ -130,7 +131,7 @@ class CVAELearner(pl.LightningModule):
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Losses, norms and the encoder's error; the radius is only known at the end."""
-        reconstruction, kl, posterior, prior = self.losses(batch)
+        reconstruction, kl, posterior, prior = self.losses(batch, Purpose.LEARNING_VALIDATION)
         s = CVAESet(self.network, self.likelihood, radius=1.0).at(batch.clean)
         u = (posterior.mean - prior.mean) / prior.std
         self.norms.update(s.ball.size(u), batch.kind)
@@ -166,7 +167,7 @@ class CVAELearner(pl.LightningModule):
         pairs = self._sampled
         s = CVAESet(self.network, self.likelihood, radius).at(pairs.clean)
         ball = LatentBall(self.network.latent_shape, "l2", radius)
-        keys = random.example_keys(self.seed, pairs.example)
+        keys = random.example_keys(self.seed, pairs.example, Purpose.LEARNING_SAMPLES)
         expected = expected_error(s, pairs.perturbed, ball, squared_error, draws=5, keys=keys)
         self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.example))
         self.log_dict(values)

@@ -13,6 +13,7 @@ from torchmetrics import MaxMetric, MeanMetric
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.convolution import InvertibleConvolution
 from latentrobust.perturbation_sets.ball import Norm
@@ -24,7 +25,6 @@ from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-AUGMENT, NOISE = 30, 31  # purposes of an example's key
 
 
 class FlowLearner(pl.LightningModule):
@@ -105,8 +105,8 @@ class FlowLearner(pl.LightningModule):
         """Initialise from the first training examples, which are the same in every process."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         pairs = data.first_pairs("train", self.initialize_on, self.device)
-        keys = random.example_keys(self.seed, pairs.example)
-        self.network.initialize(self.network.dequantize(pairs.clean, random.fold_in(keys, NOISE)), pairs.label)
+        keys = random.example_keys(self.seed, pairs.example, Purpose.LEARNING_START)
+        self.network.initialize(self.network.dequantize(pairs.clean, keys), pairs.label)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: the learning rate is set at every step."""
@@ -118,8 +118,8 @@ class FlowLearner(pl.LightningModule):
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Bits per dimension of a batch."""
-        keys = random.example_keys(self.seed, batch.example, batch.epoch)
-        images = apply_in_order(self.augmentation, batch.clean, random.fold_in(keys, AUGMENT))
+        keys = random.example_keys(self.seed, batch.example, Purpose.LEARNING, batch.epoch)
+        images = apply_in_order(self.augmentation, batch.clean, random.fold_in(keys, Purpose.AUGMENT))
         loss = self.bits_per_dim(images, batch.label, keys).mean()
         size = len(batch.example)
         self.train_bits.update(loss.detach(), size)
@@ -130,7 +130,7 @@ class FlowLearner(pl.LightningModule):
 
     def bits_per_dim(self, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         """``[B]``, with noise drawn by ``keys``."""
-        noisy = self.network.dequantize(images, random.fold_in(keys, NOISE))
+        noisy = self.network.dequantize(images, random.fold_in(keys, Purpose.NOISE))
         return self.network.bits_per_dim(noisy, labels)
 
     def on_validation_epoch_start(self) -> None:
@@ -142,7 +142,8 @@ class FlowLearner(pl.LightningModule):
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Likelihood, round trip, and norms of observed perturbations."""
-        bits = self.bits_per_dim(batch.clean, batch.label, random.example_keys(self.seed, batch.example))
+        keys = random.example_keys(self.seed, batch.example, Purpose.LEARNING_VALIDATION)
+        bits = self.bits_per_dim(batch.clean, batch.label, keys)
         size = len(batch.example)
         self.val_bits.update(bits)
         self.log("val/bits_per_dim", self.val_bits, on_epoch=True, batch_size=size)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.learners.flow import Optimizer
 from latentrobust.networks.vae_gan import VAEGAN, adversarial_losses, vae_gan_losses
 from latentrobust.perturbation_sets.ball import Norm
@@ -96,7 +97,7 @@ class VAEGANLearner(pl.LightningModule):
         for optimizer, rate in zip((coding, judging), self.learning_rates, strict=True):
             rate.set(optimizer, at)
         x, y = batch.clean, batch.label
-        keys = random.example_keys(self.seed, batch.example, batch.epoch)
+        keys = random.example_keys(self.seed, batch.example, Purpose.LEARNING, batch.epoch)
         noise = random.normal(keys, self.network.latent_shape)
         error, kl, reconstruction, logits = vae_gan_losses(self.network, x, y, noise, self.beta)
         loss = (error + kl + self.gamma * F.softplus(-logits)).mean()

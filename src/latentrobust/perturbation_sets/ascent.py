@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from latentrobust.perturbation_sets.ball import LatentBall
 
+Projection = Callable[[Tensor], Tensor]
+"""Offsets to the nearest ones that may be tried: in the ball, and as a set's images allow."""
+
 
 class Objective(Protocol):
     """What is climbed. It sees every iterate and may drop examples that need no more of them."""
@@ -18,15 +21,18 @@ class Objective(Protocol):
     def __call__(self, u: Tensor) -> Tensor:
         """Values ``[*batch]`` at offsets ``[*batch, *shape]``, each a function of its own offset alone."""
 
+    def project(self, u: Tensor) -> Tensor:
+        """The nearest offsets that may be tried: every iterate is one of them."""
+
     def narrow(self) -> Tensor | None:
-        """Indices of the examples to go on with, which later calls will then be about; None for all."""
+        """Indices of the examples still searched; later calls receive only these. None keeps all."""
 
 
 class Rule(Protocol):
     """How the search moves; whatever it remembers is by example."""
 
-    def next(self, u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        """The next offsets, inside the ball."""
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor, project: Projection) -> Tensor:
+        """The next offsets, as ``project`` leaves them."""
 
     def select(self, chosen: Tensor) -> None:
         """Forget all examples but these."""
@@ -38,20 +44,20 @@ class FixedStep:
     def __init__(self, ball: LatentBall, relative_step: float) -> None:
         self.ball, self.length = ball, relative_step * ball.radius
 
-    def next(self, u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor, project: Projection) -> Tensor:
         """One step of steepest ascent, projected."""
-        return self.ball.ascent_step(u, gradient, self.length)
+        return project(u + self.ball.steepest(gradient, self.length))
 
     def select(self, chosen: Tensor) -> None:
         """Nothing is remembered."""
 
 
 def climb(objective: Objective, start: Tensor, rule: Rule, steps: int, *, evaluate_last: bool = True) -> Tensor:
-    """Walk ``steps`` gradient steps from ``start`` and return the last iterate; the objective keeps what it likes.
+    """Walk ``steps`` gradient steps from ``start``, which is projected first, and return the last iterate.
 
     With ``evaluate_last`` the objective sees the last iterate too: ``steps + 1`` evaluations, else ``steps``.
     """
-    u = start.detach()
+    u = objective.project(start.detach())
     for _ in range(steps):
         with torch.inference_mode(False), torch.enable_grad():
             u = u.clone().requires_grad_()
@@ -64,7 +70,7 @@ def climb(objective: Objective, start: Tensor, rule: Rule, steps: int, *, evalua
             rule.select(chosen)
             if not len(chosen):
                 return u
-        u = rule.next(u, value, gradient)
+        u = rule.next(u, value, gradient, objective.project)
     if evaluate_last:
         with torch.no_grad():
             objective(u)
@@ -81,8 +87,10 @@ class Ascent(NamedTuple):
 class _Best:
     """An objective that remembers each example's best iterate."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], start: Tensor, ball: LatentBall) -> None:
-        self.function, self.ball = function, ball
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], start: Tensor, ball: LatentBall, project: Projection
+    ) -> None:
+        self.function, self.ball, self.project = function, ball, project
         batch = start.shape[: start.dim() - len(ball.shape)]
         self.found = Ascent(start, torch.full(batch, -torch.inf, device=start.device, dtype=start.dtype))
 
@@ -102,7 +110,13 @@ class _Best:
 
 
 def projected_ascent(
-    objective: Callable[[Tensor], Tensor], start: Tensor, ball: LatentBall, *, steps: int, relative_step: float
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    ball: LatentBall,
+    *,
+    steps: int,
+    relative_step: float,
+    project: Projection | None = None,
 ) -> Ascent:
     """Maximise ``objective`` over the ball by normalised gradient steps from ``start``, example by example.
 
@@ -112,12 +126,14 @@ def projected_ascent(
         ball: where the search stays.
         steps: gradient steps; the objective is evaluated ``steps + 1`` times.
         relative_step: step length as a share of the radius (the paper's ε/20 is 0.05).
+        project: to the ball and whatever else limits the search (`SetAt.project`); None for the ball alone.
 
     Returns:
         The best of all iterates, the start included, so that more steps never give less.
     """
-    start = ball.project(start.detach())
-    best = _Best(objective, start, ball)
+    project = project or ball.project
+    start = project(start.detach())
+    best = _Best(objective, start, ball, project)
     climb(best, start, FixedStep(ball, relative_step), steps)
     return best.found
 

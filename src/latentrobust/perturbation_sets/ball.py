@@ -45,29 +45,45 @@ class LatentBall:
         return dataclasses.replace(self, radius=float(radius))
 
     def size(self, u: Tensor) -> Tensor:
-        """Norm of each offset: ``[*batch, *shape] -> [*batch]``."""
+        """Norm of each offset, float32 or better: ``[*batch, *shape] -> [*batch]``."""
         order = 2 if self.norm == "l2" else math.inf
-        return torch.linalg.vector_norm(u, order, dim=self._dims)
+        return torch.linalg.vector_norm(_wide(u), order, dim=self._dims)
 
     def project(self, u: Tensor) -> Tensor:
-        """Nearest point of the ball, example by example."""
+        """Nearest point of the ball, example by example; float32 or better, since half precision cannot stay inside."""
+        u = _wide(u)
         if self.norm == "linf":
             return u.clamp(-self.radius, self.radius)
         return u * self._spread(self.radius / self.size(u).clamp_min(self.radius))
 
-    def ascent_step(self, u: Tensor, gradient: Tensor, step: float | Tensor) -> Tensor:
-        """Steepest ascent by ``step`` (one number, or one an example ``[*batch]``) in this norm, then projection.
+    def farthest(self, u: Tensor) -> Tensor:
+        """The point of the ball that lies farthest from ``u``, example by example; from 0 it is one of many."""
+        u = _wide(u)
+        if self.norm == "linf":
+            return torch.where(u > 0, -self.radius, self.radius).to(u.dtype)
+        length = self.size(u)
+        away = -u * self._spread(self.radius / length.clamp_min(torch.finfo(u.dtype).tiny))
+        even = torch.full_like(u, self.radius / math.sqrt(math.prod(self.shape)))
+        return torch.where(self._spread(length > 0), away, even)
+
+    def steepest(self, gradient: Tensor, step: float | Tensor) -> Tensor:
+        """The move of length ``step`` (one number, or one per example ``[*batch]``) that climbs most in this norm.
 
         A zero gradient moves nothing.
         """
+        gradient = _wide(gradient)
         if isinstance(step, Tensor):
             step = self._spread(step)
         if self.norm == "linf":
-            return self.project(u + step * gradient.sign())
+            return step * gradient.sign()
         # Scale by the largest entry first: the squares of a tiny gradient underflow.
         largest = gradient.abs().amax(dim=self._dims, keepdim=True)
         scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
-        return self.project(u + step * scaled / self._spread(self.size(scaled)).clamp_min(1.0))
+        return step * scaled / self._spread(self.size(scaled)).clamp_min(1.0)
+
+    def ascent_step(self, u: Tensor, gradient: Tensor, step: float | Tensor) -> Tensor:
+        """The `steepest` move from ``u``, then projection onto the ball."""
+        return self.project(u + self.steepest(gradient, step))
 
     def truncated_normal(self, keys: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal conditioned on the ball (Wong & Kolter, eq. 3): keys ``[*batch]`` to ``[*batch, *shape]``.
@@ -75,6 +91,7 @@ class LatentBall:
         For l2 the direction is uniform and the length inverts its distribution function, tabulated in log space:
         right also where ``radius² ≪ k`` and a chi-square CDF underflows.
         """
+        dtype = torch.promote_types(dtype, torch.float32)
         if self.norm == "linf":
             p = random.uniform(keys, self.shape, torch.float64)
             bound = math.erf(self.radius / math.sqrt(2))
@@ -86,13 +103,23 @@ class LatentBall:
 
     def uniform(self, keys: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform in the ball: keys ``[*batch]`` to ``[*batch, *shape]``."""
+        dtype = torch.promote_types(dtype, torch.float32)
         if self.norm == "linf":
             return (2 * random.uniform(keys, self.shape, dtype) - 1) * self.radius
         share = random.uniform(random.fold_in(keys, 1), dtype=torch.float64) ** (1 / math.prod(self.shape))
         return self._directed(keys, share * self.radius, dtype)
 
+    def uniform_length(self, keys: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normal directions with a norm that is uniform up to the radius: keys ``[*batch]`` to ``[*batch, *shape]``.
+
+        Where the attacks of Wong & Kolter's published code start. In many dimensions a draw that is uniform in the ball
+        lies at its surface; this one does not.
+        """
+        return self._directed(keys, random.uniform(random.fold_in(keys, 1), dtype=torch.float64) * self.radius, dtype)
+
     def _directed(self, keys: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
         """Offsets of the given lengths in uniform directions, inside the ball also after rounding."""
+        dtype = torch.promote_types(dtype, torch.float32)
         u = random.normal(keys, self.shape, dtype)
         return self.project(u * self._spread(length.to(dtype) / self.size(u).clamp_min(torch.finfo(dtype).tiny)))
 
@@ -102,6 +129,11 @@ class LatentBall:
 
     def _spread(self, per_example: Tensor) -> Tensor:
         return per_example.reshape(*per_example.shape, *[1] * len(self.shape))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where it is in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _interpolate(p: Tensor, cdf: Tensor, values: Tensor) -> Tensor:

@@ -46,6 +46,27 @@ class SetAt(ABC):
     def decode(self, u: Tensor) -> Tensor:
         """``g(u, x)``: offsets ``[B, *shape]`` or ``[S, B, *shape]`` to images in [0, 1] of the same leading shape."""
 
+    def project(self, u: Tensor, ball: LatentBall | None = None) -> Tensor:
+        """The offsets that a search may try nearest to ``u``: inside the ball, and within what the images allow.
+
+        A set whose decoder clips must say here where it does: beyond, the gradient is zero and a search stands still.
+        The result lies in the ball too, float32 or better.
+
+        Args:
+            u: ``[*batch, B, *shape]``.
+            ball: instead of the set's own.
+        """
+        return (ball or self.ball).project(u)
+
+    def farthest(self, u: Tensor, ball: LatentBall) -> Tensor:
+        """An offset that a search may try, as far from ``u [B, *shape]`` as `project` allows, or nearly so."""
+        return self.project(ball.farthest(u), ball)
+
+    @property
+    def offset_dtype(self) -> torch.dtype:
+        """Of offsets for these images: theirs, but never half precision."""
+        return torch.promote_types(self.x.dtype, torch.float32)
+
     def sample(self, count: int, keys: Tensor | None = None, ball: LatentBall | None = None) -> Tensor:
         """``count`` draws an example from the set's own prior: ``[count, B, *shape]``.
 

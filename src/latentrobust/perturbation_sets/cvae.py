@@ -78,5 +78,6 @@ class CVAESetAt(SetAt):
 
     def _generate(self, z: Tensor) -> Tensor:
         draws = z.shape[: -1 - len(self.ball.shape)]
-        images = self.network.generate_from(self._conditions, z.flatten(0, len(draws)))
+        z = z.to(self.x.dtype)  # of the network, which may be in half precision where images are
+        images = self.network.generate_from(self._conditions, z.flatten(0, len(draws))).to(self.x.dtype)
         return images.unflatten(0, (*draws, len(self.x))) if draws else images

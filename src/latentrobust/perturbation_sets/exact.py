@@ -14,6 +14,8 @@ from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import checked, squared_error
 from latentrobust.transforms.affine import RotationTranslationScale
 
+ROUNDS = 4  # of the projection onto ball and box: each cuts further coordinates, few after the first
+
 
 class PixelBall(PerturbationSet):
     """``S(x) = {clamp(x + u) : ‖u‖ ≤ radius}``, a ball of pixel differences.
@@ -34,10 +36,45 @@ class PixelBall(PerturbationSet):
 
 class _PixelBallAt(SetAt):
     def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
-        return x_tilde - self.x
+        return x_tilde.to(self.offset_dtype) - self.x
+
+    def project(self, u: Tensor, ball: LatentBall | None = None) -> Tensor:
+        """The nearest offset that is in the ball and whose ``x + u`` is an image."""
+        ball = ball or self.ball
+        return _into_ball_and_box(super().project(u, ball), u, ball, *self._box)
+
+    def farthest(self, u: Tensor, ball: LatentBall) -> Tensor:
+        """Where the range of a pixel ends on the farther side of ``u``, projected."""
+        low, high = (end.clamp(-ball.radius, ball.radius) for end in self._box)
+        return self.project(torch.where(u - low > high - u, low, high), ball)
+
+    @property
+    def _box(self) -> tuple[Tensor, Tensor]:
+        # Zero is always allowed, also for x outside [0, 1], which attacks warn about.
+        return (-self.x).clamp_max(0), (1 - self.x).clamp_min(0)
 
     def decode(self, u: Tensor) -> Tensor:
-        return (self.x + u).clamp(0, 1)
+        return (self.x + u).clamp(0, 1).to(self.x.dtype)
+
+
+def _into_ball_and_box(inside: Tensor, u: Tensor, ball: LatentBall, low: Tensor, high: Tensor) -> Tensor:
+    """The point of ball ∩ box nearest to ``u``, given its projection ``inside`` the ball; 0 lies in both.
+
+    In ℓ∞ that is cutting alone. In ℓ2 it is ``clip(s·u)`` for the largest s ≤ 1 that keeps the norm (the optimality
+    conditions of both constraints); where coordinates are cut, the others get the length that this sets free.
+    """
+    cut = inside.clamp(low, high)
+    if ball.norm == "linf":
+        return cut
+    dims = tuple(range(-len(ball.shape), 0))
+    u = u.to(cut.dtype)
+    for _ in range(ROUNDS):
+        free = cut == inside
+        spare = ball.radius**2 - (cut.square() * ~free).sum(dims, keepdim=True)
+        scale = (spare / (u.square() * free).sum(dims, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)).sqrt()
+        inside = u * scale.clamp_max(1)
+        cut = inside.clamp(low, high)
+    return ball.project(cut)  # the last bits of rounding
 
 
 class RTSSet(PerturbationSet):

@@ -69,11 +69,11 @@ class FlowSetAt(SetAt):
 
     def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
         """``F(x̃) − F(x)``."""
-        return (self.network.encode(x_tilde, self.y)[0] - self.z).to(x_tilde.dtype)
+        return (self.network.encode(x_tilde, self.y)[0] - self.z).to(self.offset_dtype)
 
     def decode(self, u: Tensor) -> Tensor:
         """``F⁻¹(F(x) + u)``, clamped to [0, 1]."""
-        return self.decode_unclamped(u).clamp(0, 1)
+        return self.decode_unclamped(u).clamp(0, 1).to(self.x.dtype)
 
     def decode_unclamped(self, u: Tensor) -> Tensor:
         """The same as it comes, for round trips."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import Ascent, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import SetAt
@@ -30,15 +32,13 @@ from latentrobust.perturbation_sets.likelihood import (
 from latentrobust.transforms import random
 
 PERCENTILES = (25, 50, 75)
-# What an example's key is used for, so that no two metrics share their noise.
-EXPECTED, OVER, RECONSTRUCTION, LIKELIHOOD = 0, 1, 2, 3
 VALUES_AT_ONCE = 1 << 24  # of decoded images, in one pass
 ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
 
 
 def encoder_error(s: SetAt, x_tilde: Tensor, u: Tensor, ball: LatentBall, measure: Measure) -> Tensor:
     """Encoder approximation error ``[B]``: decode the projected offset ``u = s.encode(x_tilde)``."""
-    return measure(s.decode(ball.project(u)), x_tilde)
+    return measure(s.decode(s.project(u, ball)), x_tilde)
 
 
 def pgd_error(
@@ -46,7 +46,12 @@ def pgd_error(
 ) -> Ascent:
     """PGD approximation error: the least error found in the ball from ``u``; ``values [B]`` are errors."""
     found = projected_ascent(
-        lambda v: -measure(s.decode(v), x_tilde), u, ball, steps=steps, relative_step=relative_step
+        lambda v: -measure(s.decode(v), x_tilde),
+        u,
+        ball,
+        steps=steps,
+        relative_step=relative_step,
+        project=partial(s.project, ball=ball),
     )
     return Ascent(found.offsets, -found.values)
 
@@ -55,17 +60,38 @@ def expected_error(
     s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, draws: int, keys: Tensor
 ) -> Tensor:
     """Expected approximation error ``[B]``: the mean over draws from the set's prior."""
-    u = s.sample(draws, random.fold_in(keys, EXPECTED), ball)
+    u = s.sample(draws, random.fold_in(keys, Purpose.EXPECTED), ball)
     return torch.cat([measure(s.decode(part), x_tilde) for part in u.split(_at_once(x_tilde))]).mean(0)
 
 
 def over_error(
-    s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, steps: int, relative_step: float, keys: Tensor
+    s: SetAt,
+    x_tilde: Tensor,
+    u: Tensor,
+    ball: LatentBall,
+    measure: Measure,
+    *,
+    steps: int,
+    relative_step: float,
+    keys: Tensor,
 ) -> Ascent:
-    """Over-approximation error: the largest error found in the ball, from a uniform random start; ``values [B]``."""
-    start = ball.uniform(random.fold_in(keys, OVER))
+    """Over-approximation error: the largest error found in the ball; ``values [B]``.
+
+    The error has a maximum in many a corner, so each search begins at the worse of two offsets: a uniform draw, and the
+    farthest one from the observed perturbation's own, ``u = s.encode(x_tilde)``.
+    """
+    drawn = s.project(ball.uniform(random.fold_in(keys, Purpose.OVER), s.offset_dtype), ball)
+    away = s.farthest(u, ball).to(drawn.dtype)
+    with torch.no_grad():
+        worse = measure(s.decode(away), x_tilde) > measure(s.decode(drawn), x_tilde)
+    start = torch.where(worse.reshape(-1, *[1] * len(ball.shape)), away, drawn)
     return projected_ascent(
-        lambda v: measure(s.decode(v), x_tilde), start, ball, steps=steps, relative_step=relative_step
+        lambda v: measure(s.decode(v), x_tilde),
+        start,
+        ball,
+        steps=steps,
+        relative_step=relative_step,
+        project=partial(s.project, ball=ball),
     )
 
 
@@ -138,17 +164,17 @@ def measure_quality(
         values[f"encoder_ae{suffix}"] = encoder_error(s, x_tilde, u, ball, measure)
         values[f"pgd_ae{suffix}"] = pgd_error(s, x_tilde, u, ball, measure, **search).values  # type: ignore[arg-type]
         values[f"expected_ae{suffix}"] = expected_error(s, x_tilde, ball, measure, draws=settings.draws, keys=keys)
-        over = over_error(s, x_tilde, ball, measure, **search, keys=keys)  # type: ignore[arg-type]
+        over = over_error(s, x_tilde, u, ball, measure, **search, keys=keys)  # type: ignore[arg-type]
         values[f"over_ae{suffix}"] = over.values
         values[f"reconstruction{suffix}"] = measure(
-            s.reconstruct(x_tilde, random.fold_in(keys, RECONSTRUCTION), offset), x_tilde
+            s.reconstruct(x_tilde, random.fold_in(keys, Purpose.RECONSTRUCTION), offset), x_tilde
         )
     if settings.own_likelihood and likelihood == "gaussian":  # its loss is the squared error
         values |= {f"{name}_nll": values[name] for name in ERRORS}
     if (kl := s.kl(x_tilde)) is not None:
         values["kl"] = kl
     if settings.likelihood_draws:
-        draws = {"draws": settings.likelihood_draws, "keys": random.fold_in(keys, LIKELIHOOD)}
+        draws = {"draws": settings.likelihood_draws, "keys": random.fold_in(keys, Purpose.LIKELIHOOD)}
         values["log_likelihood"] = log_likelihood(s, x_tilde, ball, likelihood, **draws)  # type: ignore[arg-type]
     return values
 

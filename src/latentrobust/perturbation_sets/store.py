@@ -191,8 +191,20 @@ def load_perturbation_set(
     except RuntimeError as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model than its configuration names: {details}") from None
+    check_finite(state, path)
     perturbations.eval().requires_grad_(False)
     return perturbations
+
+
+def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse weights with NaN or infinity: whatever is computed with them looks like a figure and is none.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"{path} holds weights that are not finite ({name}): its training has diverged")
 
 
 def stored_at(path: Path, folder: str) -> Path:

@@ -52,11 +52,11 @@ class VAEGANSetAt(SetAt):
 
     def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
         """``μ(x̃) − μ(x)``."""
-        return self.network.encode(x_tilde, self.y).mean - self.z
+        return self.network.encode(x_tilde, self.y).mean.to(self.offset_dtype) - self.z
 
     def decode(self, u: Tensor) -> Tensor:
         """``g(μ(x) + u)``."""
-        z = self.z + u
+        z = (self.z + u).to(self.x.dtype)
         many = z.flatten(0, -2)
         images = self.network.decode(many, self.y.repeat(len(many) // len(self.y)))
         return images.reshape(*z.shape[:-1], *self.x.shape[1:])

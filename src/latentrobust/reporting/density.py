@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.data.pairs import Pairs
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
 from latentrobust.reporting.html import Section
@@ -64,7 +65,7 @@ def density_section(test: DensityTest, data: PairsDataModule, metrics: Mapping[s
 @torch.no_grad()
 def temperature_samples(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> Figure:
     """Decoded latents ``T·N(0, I)``, the same normal numbers in each row; labels are those of the shown examples."""
-    keys = random.example_keys(seed, pairs.example)
+    keys = random.example_keys(seed, pairs.example, Purpose.FIGURES)
     z = random.normal(keys, perturbations.network.latent_shape)
     y = pairs.label if perturbations.needs_label else None
     rows = {f"T = {t:g}": list(perturbations.network.decode(t * z, y).nan_to_num()) for t in TEMPERATURES}
@@ -76,7 +77,7 @@ def temperature_samples(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> 
 def perturbed(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> Figure:
     """Originals, random draws at several radii, and the differences (Yüksel et al., figure 3)."""
     s = perturbations.at(pairs.clean, pairs.label)
-    keys = random.example_keys(seed, pairs.example)
+    keys = random.example_keys(seed, pairs.example, Purpose.FIGURES)
     rows = {"example x": list(pairs.clean)}
     for share in SHARES:
         ball = perturbations.ball.with_radius(share * perturbations.ball.radius)

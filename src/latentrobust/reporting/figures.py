@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentrobust.data.pairs import Pairs
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.transforms import random
 
@@ -73,7 +74,7 @@ def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Pairs) -> F
 def samples(perturbations: PerturbationSet, pairs: Pairs, draws: int = 8, seed: int = 0) -> Figure:
     """Random draws from S(x) beside their example."""
     s = perturbations.at(pairs.clean, pairs.label)
-    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.example)))
+    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.example, Purpose.FIGURES)))
     rows = {f"{number + 1}": [clean, *drawn[:, number]] for number, clean in enumerate(pairs.clean)}
     return image_rows(rows, "Random draws from the perturbation set", ["example x", *["draw"] * draws])
 

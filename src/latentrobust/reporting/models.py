@@ -14,7 +14,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.reporting import figures, segmentation
 from latentrobust.reporting.html import Cell, Section
 from latentrobust.robustness.certificates import PixelCertificates
-from latentrobust.robustness.criteria import PixelAccuracy
+from latentrobust.robustness.criteria import PixelAccuracy, logits_of
 from latentrobust.robustness.smoothing import PROMISE
 from latentrobust.tasks.robustness import ModelTest
 
@@ -238,7 +238,7 @@ def _said(test: ModelTest, images: torch.Tensor) -> torch.Tensor:
     """Predicted classes of images, on the CPU."""
     device = next((parameter.device for parameter in test.model.parameters()), torch.device("cpu"))
     with frozen(test.model), torch.no_grad():
-        return test.model(images.to(device)).argmax(1).cpu()
+        return logits_of(test.model, images.to(device)).argmax(1).cpu()
 
 
 def _certified_pixels(certified: Mapping[str, ModelTest]) -> Figure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, Table, is_right
+from latentrobust.robustness.checks import collecting
 from latentrobust.robustness.smoothing import PROMISE
 
 __all__ = ["CertifySettings", "Report", "RobustSettings", "assess"]
@@ -31,20 +32,23 @@ class Report:
     Attributes:
         metrics: flat, names as in ``metrics.json``.
         per_example: tables (``accuracy``, ``robust``, ``certified``) of columns by name.
+        warnings: what speaks against believing the metrics.
     """
 
     metrics: dict[str, float]
     per_example: dict[str, Table]
+    warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The metrics as a JSON object; NaN and infinities as null."""
+        """The metrics as a JSON object, and the ``warnings``; NaN and infinities as null."""
         flat = {name: value if math.isfinite(value) else None for name, value in sorted(self.metrics.items())}
-        return json.dumps(flat, indent=2)
+        return json.dumps({**flat, "warnings": self.warnings}, indent=2)
 
     def to_markdown(self) -> str:
-        """The metrics as a table, and what a certificate promises where there are certificates."""
+        """The metrics as a table, warnings, and what a certificate promises where there are certificates."""
         lines = ["| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in sorted(self.metrics.items())]
+        lines += [line for warning in self.warnings for line in ("", f"**Warning:** {warning}.")]
         if "certified" in self.per_example:
             lines += ["", PROMISE]
         return "\n".join(lines) + "\n"
@@ -76,6 +80,20 @@ def assess(
     Raises:
         InputError: for radii, labels, images or models that do not fit, in one line.
     """
+    with collecting() as found:
+        report = _assess(model, perturbations, data, robust, certify, seed, journal)
+    return replace(report, warnings=list(found))
+
+
+def _assess(
+    model: nn.Module,
+    perturbations: PerturbationSet,
+    data: Iterable[Sequence[Tensor]] | Sequence[Tensor],
+    robust: RobustSettings | None,
+    certify: CertifySettings | None,
+    seed: int,
+    journal: str | Path | None,
+) -> Report:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     perturbations = perturbations.to(device)
     path = Path(journal) if journal is not None else None

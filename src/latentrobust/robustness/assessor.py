@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
-from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.checks import warn
 from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.radii import attack_radii, certified_radii
@@ -29,7 +29,6 @@ from latentrobust.transforms import random
 
 Radius = float | str
 Table = dict[str, np.ndarray]
-ATTACK = 20  # purpose of an example's key
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,9 @@ class Assessor:
         needed = {radius: noise_level(radius, procedure=certify.procedure) for radius in self.targets if radius > 0}
         beyond = [f"{radius:g} (needs {level:.5g})" for radius, level in needed.items() if level > certify.sigma]
         if beyond:
-            warnings.warn(
+            warn(
                 f"sigma={certify.sigma:g} cannot certify the radii {', '.join(beyond)} with n={certify.n},"
                 f" alpha={certify.alpha:g}{', adaptive' if certify.adaptive else ''}",
-                RobustnessWarning,
                 stacklevel=4,
             )
         return certify.sigma
@@ -207,7 +205,7 @@ class Assessor:
         radius.
         """
         assert self.robust is not None
-        keys = random.fold_in(random.example_keys(self.seed, subjects.index), ATTACK)
+        keys = random.example_keys(self.seed, subjects.index, Purpose.ASSESSMENT)
         columns: dict[str, Tensor] = {}
         found: dict[str, Found] = {}
         smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
@@ -245,7 +243,7 @@ class Assessor:
         self._progress.skip(len(indices) - len(todo))
         for start in range(0, len(todo), chunk):
             rows = torch.tensor(todo[start : start + chunk], device=subjects.x.device)
-            keys = random.example_keys(self.seed, subjects.index[rows])
+            keys = random.example_keys(self.seed, subjects.index[rows], Purpose.CERTIFICATES)
             found = smoothed.certify(
                 subjects.x[rows], keys, n0=settings.n0, n=settings.n, alpha=settings.alpha,
                 adaptive=settings.adaptive, targets=list(self.targets),

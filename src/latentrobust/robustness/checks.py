@@ -1,31 +1,81 @@
-"""Warnings about models whose robustness figures would mean little (after AutoAttack, Croce & Hein 2020)."""
+"""Warnings about models and sets whose robustness figures would mean little (after AutoAttack, Croce & Hein 2020).
+
+Warnings belong to the results that they are about: whoever measures collects them with `collecting` and stores them
+beside the figures.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
-from latentrobust.robustness.criteria import cross_entropy
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.ball import LatentBall
+from latentrobust.perturbation_sets.base import SetAt
+from latentrobust.robustness.criteria import class_margins, cross_entropy, logits_of
 
 EXAMPLES = 32
+STUCK = 0.25  # share of an offset's coordinates without a gradient from which on searches are warned about
+SATURATED = 16.0  # margin beyond which float32's softmax rounds the predicted probability to 1
 
 
 class RobustnessWarning(UserWarning):
-    """An attack runs, but its figures may be too good."""
+    """A figure is computed, but it may be too good."""
+
+
+_collectors: ContextVar[tuple[list[str], ...]] = ContextVar("_collectors", default=())
+
+
+@contextmanager
+def collecting() -> Iterator[list[str]]:
+    """A list of the messages that `warn` gives inside, each once, whether or not Python shows them."""
+    found: list[str] = []
+    token = _collectors.set((*_collectors.get(), found))
+    try:
+        yield found
+    finally:
+        _collectors.reset(token)
+
+
+def warn(message: str, stacklevel: int = 3) -> None:
+    """Give a `RobustnessWarning`, and note it in every collector."""
+    for found in _collectors.get():
+        if message not in found:
+            found.append(message)
+    warnings.warn(message, RobustnessWarning, stacklevel=stacklevel + 1)
 
 
 def check_images(x: Tensor) -> None:
-    """Warn where images are not in [0, 1]."""
+    """Warn where images are not in [0, 1].
+
+    Raises:
+        InputError: for images that are not finite.
+    """
+    if not bool(x.isfinite().all()):
+        raise InputError("images contain NaN or infinity: nothing can be said about them")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        _warn(f"images should lie in [0, 1], got {low:.3g} to {high:.3g}: put normalisation inside the model")
+        warn(f"images should lie in [0, 1], got {low:.3g} to {high:.3g}: put normalisation inside the model")
+
+
+def check_deterministic(model: nn.Module, x: Tensor) -> None:
+    """Warn if the model answers differently when it is asked twice, judged on the first few images."""
+    x = x[:EXAMPLES]
+    with torch.no_grad():
+        logits, again = (logits_of(model, x).float() for _ in range(2))
+    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+        warn("the model answers differently when asked twice: its figures hold for one draw of its randomness only")
 
 
 def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Warn if the model is random, returns probabilities, or has no gradient, judged on the first few images."""
+    """Warn if the model is random, returns probabilities, or hides its gradient, judged on the first few images."""
     x, y = x[:EXAMPLES], y[:EXAMPLES]
+    check_deterministic(model, x)
     if y.dim() == 3:  # an image in which no pixel counts has no loss to have a gradient
         counted = (y >= 0).flatten(1).any(1)
         x, y = x[counted], y[counted]
@@ -33,22 +83,47 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
             return
     with torch.inference_mode(False), torch.enable_grad():
         images = x.clone().requires_grad_()
-        logits = model(images)
+        logits = logits_of(model, images)
         loss = cross_entropy(logits.float(), y).sum()
         gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
-    with torch.no_grad():
-        again = model(x)
     logits = logits.detach().float()
-    if not torch.allclose(logits, again.float(), rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
-        _warn("the model answers differently when asked twice: average the attack over its randomness")
     sums = logits.sum(1)
     if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        _warn("the model seems to return probabilities: return logits, or gradients will vanish")
+        warn("the model seems to return probabilities: return logits, or gradients will vanish")
+    predicted = logits.argmax(1)
+    margin = float(class_margins(logits, predicted).median())
+    if margin > SATURATED:
+        warn(
+            f"the logits are so large (median margin {margin:.3g}) that cross-entropy loses its gradient to rounding:"
+            " attack with loss=dlr or margin too, or scale them"
+        )
     if gradient is None:
-        _warn("the model has no gradient: only RandomSearch can attack it")
+        warn("the model has no gradient: only RandomSearch can attack it")
     elif (none := int((gradient.flatten(1).abs().amax(1) == 0).sum())) > 0:
-        _warn(f"the loss has no gradient at {none} of {len(x)} images: robust accuracy may only seem high")
+        warn(
+            f"the loss has no gradient at {none} of {len(x)} images (quantised input? saturated output?): robust"
+            " accuracy may only seem high, RandomSearch does without"
+        )
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, RobustnessWarning, stacklevel=4)
+def check_offsets(model: nn.Module, s: SetAt, ball: LatentBall, y: Tensor, keys: Tensor) -> None:
+    """Warn if the loss does not depend on many coordinates of random offsets, as with a decoder that clips.
+
+    A set that clips has to say so in `SetAt.project`; else its searches start where they cannot move.
+    """
+    few = torch.arange(min(len(y), EXAMPLES), device=y.device)
+    s, y = s.select(few), y[few]
+    with torch.inference_mode(False), torch.enable_grad():
+        u = s.project(ball.uniform(keys[few], s.offset_dtype), ball).detach().requires_grad_()
+        loss = cross_entropy(logits_of(model, s.decode(u)).float(), y).sum()
+        gradient = torch.autograd.grad(loss, u, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        return  # the model's fault, and said there
+    gradient = gradient.flatten(1)
+    moved = gradient[gradient.abs().amax(1) > 0]
+    stuck = float((moved == 0).double().mean()) if len(moved) else 0.0
+    if stuck > STUCK:
+        warn(
+            f"the loss has no gradient in {100 * stuck:.0f} % of the coordinates of random offsets: searches cannot"
+            " move them, and robust accuracy may only seem high; does the set's decoder clip? then SetAt.project should"
+        )

@@ -45,14 +45,19 @@ def share(right: Tensor, y: Tensor) -> Tensor:
     return values if y.dim() == 1 else values.where((y >= 0).flatten(1).any(1), torch.nan)
 
 
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """What ``model`` makes of ``images``, which stay as they are: many a model normalises its input in place."""
+    return model(images.clone())
+
+
 def answer(model: nn.Module, images: Tensor) -> Tensor:
-    """What ``model`` makes of ``images [B, *image]``.
+    """`logits_of` somebody's model for ``images [B, *image]``.
 
     Raises:
         InputError: if it fails, most often because it is for images of another size.
     """
     try:
-        return model(images)
+        return logits_of(model, images)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

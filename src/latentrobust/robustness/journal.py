@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
-from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.checks import warn
 
 
 class CertificateJournal:
@@ -49,11 +48,7 @@ class CertificateJournal:
         elif lines:  # nobody knows what they are certificates of
             damaged = len(lines)
         if damaged:
-            warnings.warn(
-                f"{self.path}: {damaged} of {len(lines)} lines are damaged; their examples are certified again",
-                RobustnessWarning,
-                stacklevel=2,
-            )
+            warn(f"{self.path}: {damaged} of {len(lines)} lines are damaged; their examples are certified again")
         if damaged or not lines:
             text = _line({"settings": settings})
             text += "".join(_line({"index": index, "values": values}) for index, values in self.done.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.errors import InputError
-from latentrobust.robustness.criteria import cross_entropy, over_positions
+from latentrobust.keys import Purpose
+from latentrobust.robustness.criteria import cross_entropy, logits_of, over_positions
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation
 
-VIEW = 50  # purpose of an example's key, and the next one
 AttackLoss = Callable[[Tensor], Tensor]
 """Logits to losses ``[N]``, for examples that are fixed."""
 
@@ -30,7 +31,10 @@ class TrainingObjective(Protocol):
     """A training objective."""
 
     def attack_loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> AttackLoss:
-        """What a perturbation of ``x`` should make large."""
+        """What a perturbation of ``x`` should make large.
+
+        A loss without a gradient at ``x`` itself says so by an attribute ``flat_at_centre = True``.
+        """
 
     def __call__(
         self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
@@ -49,7 +53,7 @@ class Standard:
         self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
     ) -> Step:
         """One pass of the model."""
-        logits = model(perturbed)
+        logits = logits_of(model, perturbed)
         return Step(cross_entropy(logits, targets), logits)
 
 
@@ -61,7 +65,7 @@ class MaxCleanAdversarial(Standard):
     ) -> Step:
         """Two passes of the model."""
         step = super().__call__(model, x, perturbed, targets, keys)
-        return Step(torch.maximum(step.loss, cross_entropy(model(x), targets)), step.logits)
+        return Step(torch.maximum(step.loss, cross_entropy(logits_of(model, x), targets)), step.logits)
 
 
 class Trades:
@@ -79,14 +83,14 @@ class Trades:
     def attack_loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> AttackLoss:
         """The divergence from the clean prediction."""
         with torch.no_grad():
-            clean = model(x).log_softmax(1)
-        return lambda logits: _divergence(clean, logits.log_softmax(1), targets)
+            clean = logits_of(model, x).log_softmax(1)
+        return _Divergence(clean, targets)
 
     def __call__(
         self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
     ) -> Step:
         """Two passes of the model."""
-        clean, logits = model(x), model(perturbed)
+        clean, logits = logits_of(model, x), logits_of(model, perturbed)
         divergence = _divergence(clean.log_softmax(1), logits.log_softmax(1), targets)
         return Step(cross_entropy(clean, targets) + self.beta * divergence, logits)
 
@@ -113,12 +117,26 @@ class Consistency(Standard):
         """One pass on three times the images."""
         if keys is None:
             keys = random.fresh_keys(len(x), device=x.device)
-        views = [self.augmentation(perturbed, random.fold_in(keys, number)) for number in (VIEW, VIEW + 1)]
+        own = random.fold_in(keys, Purpose.VIEWS)
+        views = [self.augmentation(perturbed, random.fold_in(own, number)) for number in range(2)]
         logits = model(torch.cat([perturbed, *views])).chunk(3)
         probabilities = [part.softmax(1) for part in logits]
         mixture = (sum(probabilities[1:], probabilities[0]) / 3).clamp(1e-7, 1).log()
         divergence = torch.stack([_divergence(part.log_softmax(1), mixture, targets) for part in logits]).mean(0)
         return Step(cross_entropy(logits[0], targets) + self.weight * divergence, logits[0])
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """How far predictions lie from the ``clean`` log-probabilities: nothing, to second order, at the image itself."""
+
+    clean: Tensor
+    targets: Tensor
+
+    flat_at_centre = True
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return _divergence(self.clean, logits.log_softmax(1), self.targets)
 
 
 def _divergence(clean: Tensor, perturbed: Tensor, y: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.robustness.checks import check_deterministic, check_images
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.statistics import (
     Fixed,
@@ -41,8 +43,6 @@ PROMISE = (
     " It promises nothing outside the set, nor for a model that only sees the perturbed image and conditions on it."
 )
 ABSTAIN = -1
-# Purposes of an example's key: selection, estimation and prediction draws are independent.
-SELECTION, ESTIMATION, PREDICTION = 10, 11, 12
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,12 @@ class SmoothedModel:
         check_prediction_budget(n, alpha)
         keys = _keys(x, keys)
         with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+            check_images(x)
             parts = []
             for part in _parts(len(x), self.batch):
                 s = self.perturbations.at(x[part].clone())
-                parts.append(self._count(s, random.fold_in(keys[part], PREDICTION), 0, n))
+                parts.append(self._count(s, random.fold_in(keys[part], Purpose.PREDICTION), 0, n))
+            check_deterministic(self.model, x)
         counts = torch.cat(parts)
         top = counts.topk(2, 1)
         p_value = two_sided_p_value(top.values[:, 0].cpu().numpy(), top.values[:, 1].cpu().numpy())
@@ -209,9 +211,11 @@ class SmoothedModel:
         levels = [level_for(radius, self.sigma) for radius in (0.0, *targets)]
         keys = _keys(x, keys)
         with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+            check_images(x)
             parts = [
                 self._certify(x[part].clone(), keys[part], n0, procedure, levels) for part in _parts(len(x), self.batch)
             ]
+            check_deterministic(self.model, x)
         prediction, radius, p_lower, counts, draws = (torch.cat(column) for column in zip(*parts, strict=True))
         return Certificate(prediction, radius, p_lower, counts, draws, self.sigma, procedure)
 
@@ -219,12 +223,12 @@ class SmoothedModel:
         self, x: Tensor, keys: Tensor, n0: int, procedure: Procedure, levels: Sequence[float]
     ) -> tuple[Tensor, ...]:
         s = self.perturbations.at(x)
-        selection = self._count(s, random.fold_in(keys, SELECTION), 0, n0)
+        selection = self._count(s, random.fold_in(keys, Purpose.SELECTION), 0, n0)
         candidate = selection.argmax(1)
         counts, draws = torch.zeros_like(selection), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         bound = np.zeros(candidate.shape)
         active, before = torch.arange(len(x), device=x.device), 0
-        noise = random.fold_in(keys, ESTIMATION)
+        noise = random.fold_in(keys, Purpose.ESTIMATION)
         for look, (total, alpha) in enumerate(procedure.looks):
             counts[active] += self._count(s, noise[active], before, total)
             draws[active], before = total, total
@@ -249,7 +253,9 @@ class SmoothedModel:
         for first in range(start, stop, at_once):
             draws = torch.arange(first, min(first + at_once, stop), device=keys.device)
             u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
-            images = s.decode(u.to(s.x.dtype)).flatten(0, 1)
+            images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
+            if not bool(images.isfinite().all()):  # a model may answer all the same
+                raise InputError("the perturbation set decodes noise to NaN or infinity: it cannot be certified over")
             logits = answer(self.model, images)
             if logits.dim() < 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
                 raise InputError(
@@ -274,7 +280,9 @@ def _add_votes(counts: Tensor | None, votes: Tensor, classes: int) -> Tensor:
 def _keys(x: Tensor, keys: Tensor | None) -> Tensor:
     if not len(x):
         raise InputError("there are no images to certify")
-    return random.example_keys(0, torch.arange(len(x), device=x.device)) if keys is None else keys
+    if keys is not None:
+        return keys
+    return random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.CERTIFICATES)
 
 
 def _parts(count: int, size: int) -> list[slice]:

@@ -15,11 +15,12 @@ from torchmetrics import MeanMetric
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.checks import RobustnessWarning
-from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
 from latentrobust.robustness.objectives import Standard, TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
@@ -30,7 +31,6 @@ from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import ImageAugmentation, apply_in_order
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-BEFORE, AFTER, MIXUP = 40, 41, 42  # purposes of an example's key, beside those of perturbations
 ACCURACIES = ("clean", "perturbed", "robust")
 
 
@@ -158,14 +158,14 @@ class ClassificationTask(pl.LightningModule):
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Perturb, then one step of the objective."""
-        keys = random.example_keys(self.seed, batch.example, batch.epoch)
+        keys = random.example_keys(self.seed, batch.example, Purpose.TRAINING, batch.epoch)
         examples = self._examples(batch, keys)
         setting = Setting(self.model, self.perturbations, examples, self.objective.attack_loss)
         images, targets = self.training_perturbation(setting)
-        images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, AFTER))
+        images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, Purpose.AFTER))
         if self.augmentation.mixup is not None:
             targets = F.one_hot(targets, self._outputs).to(images.dtype)
-            images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, MIXUP))
+            images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
         step = self.objective(self.model, examples.x, images, targets, keys)
         loss = step.loss.mean()
         right = self.criterion.accuracy(step.logits.detach(), batch.label).nanmean()
@@ -182,7 +182,7 @@ class ClassificationTask(pl.LightningModule):
         if not before:
             pair = (batch.perturbed, batch.offset) if self._has_pairs else (None, None)
             return Examples(batch.clean, batch.label, keys, batch.epoch, *pair)
-        own = random.fold_in(keys, BEFORE)
+        own = random.fold_in(keys, Purpose.BEFORE)
         clean = apply_in_order(before, batch.clean, own)
         perturbed = apply_in_order(before, batch.perturbed, own) if self._has_pairs else None
         # The true offset is of the images as they were.
@@ -191,12 +191,12 @@ class ClassificationTask(pl.LightningModule):
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
         if self._has_pairs:
-            self._count_perturbed(self.model(batch.perturbed), batch.label)
+            self._count_perturbed(logits_of(self.model, batch.perturbed), batch.label)
         once = batch.kind == self._first_kind  # an image has a pair of each kind, and is itself the same in all of them
         alone = batch.map(lambda part: part[once])
         right = torch.zeros(0, device=self.device)
         if len(alone.example):
-            right = self.criterion.accuracy(self.model(alone.clean), alone.label)
+            right = self.criterion.accuracy(logits_of(self.model, alone.clean), alone.label)
         self._count("clean", right)
         chosen = once & (batch.example < self.attack_examples)
         if self._attacks_now:
@@ -213,9 +213,10 @@ class ClassificationTask(pl.LightningModule):
             assert self.perturbations is not None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
+                keys = random.example_keys(self.seed, part.example, Purpose.VALIDATION_ATTACK)
                 found = self.validation_attack(
                     self.model, self.perturbations, part.clean, part.label,
-                    keys=random.example_keys(self.seed, part.example), x_tilde=part.perturbed, offset=part.offset,
+                    keys=keys, x_tilde=part.perturbed, offset=part.offset,
                 )  # fmt: skip
             right = self.validation_attack.judge(part.label).remaining(found.score[0])
         self._count("robust", right)

@@ -10,6 +10,7 @@ import torch
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.flow import FlowSet
@@ -54,7 +55,7 @@ class DensityTest(pl.LightningModule):
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """Both values of a batch."""
-        keys = random.example_keys(self.seed, batch.example)
+        keys = random.example_keys(self.seed, batch.example, Purpose.DENSITY)
         label = batch.label if self.perturbations.needs_label else None
         with frozen(self.perturbations), torch.no_grad():
             self.values.update(batch.example, batch.kind, **self.perturbations.density(batch.clean, label, keys))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
@@ -24,8 +25,6 @@ from latentrobust.perturbation_sets.quality import (
     summarise_norms,
 )
 from latentrobust.transforms import random
-
-SAMPLE = 4  # a purpose of an example's key, beside those of `perturbation_sets.quality`
 
 
 class QualityTest(pl.LightningModule):
@@ -76,7 +75,7 @@ class QualityTest(pl.LightningModule):
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """All metrics of a batch."""
-        keys = random.example_keys(self.seed, batch.example)
+        keys = random.example_keys(self.seed, batch.example, Purpose.QUALITY)
         with torch.inference_mode(False), frozen(self.perturbations):
             batch = batch.map(torch.clone)
             s = self.perturbations.at(batch.clean, batch.label)
@@ -94,7 +93,7 @@ class QualityTest(pl.LightningModule):
             return
         exact = self.exact.at(batch.clean, batch.label)
         self._measure(self.of_exact, self.exact, exact, self.exact.ball, batch, keys)
-        sample = s.decode(s.sample(1, random.fold_in(keys, SAMPLE)))[0]
+        sample = s.decode(s.sample(1, random.fold_in(keys, Purpose.SAMPLE)))[0]
         nearest = exact.decode(self.exact.ball.project(exact.encode(sample)))
         self.to_exact.update(batch.example, batch.kind, distance=squared_error(nearest, sample))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
-from latentrobust.robustness.checks import RobustnessWarning
+from latentrobust.robustness.checks import warn
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
@@ -28,7 +28,6 @@ from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.segmentation import intersection_over_union, known_accuracy
 from latentrobust.transforms import random
 
-OOD = 21  # purpose of an example's key
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 
@@ -69,7 +68,7 @@ class ModelTest(pl.LightningModule):
         super().__init__()
         self.model, self.perturbations = model, perturbations
         if perturbations is None and (robust is not None or certify is not None):
-            warnings.warn("no perturbation_set: attacks and certificates are left out", RobustnessWarning, stacklevel=2)
+            warn("no perturbation_set: attacks and certificates are left out")
             robust = certify = None
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
@@ -172,7 +171,7 @@ class ModelTest(pl.LightningModule):
         if not self.iou:
             columns["label"] = batch.label
         for number, (name, perturbation) in enumerate(self.ood.items()):
-            keys = random.fold_in(random.example_keys(self.seed, batch.example), OOD + (number << 8))
+            keys = random.fold_in(random.example_keys(self.seed, batch.example, Purpose.HELD_OUT), number)
             drawn = perturbation.draw(keys, tuple(batch.clean.shape[1:]))
             columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.clean, drawn), batch.label)
         self.right.update(batch.example, batch.kind, **columns)

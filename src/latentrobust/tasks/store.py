@@ -11,7 +11,7 @@ from torch import nn
 import latentrobust
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
-from latentrobust.perturbation_sets.store import read_checkpoint, read_folder, stored_at, write_folder
+from latentrobust.perturbation_sets.store import check_finite, read_checkpoint, read_folder, stored_at, write_folder
 
 FORMAT = 1
 FOLDER = "model"
@@ -75,6 +75,7 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
     except RuntimeError as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model: {details}") from None
+    check_finite(state, path)
     return network.eval()
 
 

@@ -62,6 +62,8 @@ class RotationTranslationScale:
 
     def apply(self, images: Tensor, offset: Tensor) -> Tensor:
         """``[B, C, H, W]`` and offsets ``[B, 4]`` to warped images ``[B, C, H, W]``, differentiable in both."""
+        if images.dtype in (torch.float16, torch.bfloat16):  # which would round positions to 8 or 11 bits
+            return self.apply(images.float(), offset).to(images.dtype)
         height, width = images.shape[-2:]
         angle = offset[:, 0] * math.radians(self.degrees)
         size = 1 + offset[:, 1] * self.scale

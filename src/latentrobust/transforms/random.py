@@ -64,14 +64,16 @@ def _bits(keys: Tensor, count: int) -> Tensor:
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform on [0, 1), exactly representable: ``[*batch, *shape]``."""
-    digits = 53 if dtype == torch.float64 else 24
+    """Uniform on [0, 1), exactly representable in ``dtype``: ``[*batch, *shape]``."""
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # with more, the largest would round to 1
     bits = _shift_right(_bits(keys, math.prod(shape)), 64 - digits)
     return (bits.to(dtype) * 2.0**-digits).reshape(*keys.shape, *shape)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal, by Box and Muller's transform of two 32-bit uniforms a word: ``[*batch, *shape]``."""
+    if dtype in (torch.float16, torch.bfloat16):  # neither holds 32 bits, and float16 no 2^32
+        return normal(keys, shape).to(dtype)
     count = math.prod(shape)
     bits = _bits(keys, (count + 1) // 2)
     # The half keeps the logarithm finite; in float32 the largest radius is 6.66 standard deviations.
@@ -83,9 +85,20 @@ def normal(keys: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch
 
 
 def integers(keys: Tensor, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform integers ``low ≤ n < high``: int64 ``[*batch, *shape]``."""
-    bits = _shift_right(_bits(keys, math.prod(shape)), 33)  # 31 bits: the product below cannot overflow
-    return (low + ((bits * (high - low)) >> 31)).reshape(*keys.shape, *shape)
+    """Uniform integers ``low ≤ n < high``: int64 ``[*batch, *shape]``.
+
+    Raises:
+        ValueError: for an empty range, or one of more than 2³² numbers, which would not be uniform.
+    """
+    if not 0 < high - low <= 1 << 32:
+        raise ValueError(f"random integers need a range of 1 to 2³² numbers, got {low} to {high}")
+    count, words = high - low, _bits(keys, math.prod(shape))
+    if count <= 1 << 31:
+        place = (_shift_right(words, 33) * count) >> 31  # of 31 bits, so that the product cannot overflow
+    else:  # 32 bits, or some numbers could never come; the product in two halves
+        bits = _shift_right(words, 32)
+        place = (bits * (count >> 16) + ((bits * (count & 0xFFFF)) >> 16)) >> 16
+    return (low + place).reshape(*keys.shape, *shape)
 
 
 def bits(keys: Tensor, shape: tuple[int, ...] = ()) -> Tensor:

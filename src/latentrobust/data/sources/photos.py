@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.windows import windows
 
@@ -49,7 +50,7 @@ def photos(side: int = 32, train: int = 4000, test: int = 1000, seed: int = 0) -
 
 def _patches(pictures: list[Tensor], side: int, count: int, seed: int, split: int) -> Split:
     labels = torch.arange(count) % len(pictures)
-    place = random.uniform(random.example_keys(seed, torch.arange(count), split), (2,), torch.float64)
+    place = random.uniform(random.example_keys(seed, torch.arange(count), Purpose.PHOTOS, split), (2,), torch.float64)
     patches = torch.empty(count, 3, side, side, dtype=torch.uint8)
     for label, picture in enumerate(pictures):
         own = labels == label

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.sources.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.rendering import PATTERNS, Look, Surfaces, light_directions, render
 
@@ -93,7 +94,7 @@ def _rendered(
 ) -> SceneSplits:
     parts = []
     for number, count in enumerate(counts):
-        keys = random.example_keys(seed, torch.arange(count), number)
+        keys = random.example_keys(seed, torch.arange(count), Purpose.SCENES, number)
         pieces = [_scenes(part, height, width, lights, supersample) for part in keys.split(CHUNK)]
         images, materials = (torch.cat(column) for column in zip(*pieces, strict=True))
         parts.append(Scenes(images, materials, tuple(f"{PARTS[number]}{index}" for index in range(count))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
-from latentrobust.robustness.checks import RobustnessWarning, check_images, check_model
-from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy
+from latentrobust.robustness.checks import check_images, check_model, check_offsets, warn
+from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy, logits_of
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
 
@@ -98,11 +98,12 @@ class Attack(ABC):
             raise InputError(f"an attack needs as many labels as images, and at least one; got {len(y)} and {len(x)}")
         y = y if y.dtype.is_floating_point else y.long()
         if keys is None:
-            keys = random.example_keys(0, torch.arange(len(x), device=x.device))
+            keys = random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.ASSESSMENT)
         found = []
         with frozen(model, perturbations), torch.inference_mode(False), torch.no_grad():
             if self.checks:
                 check_images(x)
+                self.check()
             for start in range(0, len(x), self.chunk):
                 part = slice(start, start + self.chunk)
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
@@ -112,11 +113,16 @@ class Attack(ABC):
                 problem = Problem(model, perturbations, examples, self.judge(y))
                 if self.checks and start == 0:
                     check_model(model, examples.x, examples.y)
+                    widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
+                    check_offsets(model, problem.s, widest, examples.y, examples.keys)
                 found.append(self._attack(problem, perturbations.ball, chosen))
         return Found(
             tuple(chosen),
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
         )
+
+    def check(self) -> None:
+        """Warn about settings under which the attack means little."""
 
     def judge(self, y: Tensor) -> Criterion:
         """Its criterion; where it has none, the one that labels ``y`` ask for."""
@@ -126,6 +132,7 @@ class Attack(ABC):
         snapshots: dict[float, tuple[Tensor, ...]] = {}
         for radius in sorted(set(radii)):
             if radius > 0:
+                problem.walks = 0
                 self.search(problem, ball.with_radius(radius))
             snapshots[radius] = problem.snapshot()
         columns = zip(*(snapshots[radius] for radius in radii), strict=True)
@@ -150,18 +157,21 @@ class Problem:
         x, y = examples.x, examples.y
         self.s = perturbations.at(x, y)
         shape = (len(x), *perturbations.ball.shape)
-        self.offsets = torch.zeros(shape, device=x.device, dtype=x.dtype)
+        self.offsets = torch.zeros(shape, device=x.device, dtype=self.s.offset_dtype)
         self.images = self.s.decode(self.offsets)
+        if not bool(self.images.isfinite().all()):
+            raise InputError("the perturbation set decodes its centre to NaN or infinity: it cannot be used")
         self.centre_logits = _float(answer(model, self.images))
         criterion.check(self.centre_logits, y)
         self.score = criterion(self.centre_logits, y)
         self.loss = cross_entropy(self.centre_logits, y)
         self.queries = torch.ones(len(x), dtype=torch.int64, device=x.device)
+        self.walks = 0  # at this radius so far: each starts at a point of its own
 
-    def search(self, loss: IndexedLoss) -> Search | None:
-        """A search over the examples that are not fooled, or None where all are."""
+    def search(self, loss: IndexedLoss, ball: LatentBall) -> Search | None:
+        """A search in ``ball`` over the examples that are not fooled, or None where all are."""
         index = (self.score >= 0).nonzero()[:, 0]
-        return Search(self, index, loss) if len(index) else None
+        return Search(self, index, loss, ball) if len(index) else None
 
     def record(self, index: Tensor, u: Tensor, images: Tensor, logits: Tensor, score: Tensor) -> None:
         """Note an evaluation of the examples ``index``."""
@@ -182,8 +192,8 @@ class Problem:
 class Search:
     """The objective of one search: evaluates offsets, tells its problem, and drops examples once they are fooled."""
 
-    def __init__(self, problem: Problem, index: Tensor, loss: IndexedLoss) -> None:
-        self.problem, self.index, self.loss = problem, index, loss
+    def __init__(self, problem: Problem, index: Tensor, loss: IndexedLoss, ball: LatentBall) -> None:
+        self.problem, self.index, self.loss, self.ball = problem, index, loss, ball
         self.s: SetAt = problem.s if len(index) == len(problem.score) else problem.s.select(index)
         self._score = problem.score[index]
 
@@ -204,10 +214,14 @@ class Search:
             raise InputError("start=encoded needs the observed perturbations: pass x_tilde to the attack")
         return self.s.encode(x_tilde[self.index], None if offset is None else offset[self.index])
 
+    def project(self, u: Tensor) -> Tensor:
+        """The nearest offsets that may be tried."""
+        return self.s.project(u, self.ball)
+
     def __call__(self, u: Tensor) -> Tensor:
         """The loss at offsets ``u [N, *shape]``: ``[N]``."""
         images = self.s.decode(u)
-        logits = _float(self.problem.model(images))
+        logits = _float(logits_of(self.problem.model, images))
         y = self.problem.examples.y[self.index]
         with torch.no_grad():
             self._score = self.problem.criterion(logits.detach(), y)
@@ -234,9 +248,5 @@ def _checked_radii(radii: Sequence[float | str] | None, perturbations: Perturbat
         raise InputError("an attack needs at least one radius")
     largest, own = max(chosen), perturbations.ball.radius
     if largest > own * (1 + 1e-6):
-        warnings.warn(
-            f"radius {largest:g} exceeds the set's own of {own:g}: beyond it the set was not measured",
-            RobustnessWarning,
-            stacklevel=3,
-        )
+        warn(f"radius {largest:g} exceeds the set's own of {own:g}: beyond it the set was not measured", stacklevel=3)
     return chosen

@@ -7,20 +7,22 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets.ascent import FixedStep, Rule, climb
+from latentrobust.keys import Purpose
+from latentrobust.perturbation_sets.ascent import FixedStep, Projection, Rule, climb
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.robustness.attacks.base import Attack, IndexedLoss, Problem, Search
 from latentrobust.robustness.attacks.losses import TARGETED, Loss, named_loss, ranked_targets, targeted_dlr
+from latentrobust.robustness.checks import warn
 from latentrobust.transforms import random
 
-Start = Literal["zero", "random", "encoded"]
-STARTS = ("zero", "random", "encoded")
+Start = Literal["zero", "random", "uniform_length", "encoded"]
+STARTS = ("zero", "random", "uniform_length", "encoded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,9 @@ class GradientAttack(Attack):
 
     Args:
         steps: gradient steps a walk; each walk costs ``steps + 1`` evaluations.
-        start: ``"zero"``, ``"random"`` (uniform in the ball) or ``"encoded"`` (the observed perturbation); restarts
-            after the first are random.
+        start: ``"zero"`` (the centre), ``"random"`` (uniform in the ball, in many dimensions at its surface),
+            ``"uniform_length"`` (a random direction of uniform length, as in Wong & Kolter's code) or ``"encoded"``
+            (the observed perturbation); restarts after the first are random.
         restarts: walks (for targeted losses: walks a target).
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"``, ``"targeted_dlr"``, or a function of logits and labels.
         targets: for the targeted loss, the so many most likely wrong classes one after the other.
@@ -54,8 +57,6 @@ class GradientAttack(Attack):
         if self.loss != TARGETED:
             named_loss(self.loss)
 
-    purpose: ClassVar[int]  # of an example's key, so that two attacks do not start at the same points
-
     @abstractmethod
     def rule(self, ball: LatentBall) -> Rule:
         """How a walk moves."""
@@ -64,10 +65,11 @@ class GradientAttack(Attack):
         """All walks, until every example is fooled."""
         for restart in range(self.restarts):
             for loss in self._losses(problem):
-                search = problem.search(loss)
+                search = problem.search(loss, ball)
                 if search is None:
                     return
-                climb(search, self._begin(search, ball, restart), self.rule(ball), self.steps)
+                climb(search, self._begin(search, ball, restart, problem.walks), self.rule(ball), self.steps)
+                problem.walks += 1
 
     def _losses(self, problem: Problem) -> Iterator[IndexedLoss]:
         if self.loss == TARGETED:
@@ -77,12 +79,14 @@ class GradientAttack(Attack):
             loss = named_loss(self.loss)
             yield lambda logits, y, index: loss(logits, y)
 
-    def _begin(self, search: Search, ball: LatentBall, restart: int) -> Tensor:
+    def _begin(self, search: Search, ball: LatentBall, restart: int, walk: int) -> Tensor:
         if restart == 0 and self.start == "zero":
             return torch.zeros_like(search.offsets)
         if restart == 0 and self.start == "encoded":
-            return ball.project(search.encoded())
-        return ball.uniform(random.fold_in(search.keys, self.purpose + restart), search.offsets.dtype)
+            return search.encoded()
+        draw = ball.uniform_length if restart == 0 and self.start == "uniform_length" else ball.uniform
+        keys = random.fold_in(random.fold_in(search.keys, Purpose.ATTACK_START), walk)
+        return draw(keys, search.offsets.dtype)
 
 
 def _towards(target: Tensor) -> IndexedLoss:
@@ -98,12 +102,19 @@ class PGD(GradientAttack):
     """
 
     relative_step: float = 0.05
-    purpose: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.relative_step > 0 and math.isfinite(self.relative_step)):
             raise InputError(f"relative_step must be positive and finite, got {self.relative_step}")
+
+    def check(self) -> None:
+        """Warn where a walk from the centre cannot reach the border."""
+        if 0 < self.steps * self.relative_step < 1:
+            warn(
+                f"PGD's {self.steps} steps of {self.relative_step:g} times the radius do not reach across it: robust"
+                " accuracy may only seem high"
+            )
 
     def rule(self, ball: LatentBall) -> Rule:
         """Steps of one length."""
@@ -113,8 +124,6 @@ class PGD(GradientAttack):
 @dataclass(frozen=True, kw_only=True)
 class APGD(GradientAttack):
     """PGD with momentum and a step that halves when progress stalls (Croce & Hein 2020, algorithm 1), from 2ε."""
-
-    purpose: ClassVar[int] = 1 << 19
 
     def rule(self, ball: LatentBall) -> Rule:
         """An adaptive step an example."""
@@ -136,7 +145,7 @@ class _AdaptiveStep:
         """Forget all examples but these."""
         self.state = {name: value[chosen] for name, value in self.state.items()}
 
-    def next(self, u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor, project: Projection) -> Tensor:
         """A step with momentum; at checkpoints, where it stalled, back to the best iterate with half the step."""
         k, state = self.iteration, self.state
         self.iteration += 1
@@ -147,7 +156,7 @@ class _AdaptiveStep:
                 "step": length, "step_before": length, "gains": zeros, "last": value,
                 "best": value, "best_before": value, "best_u": u, "best_gradient": gradient, "previous": u,
             }  # fmt: skip
-            return self.ball.ascent_step(u, gradient, length)
+            return project(u + self.ball.steepest(gradient, length))
         state["gains"] = state["gains"] + (value > state["last"])
         state["last"] = value
         better = value > state["best"]
@@ -165,9 +174,9 @@ class _AdaptiveStep:
             u = self._where(halve, state["best_u"], u)
             gradient = self._where(halve, state["best_gradient"], gradient)
             previous = self._where(halve, u, previous)
-        ahead = self.ball.ascent_step(u, gradient, state["step"])
+        ahead = project(u + self.ball.steepest(gradient, state["step"]))
         state["previous"] = u
-        return self.ball.project(u + self.MOMENTUM * (ahead - u) + (1 - self.MOMENTUM) * (u - previous))
+        return project(u + self.MOMENTUM * (ahead - u) + (1 - self.MOMENTUM) * (u - previous))
 
     def _where(self, chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(chosen.reshape(-1, *[1] * len(self.ball.shape)), a, b)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.robustness.attacks.base import Attack, Problem
 from latentrobust.robustness.attacks.gradient import APGD, PGD
@@ -13,21 +18,27 @@ from latentrobust.robustness.attacks.losses import margin
 from latentrobust.robustness.criteria import Criterion
 from latentrobust.transforms import random
 
-# Purposes of an example's key, apart from the restarts' small numbers.
-DRAW, REFINE = 1 << 20, 1 << 21
+# Shares of the changes after which the changed share of coordinates halves (Andriushchenko et al. 2020, section 3).
+HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+FIRST_SHARE = 0.8
+TILES = 5  # along each side of an extreme offset in ℓ2
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch(Attack):
-    """Random draws from the set, then random changes of the worst one, kept where they are worse; no gradients.
+    """Random offsets, then random blocks of the worst one pushed to the border of the ball; needs no gradient.
+
+    After Square (Andriushchenko et al. 2020), in ``u``: where offsets have the shape of an image or feature map a block
+    is a square of it with one sign per channel, elsewhere a random part of the coordinates with signs of their own. In
+    ℓ∞ a block goes to ± the radius; in ℓ2 it takes over the length of another block, and what the radius leaves.
 
     Args:
-        draws: from the set's own prior, cut to the radius.
-        refinements: changes after that; their size falls from half the radius to a fiftieth of it.
+        draws: by turns from the set's own prior, cut to the radius, and from the border of the ball.
+        refinements: changes after that, kept where they are worse; the changed share falls from 0.8 as in Square.
     """
 
     draws: int = 50
-    refinements: int = 50
+    refinements: int = 450
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,19 +47,97 @@ class RandomSearch(Attack):
 
     def search(self, problem: Problem, ball: LatentBall) -> None:
         """Draw, then refine."""
-        search = problem.search(lambda logits, y, index: margin(logits, y))
+        search = problem.search(lambda logits, y, index: margin(logits, y), ball)
         for number in range(self.draws + self.refinements):
             if search is None or not len(search.index):
                 return
-            if number < self.draws:
-                u = search.s.draw(random.fold_in(search.keys, DRAW + number), ball).to(search.offsets.dtype)
+            keys = random.fold_in(search.keys, Purpose.ATTACK_SEARCH)
+            keys = random.fold_in(keys, number)
+            if number >= self.draws:
+                done = (number - self.draws) / self.refinements
+                share = FIRST_SHARE / 2 ** sum(done >= point for point in HALVINGS)
+                u = _changed(search.offsets, ball, keys, share)
             else:
-                done = (number - self.draws) / max(self.refinements - 1, 1)
-                size = 0.5 * 0.04**done
-                change = ball.uniform(random.fold_in(search.keys, REFINE + number), search.offsets.dtype)
-                u = ball.project(search.offsets + size * change)
-            search(u)
+                u = search.s.draw(keys, ball) if number % 2 == 0 else _extreme(ball, keys)
+            search(search.project(u.to(search.offsets.dtype)))
             search.narrow()
+
+
+def _signs(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return random.bits(keys, shape).float() * 2 - 1
+
+
+def _has_places(shape: tuple[int, ...]) -> bool:
+    """Whether offsets are maps ``[C, H, W]``, so that neighbours belong together."""
+    return len(shape) == 3
+
+
+def _extreme(ball: LatentBall, keys: Tensor) -> Tensor:
+    """Offsets ``[B, *shape]`` at the border: random signs, in maps alike within stripes (ℓ∞) or tiles (ℓ2)."""
+    if not _has_places(ball.shape):
+        signs = _signs(keys, ball.shape)
+    elif ball.norm == "linf":
+        channels, _, width = ball.shape
+        signs = _signs(keys, (channels, 1, width)).expand(-1, *ball.shape)
+    else:
+        channels, height, width = ball.shape
+        tiles = _signs(keys, (channels, TILES, TILES))
+        rows, columns = (torch.arange(side, device=keys.device) * TILES // side for side in (height, width))
+        signs = tiles[:, :, rows][..., columns]
+    return signs * (ball.radius if ball.norm == "linf" else ball.radius / math.sqrt(math.prod(ball.shape)))
+
+
+def _changed(u: Tensor, ball: LatentBall, keys: Tensor, share: float) -> Tensor:
+    """Offsets ``[B, *shape]`` with a block of about this share of each one's coordinates made extreme."""
+    here = _block(ball.shape, random.fold_in(keys, 0), share)
+    if _has_places(ball.shape):
+        signs = _signs(random.fold_in(keys, 1), (ball.shape[0], 1, 1))
+    else:
+        signs = _signs(random.fold_in(keys, 1), ball.shape)
+    if ball.norm == "linf":
+        return torch.where(here, ball.radius * signs, u)
+    there = _block(ball.shape, random.fold_in(keys, 2), share)
+    dims = tuple(range(1, u.dim()))
+    moved = here | there
+    spare = (ball.radius**2 - u.square().sum(dims, keepdim=True)).clamp_min(0)
+    length = ((u * moved).square().sum(dims, keepdim=True) + spare).sqrt()
+    # The block keeps its pattern in part: the old one and a bump of the new sign weigh the same.
+    old, bump = u * here, signs * _bump(ball.shape, here)
+    pattern = _unit(old, dims) + _unit(bump, dims)
+    return torch.where(moved, length * _unit(pattern, dims), u)
+
+
+def _block(shape: tuple[int, ...], keys: Tensor, share: float) -> Tensor:
+    """Which coordinates change: bool ``[B, *shape]``, or ``[B, 1, H, W]`` for maps."""
+    if not _has_places(shape):
+        count = max(round(share * math.prod(shape)), 1)
+        order = random.uniform(keys, shape).flatten(1)
+        return (order <= order.kthvalue(count, 1, keepdim=True).values).reshape(-1, *shape)
+    inside = []
+    for number, side in enumerate(shape[1:]):
+        size = min(max(round(math.sqrt(share) * side), 1), side)
+        first = random.integers(random.fold_in(keys, number), 0, side - size + 1)[:, None]
+        place = torch.arange(side, device=keys.device)
+        inside.append((place >= first) & (place < first + size))
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def _bump(shape: tuple[int, ...], block: Tensor) -> Tensor:
+    """Weights that fall towards the edge of a block of a map; all alike elsewhere."""
+    if not _has_places(shape):
+        return block.float()
+    weights = block.float()
+    for dim in (-2, -1):
+        inside = block.any(-1 if dim == -2 else -2).float()
+        before, after = inside.cumsum(-1), inside.flip(-1).cumsum(-1).flip(-1)
+        edge = torch.minimum(before, after) * inside
+        weights = weights * (edge[..., :, None] if dim == -2 else edge[..., None, :])
+    return weights
+
+
+def _unit(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    length = tensor.square().sum(dims, keepdim=True).sqrt()
+    return tensor / length.clamp_min(torch.finfo(tensor.dtype).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +154,11 @@ class WorstOf(Attack):
         if not self.attacks:
             raise InputError("WorstOf needs at least one attack")
 
+    def check(self) -> None:
+        """The members' own warnings."""
+        for attack in self.attacks:
+            attack.check()
+
     def search(self, problem: Problem, ball: LatentBall) -> None:
         """All attacks in order."""
         for attack in self.attacks:
@@ -77,6 +171,7 @@ def latent_autoattack(
     restarts: int = 5,
     targets: int = 9,
     draws: int = 100,
+    refinements: int = 900,
     criterion: Criterion | None = None,
     chunk: int = 256,
     checks: bool = True,
@@ -89,7 +184,8 @@ def latent_autoattack(
         steps: of each walk.
         restarts: of APGD on cross-entropy; the targeted loss walks once to each of ``targets`` classes, as published.
         targets: see ``restarts``.
-        draws: of the random search, and as many refinements.
+        draws: of the random search.
+        refinements: of the random search.
         criterion: when an image counts as fooling; by the labels by default.
         chunk: examples at once.
         checks: warn about models whose figures would mean little.
@@ -98,6 +194,6 @@ def latent_autoattack(
         PGD(steps=steps),
         APGD(steps=steps, restarts=restarts),
         APGD(steps=steps, loss="targeted_dlr", targets=targets),
-        RandomSearch(draws=draws, refinements=draws),
+        RandomSearch(draws=draws, refinements=refinements),
     ]
     return WorstOf(attacks=members, criterion=criterion, chunk=chunk, checks=checks)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets.ascent import FixedStep, climb, frozen, projected_ascent
+from latentrobust.keys import Purpose
+from latentrobust.perturbation_sets.ascent import FixedStep, Projection, climb, frozen, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.attacks.gradient import STARTS, Start
-from latentrobust.robustness.training.base import START, Examples, Setting, TrainingPerturbation, checked_norm
+from latentrobust.robustness.criteria import logits_of
+from latentrobust.robustness.training.base import Examples, Setting, TrainingPerturbation, checked_norm
 from latentrobust.transforms import random
+
+NUDGE = 1e-3  # share of the radius by which a search leaves a centre where the loss is flat
 
 
 class Adversarial(TrainingPerturbation):
@@ -25,7 +30,9 @@ class Adversarial(TrainingPerturbation):
         radius: a number, a percentile, or null for the set's own.
         steps: gradient steps.
         relative_step: step length as a share of the radius; the paper's ε/5 is 0.2.
-        start: ``"random"`` (uniform in the ball), ``"zero"`` or ``"encoded"`` (the observed perturbation).
+        start: ``"zero"`` (the centre, as in algorithm 1), ``"random"`` (uniform in the ball, in many dimensions at its
+            surface), ``"uniform_length"`` (a random direction of uniform length, as in the published code) or
+            ``"encoded"`` (the observed perturbation).
         keep_best: train on the worst iterate instead of the last, for one more pass of the model a step.
         norm: of the ball, ``"l2"`` or ``"linf"``; null for the set's own.
         labels: what is attacked: the ``"given"`` labels, or those ``"predicted"`` for the unperturbed images.
@@ -37,7 +44,7 @@ class Adversarial(TrainingPerturbation):
         radius: float | str | None = None,
         steps: int = 7,
         relative_step: float = 0.2,
-        start: Start = "random",
+        start: Start = "zero",
         keep_best: bool = False,
         norm: Norm | None = None,
         labels: Literal["given", "predicted"] = "given",
@@ -61,10 +68,13 @@ class Adversarial(TrainingPerturbation):
         model, examples = at.model, at.examples
         with frozen(model):
             loss = at.loss_for(model, examples.x, self._targets(model, examples))
-            start = self._begin(s, examples, ball)
-            objective = _Climbed(lambda u: loss(model(s.decode(u))))
+            start = self._begin(s, examples, ball, getattr(loss, "flat_at_centre", False))
+            project = partial(s.project, ball=ball)
+            objective = _Climbed(lambda u: loss(logits_of(model, s.decode(u))), project)
             if self.keep_best:
-                u = projected_ascent(objective, start, ball, steps=self.steps, relative_step=self.relative_step).offsets
+                u = projected_ascent(
+                    objective, start, ball, steps=self.steps, relative_step=self.relative_step, project=project
+                ).offsets
             else:
                 u = climb(objective, start, FixedStep(ball, self.relative_step), self.steps, evaluate_last=False)
         with torch.no_grad():
@@ -74,17 +84,20 @@ class Adversarial(TrainingPerturbation):
         if self.labels == "given":
             return examples.y
         with torch.no_grad():
-            return model(examples.x).argmax(1)
+            return logits_of(model, examples.x).argmax(1)
 
-    def _begin(self, s: SetAt, examples: Examples, ball: LatentBall) -> Tensor:
+    def _begin(self, s: SetAt, examples: Examples, ball: LatentBall, flat: bool) -> Tensor:
+        keys = random.fold_in(examples.keys, Purpose.START)
         if self.start == "zero":
-            return torch.zeros(len(examples.x), *ball.shape, device=examples.x.device, dtype=examples.x.dtype)
-        if self.start == "random":
-            return ball.uniform(random.fold_in(examples.keys, START), examples.x.dtype)
+            zeros = torch.zeros(len(examples.x), *ball.shape, device=examples.x.device, dtype=s.offset_dtype)
+            # A divergence from the centre's own prediction has no gradient there.
+            return ball.with_radius(NUDGE * ball.radius).uniform(keys, s.offset_dtype) if flat else zeros
+        if self.start in ("random", "uniform_length"):
+            return (ball.uniform if self.start == "random" else ball.uniform_length)(keys, s.offset_dtype)
         if examples.x_tilde is None:
             raise InputError("start=encoded needs pairs, and the data has none")
         with torch.no_grad():
-            return ball.project(s.encode(examples.x_tilde, examples.offset))
+            return s.encode(examples.x_tilde, examples.offset)
 
 
 class CatastrophicOverfittingError(RuntimeError):
@@ -143,7 +156,8 @@ class FastAdversarial(Adversarial):
     def _check(self, model: nn.Module, one_step: Tensor, searched: Tensor, examples: Examples) -> None:
         with frozen(model), torch.no_grad():
             weak, strong = (
-                float((model(images).argmax(1) == examples.y).float().mean()) for images in (one_step, searched)
+                float((logits_of(model, images).argmax(1) == examples.y).float().mean())
+                for images in (one_step, searched)
             )
         if weak - strong > self.tolerance:
             raise CatastrophicOverfittingError(
@@ -156,8 +170,8 @@ class FastAdversarial(Adversarial):
 class _Climbed:
     """A function as an objective of `climb`; nothing is remembered."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[Tensor], Tensor], project: Projection) -> None:
+        self.function, self.project = function, project
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.function(u)

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.objectives import AttackLoss
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
-
-# Purposes of an example's key.
-CHOICE, START, NOISE = 0, 1, 2
 
 LossFor = Callable[[nn.Module, Tensor, Tensor], AttackLoss]
 """``objective.attack_loss``."""
@@ -116,7 +114,7 @@ class TrainingPerturbation(ABC):
         if self.ratio == 1:
             return Perturbed(self.perturb(at), examples.y)
         images = examples.x.clone()
-        chosen = (random.uniform(random.fold_in(examples.keys, CHOICE)) < self.ratio).nonzero()[:, 0]
+        chosen = (random.uniform(random.fold_in(examples.keys, Purpose.CHOICE)) < self.ratio).nonzero()[:, 0]
         if len(chosen):
             images[chosen] = self.perturb(at.select(chosen))
         return Perturbed(images, examples.y)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.radii import certified_radii
 from latentrobust.robustness.statistics import Fixed, GroupSequential, noise_level
-from latentrobust.robustness.training.base import NOISE, Setting, TrainingPerturbation, checked_norm
+from latentrobust.robustness.training.base import Setting, TrainingPerturbation, checked_norm
 from latentrobust.transforms import random
 
 
@@ -32,7 +33,7 @@ class Sample(TrainingPerturbation):
         """One draw an example."""
         s, ball = at.condition(), at.ball(self.radius)
         with torch.no_grad():
-            return s.decode(s.draw(random.fold_in(at.examples.keys, NOISE), ball).to(s.x.dtype))
+            return s.decode(s.draw(random.fold_in(at.examples.keys, Purpose.DRAW), ball).to(s.offset_dtype))
 
 
 class Gaussian(TrainingPerturbation):
@@ -73,9 +74,9 @@ class Gaussian(TrainingPerturbation):
     def perturb(self, at: Setting) -> Tensor:
         """One noisy image an example."""
         s = at.condition()
-        u = self.level(at.set) * random.normal(random.fold_in(at.examples.keys, NOISE), s.ball.shape)
+        u = self.level(at.set) * random.normal(random.fold_in(at.examples.keys, Purpose.DRAW), s.ball.shape)
         with torch.no_grad():
-            return s.decode(u.to(s.x.dtype))
+            return s.decode(u.to(s.offset_dtype))
 
 
 class RandomizedLA(TrainingPerturbation):
@@ -100,6 +101,6 @@ class RandomizedLA(TrainingPerturbation):
         """One draw an example."""
         s = at.condition()
         ball = at.ball(self.radius, self.norm)
-        u = ball.radius * random.normal(random.fold_in(at.examples.keys, NOISE), ball.shape)
+        u = ball.radius * random.normal(random.fold_in(at.examples.keys, Purpose.DRAW), ball.shape)
         with torch.no_grad():
-            return s.decode((u if self.norm is None else ball.project(u)).to(s.x.dtype))
+            return s.decode((u if self.norm is None else ball.project(u)).to(s.offset_dtype))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.errors import InputError
+from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 
 NAMES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the sixth is never drawn
@@ -99,7 +100,9 @@ def _ice(number: int, height: int, width: int, scale: float) -> Tensor:
     patches = _smooth(seed, 0, height, width, 24 * scale, 24 * scale)
     needles = torch.zeros(height, width)
     for layer, (length, breadth) in enumerate(((10, 1.4), (6, 1.1), (4, 0.8))):
-        angle = math.pi * float(random.uniform(random.example_keys(seed, torch.tensor([layer]), 7))[0])
+        angle = math.pi * float(
+            random.uniform(random.example_keys(seed, torch.tensor([layer]), Purpose.FROST_ANGLE))[0]
+        )
         field = _smooth(seed, 1 + layer, height, width, length * scale, breadth * scale, angle)
         needles += (1 - field.abs().mul(2.2)).clamp(min=0) / 3  # ridges where the noise changes sign
     grain = _smooth(seed, 9, height, width, 0.5 * scale, 0.5 * scale)
@@ -112,7 +115,7 @@ def _ice(number: int, height: int, width: int, scale: float) -> Tensor:
 
 def _smooth(seed: int, layer: int, height: int, width: int, along: float, across: float, angle: float = 0.0) -> Tensor:
     """Unit normal noise filtered by an oriented Gaussian, on a torus: ``[H, W]``, standardised."""
-    noise = random.normal(random.example_keys(seed, torch.tensor([layer])), (height, width))[0]
+    noise = random.normal(random.example_keys(seed, torch.tensor([layer]), Purpose.FROST), (height, width))[0]
     rows = torch.fft.fftfreq(height)[:, None]
     columns = torch.fft.fftfreq(width)
     first = columns * math.cos(angle) + rows * math.sin(angle)

@@ -1,0 +1,173 @@
+"""What is said about models, images and settings under which figures would mean little, and models that misbehave."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from latentrobust.errors import InputError
+from latentrobust.networks.classifiers import build
+from latentrobust.perturbation_sets import CVAESet, PixelBall
+from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
+from latentrobust.robustness import training
+from latentrobust.robustness.assess import RobustSettings, assess
+from latentrobust.robustness.assessor import CertifySettings
+from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, latent_autoattack
+from latentrobust.robustness.checks import RobustnessWarning, collecting, warn
+from latentrobust.robustness.objectives import MaxCleanAdversarial, Standard, Trades
+from latentrobust.robustness.smoothing import SmoothedModel
+from latentrobust.tasks.store import load_model, save_model
+from latentrobust.transforms import random
+
+from .conftest import SHAPE, Linear, ball
+
+
+def test_warnings_are_collected_even_where_python_shows_them_once():
+    with collecting() as found, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            warn("first")
+        with collecting() as inner:
+            warn("second")
+    assert found == ["first", "second"]
+    assert inner == ["second"]
+
+
+def test_steps_that_do_not_reach_across_the_ball_are_warned_about(linear, images):
+    y = linear(images).argmax(1)
+    with pytest.warns(RobustnessWarning, match="do not reach across"):
+        PGD(steps=9, relative_step=0.1)(linear, ball(), images, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGD(steps=10, relative_step=0.1)(linear, ball(), images, y)
+        APGD(steps=3)(linear, ball(), images, y)
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x):
+        return self.factor * self.inner(x)
+
+
+class Quantised(Scaled):
+    def forward(self, x):
+        return self.inner((x * self.factor).round() / self.factor)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda model: Scaled(model, 1000.0), "logits are so large"),
+        (lambda model: Quantised(model, 8), "no gradient at 32 of 32"),
+    ],
+)
+def test_models_that_hide_their_gradient_are_marked_in_the_results(linear, images, wrap, message):
+    y = linear(images).argmax(1)
+    settings = RobustSettings(attacks={"pgd": PGD(steps=5, relative_step=0.3)}, radii=[0.1])
+    report = assess(wrap(linear), ball(), (images, y), robust=settings)
+    assert any(message in warning for warning in report.warnings)
+    assert message in report.to_markdown()
+    assert assess(linear, ball(), (images, y), robust=settings).warnings == []
+
+
+@pytest.mark.parametrize(("norm", "radius"), [("linf", 0.2), ("l2", 0.8)])
+def test_random_search_takes_a_quantised_model_apart(norm, radius):
+    """A gradient sees nothing; what is reached is compared with the closed form of the same model unquantised."""
+    shape = (1, 8, 8)
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    model = Quantised(inner, 16)
+    x = torch.rand(60, *shape)
+    y = model(x).argmax(1)
+    perturbations = PixelBall(shape, norm, radius)
+    stuck = PGD(steps=20, checks=False)(model, perturbations, x, y).fooled.double().mean()
+    found = RandomSearch(draws=20, refinements=280, checks=False)(model, perturbations, x, y).fooled.double().mean()
+    reachable = APGD(steps=50, checks=False)(inner, perturbations, x, inner(x).argmax(1)).fooled.double().mean()
+    assert reachable > 0.6
+    assert found > stuck + 0.15
+    assert found > 0.9 * reachable
+
+
+class InPlace(nn.Module):
+    """Normalises its input where it lies, as many a model does."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.sub_(0.1).div_(0.9))
+
+
+def test_models_that_change_their_input_are_measured_on_unchanged_images(images):
+    inner = Linear()
+    inplace, plain = InPlace(inner), lambda x: inner((x - 0.1) / 0.9)
+    y = plain(images).argmax(1)
+    kept = images.clone()
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return plain(x)
+
+    settings = RobustSettings(
+        attacks={"all": latent_autoattack(steps=5, restarts=1, draws=4, refinements=4)}, radii=[0.1]
+    )
+    certify = CertifySettings(sigma=0.1, radii=[0.1], n=100, alpha=0.01, examples=4)
+    data = (images, y, (images + 0.05).clone())
+    reports = [assess(model, ball(), data, robust=settings, certify=certify) for model in (inplace, Plain())]
+    assert torch.equal(images, kept)
+    assert reports[0].metrics == reports[1].metrics
+    examples = training.Examples(images, y, random.example_keys(0, torch.arange(len(y))))
+    for objective in (Standard(), MaxCleanAdversarial(), Trades()):
+        setting = training.Setting(inplace, ball(), examples, objective.attack_loss)
+        for perturbation in (training.Unperturbed(), training.Adversarial(steps=2, labels="predicted")):
+            objective(inplace, images, perturbation(setting).images, y)
+            assert torch.equal(images, kept)
+
+
+def test_certificates_look_at_their_images_too(linear, images):
+    smoothed = SmoothedModel(linear, ball(), 0.1)
+    with pytest.warns(RobustnessWarning, match="should lie in"):
+        smoothed.certify(images * 255, n=20, alpha=0.01)
+    for call in (smoothed.certify, smoothed.predict):
+        with pytest.raises(InputError, match="NaN"):
+            call(torch.full_like(images, torch.nan), n=20, alpha=0.01)
+
+
+def spoiled(module):
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] = torch.nan
+    return module
+
+
+def test_weights_that_are_not_finite_are_refused_when_they_are_loaded(small_set, tmp_path):
+    save_perturbation_set(spoiled(small_set), tmp_path / "set")
+    with pytest.raises(InputError, match="not finite"):
+        load_perturbation_set(tmp_path / "set")
+    save_model(spoiled(build("lenet5")), tmp_path / "model", image_shape=(1, 28, 28), classes=10, data="")
+    with pytest.raises(InputError, match="not finite"):
+        load_model(tmp_path / "model")
+
+
+def test_sets_that_decode_to_nan_are_neither_attacked_nor_certified(small_set):
+    class Blind(nn.Module):
+        """Answers whatever it is shown."""
+
+        def forward(self, x):
+            return torch.cat([torch.ones(len(x), 1), torch.zeros(len(x), 1)], 1)
+
+    broken = CVAESet(small_set.network, "bernoulli", 1.0)
+    spoiled(broken.network.generator)
+    x = torch.rand(3, 1, 8, 8)
+    with pytest.raises(InputError, match="NaN"):
+        SmoothedModel(Blind(), broken, 0.1).certify(x, n=20, alpha=0.01)
+    with pytest.raises(InputError, match="NaN"):
+        PGD(steps=1, checks=False)(Blind(), broken, x, torch.zeros(3, dtype=torch.int64))
