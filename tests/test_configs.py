@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from latentrobust.app import CONF, resolved
+from latentrobust.data.sources.base import Images, Split
 from latentrobust.data.sources.multi_illumination import mip_size
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
@@ -211,3 +212,68 @@ def test_optimizers_and_schedulers_can_be_exchanged(composed):
     cfg = composed("train", *overrides)
     assert OmegaConf.to_container(cfg.learner.optimizer)["_target_"].endswith("AdamW")
     assert instantiate(cfg.learner.scheduler)(Moment(50.0)) == 1.0
+
+
+# Rows of tables 1, 2, 6, 7 and 8 of Yüksel et al. that have to be of the same part of the same data.
+SAME_PART = {
+    "table 1, 5 %": ("cifar10/low_data/", 2500),
+    "table 7, 5 %": ("cifar10/no_augmentation/", 2500),
+    "table 1, all": ("cifar10/full/", 50_000),
+    "table 8": ("cifar10/table_8/", 50_000),
+    "table 2": ("cifar100/", 5000),
+    "table 6": ("svhn/", 2500),
+}
+
+
+@pytest.mark.parametrize("table", list(SAME_PART))
+def test_rows_of_a_table_train_on_the_same_examples(composed, table):
+    start, size = SAME_PART[table]
+    names = [name for name in EXPERIMENTS if name.startswith(start)]
+    if table in ("table 1, all", "table 8"):
+        names.append("cifar10/flow")
+    classes = 100 if start == "cifar100/" else 10
+    labels = torch.arange(50_000) % classes
+    split = Split(torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), labels)
+    found = {}
+    for name in names:
+        cfg = composed("train", f"experiment={name}", "paths.output_dir=x", "paths.flow=x")
+        data = instantiate(cfg.data, source=lambda: Images(split, split), _convert_="all")
+        data.setup()
+        found[name] = data.rows["train"]
+    assert len(found) > 3
+    first = next(iter(found.values()))
+    assert len(first) == size
+    for name, rows in found.items():
+        assert torch.equal(rows, first), name
+
+
+@pytest.mark.parametrize(
+    ("experiment", "mean", "std"),
+    [
+        ("cifar10/full/standard", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+        ("cifar100/standard", [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
+        ("svhn/standard", [0.4376821, 0.4437697, 0.47280442], [0.19803012, 0.20101562, 0.19703614]),
+        ("mnist/lenet", [0.1307], [0.3081]),
+        ("cifar10c/standard", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+    ],
+)
+def test_classifiers_see_the_constants_of_their_paper(composed, experiment, mean, std):
+    """Of `okyksl/flow-lp`'s dataset files, and of `locuslab/perturbation_learning`'s ``CIFAR10Normalize``."""
+    cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x")
+    assert list(cfg.model.mean) == mean
+    assert list(cfg.model.std) == std
+
+
+def test_published_values_that_had_been_left_out(composed):
+    lenet = composed("train", "experiment=mnist/lenet", "paths.output_dir=x")
+    assert lenet.data.batch_size == 32
+    for name in ("svhn/standard", "svhn/flow"):
+        cfg = composed("train", f"experiment={name}", "paths.output_dir=x")
+        augmentation = cfg.task.augmentation.before if cfg.get("task") else cfg.learner.augmentation
+        assert augmentation.translation.share == 0.1
+    glow = composed("train", "experiment=cifar10/flow", "paths.output_dir=x")
+    assert (glow.learner.optimizer.weight_decay, glow.learner.optimizer.lr) == (5e-5, 5e-4)
+    assert (
+        composed("train", "experiment=mnist/rts_adversarial", "perturbation_set.path=x").training_perturbation.start
+        == "zero"
+    )

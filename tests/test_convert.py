@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickletools
+import re
 import zipfile
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     [
         ("mnist_classifier", "model_state_dict", "", []),
         ("wide_resnet", "model_state_dict", "module.", ["depth=10", "width=1"]),
-        ("lenet5", "model", "model.", ["image_shape=[1,32,32]"]),
+        ("lenet5", "model", "", ["image_shape=[1,32,32]"]),
     ],
 )
 def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
@@ -193,3 +194,69 @@ def test_other_weights_than_a_flows_are_refused(tmp_path, capsys):
         assert stopped.value.code == 2
         assert "is missing" in capsys.readouterr().err
         assert not (tmp_path / "set").exists()
+
+
+WRAPPED = {  # of the flow project: the network, its arguments, and what its code standardises images with
+    "mnist": ("lenet5", {}, [0.1307], [0.3081], []),
+    "cifar100": ("resnet18", {"classes": 100}, [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761], []),
+    "cifar10": ("resnet20", {}, [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], ["--data", "cifar10"]),
+    "svhn": (
+        "resnet18", {}, [0.4376821, 0.4437697, 0.47280442], [0.19803012, 0.20101562, 0.19703614], ["--data", "svhn"],
+    ),
+}  # fmt: skip
+
+
+def wrapped(path, name, **arguments):
+    network = build_classifier(name, **arguments).eval()
+    torch.save({"model": {f"model.{key}": value for key, value in network.state_dict().items()}}, path)
+    return network
+
+
+@pytest.mark.parametrize("data", list(WRAPPED))
+def test_classifiers_of_the_flow_paper_keep_the_standardisation_that_their_files_leave_out(tmp_path, data):
+    name, arguments, mean, std, options = WRAPPED[data]
+    network = wrapped(tmp_path / "c.pt", name, **arguments)
+    options = options + [part for key, value in arguments.items() for part in ("--argument", f"{key}={value}")]
+    main([str(tmp_path / "c.pt"), str(tmp_path / "m"), "--network", name, *options])
+    x = torch.rand(2, len(mean), 28 if data == "mnist" else 32, 28 if data == "mnist" else 32)
+    centred = (x - torch.tensor(mean).reshape(-1, 1, 1)) / torch.tensor(std).reshape(-1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "m")(x), network(centred), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "options", "message"),
+    [
+        ("resnet18", "model.", [], r"give --data cifar10\|svhn, or --argument mean"),
+        ("resnet18", "model.", ["--data", "mnist"], "does not fit a network for 3 channels"),
+        ("resnet18", "", ["--data", "svhn"], "not given by mean and std"),
+        ("preactresnet18", "", [], "no published preactresnet18 says"),
+        ("wide_resnet", "", ["--argument", "depth=10", "--argument", "mean=[0.5]"], "mean and std of one length"),
+    ],
+)
+def test_a_normalisation_that_nobody_knows_is_refused(tmp_path, capsys, name, prefix, options, message):
+    arguments = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+    network = build_classifier(name, **arguments)
+    torch.save({"model": {prefix + key: value for key, value in network.state_dict().items()}}, tmp_path / "c.pt")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "c.pt"), str(tmp_path / "m"), "--network", name, *options])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_mean_and_std_can_be_given(tmp_path):
+    network = wrapped(tmp_path / "c.pt", "resnet20")
+    options = ["--argument", "mean=[0.5,0.5,0.5]", "--argument", "std=[0.25,0.25,0.25]"]
+    main([str(tmp_path / "c.pt"), str(tmp_path / "m"), "--network", "resnet20", *options])
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "m")(x), network((x - 0.5) / 0.25), rtol=1e-5, atol=1e-5)
+
+
+def test_a_wide_resnet_published_without_normalisation_gets_none(tmp_path):
+    network = build_classifier("wide_resnet", depth=10, width=1, mean=None, std=None).eval()
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "c.pth")
+    options = ["--argument", "depth=10", "--argument", "width=1"]
+    main([str(tmp_path / "c.pth"), str(tmp_path / "m"), "--network", "wide_resnet", *options])
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_model(tmp_path / "m")(x), network(x))

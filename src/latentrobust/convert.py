@@ -19,6 +19,7 @@ from torch import nn
 from latentrobust.app import BAD_INPUT, is_bad_input
 from latentrobust.errors import InputError
 from latentrobust.networks import classifiers, cvae, flows
+from latentrobust.networks.classifiers.normalize import STANDARDISATION
 from latentrobust.networks.flows.published import (
     fully_connected_arguments,
     fully_connected_state,
@@ -57,7 +58,7 @@ def import_checkpoint(
         InputError: if the file cannot be read safely, or holds another model.
     """
     module = cvae.build(network, **arguments)
-    _fill(module, path, network)
+    _load(module, _published_state(path)[0], path, network)
     return CVAESet(module.eval(), likelihood, radius)
 
 
@@ -66,7 +67,7 @@ def import_flow(path: str | Path, network: str, radius: float, norm: Norm = "l2"
 
     Sizes that are not given follow from the weights.
     """
-    state = _published_state(path)
+    state, _ = _published_state(path)
     sizes = {"glow": glow_arguments, "fully_connected": fully_connected_arguments}[network](state)
     module = flows.build(network, **{**sizes, **arguments})
     renamed = {"glow": glow_state, "fully_connected": fully_connected_state}[network](state)
@@ -74,27 +75,86 @@ def import_flow(path: str | Path, network: str, radius: float, norm: Norm = "l2"
     return FlowSet(module.eval(), norm, radius)
 
 
-def import_classifier(path: str | Path, network: str, **arguments: Any) -> nn.Module:
-    """A published checkpoint of a classifier, of either project; see `import_checkpoint`."""
+def import_classifier(path: str | Path, network: str, data: str | None = None, **arguments: Any) -> nn.Module:
+    """A published checkpoint of a classifier, of either project, for images in [0, 1]; see `import_checkpoint`.
+
+    Wong & Kolter keep normalisation with the weights. Yüksel et al. standardise images outside their checkpoints, by
+    constants of the data set; whether a file is one of theirs shows in its names.
+
+    Args:
+        path: the file.
+        network: its name in this package.
+        data: the data set that it was trained on, a key of `STANDARDISATION`; needed where ``mean`` and ``std`` are not
+            among the arguments and the sizes leave several.
+        arguments: of the network, ``mean`` and ``std`` among them.
+
+    Raises:
+        InputError: also where nobody knows how its images were normalised.
+    """
+    state, wrapped = _published_state(path)
+    arguments = {**arguments, **_normalisation(state, wrapped, network, data, arguments)}
     module = classifiers.build(network, **arguments)
-    _fill(module, path, network)
+    if arguments.get("mean") is not None and "0.mu" not in state:
+        state = {f"1.{name}": value for name, value in state.items()}
+        state |= {name: value for name, value in module.state_dict().items() if name in ("0.mu", "0.std")}
+    _load(module, state, path, network)
     return module.eval()
 
 
-def _fill(module: nn.Module, path: str | Path, network: str) -> None:
-    _load(module, _published_state(path), path, network)
+def _normalisation(
+    state: dict[str, torch.Tensor], wrapped: bool, network: str, data: str | None, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """``mean`` and ``std`` of a published classifier, as arguments of its network; empty where it has none."""
+    given = arguments.get("mean") is not None or arguments.get("std") is not None
+    if data is not None and (given or not wrapped):
+        raise InputError(
+            "--data is for checkpoints whose normalisation lies outside of them and is not given by mean and std"
+        )
+    if given:
+        return {}
+    if network == "wide_resnet":  # with the weights, or not there at all
+        return {} if "0.mu" in state else {"mean": None, "std": None}
+    if not wrapped:
+        # Published without normalisation: small CNNs of either project, the segmentation UNet, and flow-lp's networks
+        # with standardize=false. Whoever else's they may be, nothing tells.
+        if network == "preactresnet18":
+            raise InputError(
+                "no published preactresnet18 says how its images are normalised: give --argument mean=[…] and"
+                " --argument std=[…] (0 and 1 for none)"
+            )
+        return {}
+    channels = next(value.shape[1] for value in state.values() if value.dim() == 4)
+    classes = next(len(value) for value in reversed(state.values()) if value.dim() == 1)
+    fitting = [
+        name
+        for name, (mean, _) in STANDARDISATION.items()
+        if len(mean) == channels and classes == (100 if name == "cifar100" else 10)
+    ]
+    if data is not None and data not in fitting:
+        raise InputError(f"--data {data} does not fit a network for {channels} channels and {classes} classes")
+    possible = {STANDARDISATION[name] for name in ([data] if data is not None else fitting)}
+    if len(possible) != 1:
+        choices = f"--data {'|'.join(fitting)}, or " if fitting else ""
+        raise InputError(
+            f"the published {network} standardises its images by constants that are not in the checkpoint: give"
+            f" {choices}--argument mean=[…] and --argument std=[…]"
+        )
+    ((mean, std),) = possible
+    return {"mean": list(mean), "std": list(std)}
 
 
-def _published_state(path: str | Path) -> dict[str, torch.Tensor]:
+def _published_state(path: str | Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """Weights by name, and whether they lay behind the standardising wrapper of the flow project."""
     checkpoint = read_checkpoint(path, SAFE_GLOBALS)
     bare = checkpoint if all(isinstance(value, torch.Tensor) for value in checkpoint.values()) else None
     state = checkpoint.get("model_state_dict", checkpoint.get("model", bare))
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} has no model_state_dict: it is not a published checkpoint")
-    # Left by data parallelism, and by the normalising wrapper of the flow project.
-    state = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
+    state = {name.removeprefix("module."): value for name, value in state.items()}  # left by data parallelism
+    wrapped = bool(state) and all(name.startswith("model.") for name in state)
+    state = {name.removeprefix("model."): value for name, value in state.items()}
     check_finite(state, path)
-    return state
+    return state, wrapped
 
 
 def _load(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path, network: str) -> None:
@@ -122,7 +182,7 @@ def _convert(chosen: argparse.Namespace) -> str:
         return f"perturbation set: {save_perturbation_set(perturbations, chosen.out)}"
     if chosen.radius is not None:
         raise InputError(f"--radius is for perturbation sets; {chosen.network} is a classifier")
-    model = import_classifier(chosen.checkpoint, chosen.network, **arguments)
+    model = import_classifier(chosen.checkpoint, chosen.network, chosen.data, **arguments)
     image_shape = tuple(arguments.get("image_shape", _image_shape(chosen.network, arguments)))
     with torch.no_grad():
         classes = model(torch.zeros(1, *image_shape)).shape[1]
@@ -149,6 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--radius", type=float, help="of a perturbation set, e.g. 14 for RTS (table 4)")
     parser.add_argument("--likelihood", default="bernoulli", choices=["bernoulli", "gaussian"], help="of a CVAE")
     parser.add_argument("--norm", default="l2", choices=["l2", "linf"], help="of a flow's set")
+    parser.add_argument(
+        "--data", choices=sorted(STANDARDISATION), help="that a classifier of Yüksel et al. was trained on: its images'"
+        " mean and standard deviation are not in the checkpoint",
+    )  # fmt: skip
     parser.add_argument(
         "--argument", action="append", default=[], metavar="NAME=VALUE",
         help="of the network, where it is not the published size: --argument depth=10 --argument width=1",

@@ -1,13 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the order of their names."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+
+def natural(name: object) -> list[str | int]:
+    """A key to sort names by in which numbers count as numbers: ``light 2`` comes before ``light 10``."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", str(name)))]
 
 
 @contextmanager

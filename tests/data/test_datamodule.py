@@ -155,7 +155,22 @@ def test_parts_to_train_on_are_balanced_seeded_and_nested():
     chosen = part(57)["train"].images
     assert torch.equal(part(57, seed=3)["train"].images, chosen)
     assert not torch.equal(part(57, split_seed=3)["train"].images, chosen)
-    assert torch.equal(part(57)["validation"].images, module().splits["validation"].images)
+
+
+def test_a_part_is_a_function_of_the_data_and_its_size_alone():
+    """Two experiments on "the same 5 %" see the same images, however many each sets aside."""
+    rows = {
+        validation: module(train_fraction=0.05, validation=validation, batch_size=8).rows for validation in (1, 200)
+    }
+    assert torch.equal(rows[1]["train"], rows[200]["train"])
+    assert len(rows[1]["train"]) == 75
+    for own in rows.values():
+        assert not set(own["train"].tolist()) & set(own["validation"].tolist())
+    whole = [module(train_fraction=1.0, validation=validation).rows for validation in (1, 200)]
+    assert sorted(whole[0]["train"].tolist()) == list(range(1500))
+    assert torch.equal(whole[0]["train"], whole[1]["train"])
+    assert set(whole[1]["validation"].tolist()) <= set(whole[1]["train"].tolist())  # stated: from within
+    assert len(whole[1]["validation"]) == 200
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import http.server
 import io
 import multiprocessing
 import shutil
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -400,3 +401,87 @@ def test_folders_without_scenes(tmp_path):
     write_plain(tmp_path / "more")
     with pytest.raises(InputError, match="larger than the images"):
         scene_folder(str(tmp_path / "more"), size=[40, 40])
+
+
+def lit(place, *names, **saved):
+    """A scene of one picture under several names."""
+    picture = saved.pop("picture")
+    place.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        picture.save(place / name, **saved)
+
+
+def test_lights_and_scenes_come_in_natural_order(tmp_path):
+    for scene in ("2", "10", "1", "30"):
+        for light in range(12):
+            lit(tmp_path / scene, f"{light}.png", picture=Image.new("L", (6, 4), 20 * light))
+    found = scene_folder(str(tmp_path), validation=["30"], test=["10"])
+    assert found.lights == tuple(map(str, range(12)))
+    assert found.train.names == ("1", "2")
+    assert found.train.images[0, :, 0, 0, 0].tolist() == [20 * light for light in range(12)]
+
+
+def test_orientation_tags_are_honoured(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, :3] = [200, 100, 50]  # the upper left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    for scene in range(3):
+        lit(tmp_path / f"{scene}", "a.png", "b.png", picture=Image.fromarray(pixels), exif=exif)
+    found = scene_folder(str(tmp_path))
+    assert found.train.images.shape == (1, 2, 3, 6, 4)
+    turned = np.rot90(pixels, -1)
+    assert np.array_equal(found.train.images[0, 0].permute(1, 2, 0).numpy(), turned)
+
+
+def test_transparent_pixels_lie_on_the_stated_background(tmp_path):
+    pixels = np.full((4, 6, 4), [250, 10, 10, 255], np.uint8)
+    pixels[:, 3:] = [1, 2, 3, 0]  # a hidden colour
+    palette = Image.fromarray(pixels[..., :3]).quantize(4)
+    palette.info["transparency"] = palette.getpixel((5, 0))
+    for scene in range(3):
+        lit(tmp_path / f"{scene}", "a.png", picture=Image.fromarray(pixels))
+        lit(tmp_path / f"{scene}", "b.png", picture=palette, transparency=palette.info["transparency"])
+        lit(tmp_path / f"{scene}", "c.png", picture=Image.new("CMYK", (6, 4)).convert("RGB"))
+    for background, options in ((255, {}), (0, {"background": 0}), (128, {"background": 128})):
+        images = scene_folder(str(tmp_path), **options).train.images[0]
+        for light in (0, 1):
+            assert images[light, :, 0, 5].tolist() == [background] * 3
+            assert images[light, 0, 0, 0] > 240
+    with pytest.raises(InputError, match="background must be a grey level"):
+        scene_folder(str(tmp_path), background=256)
+
+
+def test_sixteen_bits_in_either_byte_order_become_eight(tmp_path):
+    levels = np.full((4, 6), 257 * 77, np.uint16)
+    for scene in range(3):
+        lit(tmp_path / f"{scene}", "a.tif", picture=Image.fromarray(levels))
+        (tmp_path / f"{scene}" / "b.tif").write_bytes(big_endian_tiff(levels))
+    found = scene_folder(str(tmp_path))
+    assert found.train.images.unique().tolist() == [77]
+
+
+def big_endian_tiff(levels):
+    """A TIFF of one strip of 16-bit grey, most significant byte first."""
+    height, width = levels.shape
+    entries = [
+        (256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+        (278, 3, height), (279, 4, 2 * height * width),
+    ]  # fmt: skip
+    pixels = levels.astype(">u2").tobytes()
+    raw = b"MM\0*" + struct.pack(">I", 8 + len(pixels)) + pixels + struct.pack(">H", len(entries))
+    for tag, kind, value in entries:
+        raw += struct.pack(">HHI", tag, kind, 1) + (
+            struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)
+        )
+    return raw + struct.pack(">I", 0)
+
+
+@pytest.mark.parametrize("name", ["b.tif", "b.webp", "b.png"])
+def test_pictures_of_several_pages_or_frames_are_refused_by_name(tmp_path, name):
+    frames = [Image.new("RGB", (6, 4), (level, 0, 0)) for level in (10, 250)]
+    for scene in range(3):
+        lit(tmp_path / f"{scene}", "a.png", picture=frames[0])
+        lit(tmp_path / f"{scene}", name, picture=frames[0], save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match=rf"{name} has 2 pages or frames"):
+        scene_folder(str(tmp_path))

@@ -85,8 +85,18 @@ def test_a_fixed_light_is_the_first_half_of_every_pair():
     pairs = data.pairs("test", torch.arange(15))
     assert (read(pairs.clean)[:, 1] == 2).all()
     assert pairs.kind.unique().tolist() == [0, 2, 3]
-    assert module(test_light=0).first_kind == 1
+    assert module(test_light=0).first_kinds("test").unique().tolist() == [1]
     assert module(test_light="c").lights["test"] == 2
+
+
+def test_a_light_is_found_by_its_name_before_its_place():
+    def numbered():
+        return source()()._replace(lights=("0", "10", "2", "3")[:LIGHTS])
+
+    data = module(source=numbered, test_light=2)
+    assert data.kinds[data.lights["test"]] == "2"
+    assert module(source=numbered, test_light="10").lights["test"] == 1
+    assert module(test_light=2).lights["test"] == 2  # no light is called 2: the third one
 
 
 def test_maps_move_with_both_images():

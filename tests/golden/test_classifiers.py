@@ -8,7 +8,7 @@ import pytest
 
 from latentrobust.networks.classifiers import build
 
-from .rule import filled_state, wave
+from .rule import model_state, wave
 
 HERE = Path(__file__).parent
 GOLDEN = np.load(HERE / "classifiers.npz")
@@ -20,7 +20,7 @@ def logits_of(name):
     net = build(name, **model["arguments"]).eval()
     constructed = net.state_dict()
     assert {key: list(value.shape) for key, value in constructed.items()} == dict(model["state_dict"])
-    state = filled_state(model["state_dict"], model["gain"])
+    state = model_state(model)
     kept = {key: value for key, value in constructed.items() if key in ("0.mu", "0.std")}
     net.load_state_dict(state | kept)
     return net(wave(model["input_shape"], 0.05, 1)).detach().numpy()

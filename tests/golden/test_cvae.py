@@ -15,7 +15,7 @@ from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, pixel_loss
 
-from .rule import filled_state, wave
+from .rule import model_state, wave
 
 HERE = Path(__file__).parent
 GOLDEN = np.load(HERE / "cvae.npz")
@@ -26,7 +26,7 @@ EACH_MODEL = pytest.mark.parametrize("name", list(MODELS))
 def network(name):
     model = MODELS[name]
     net = build(name, **model.get("arguments", {})).eval()
-    net.load_state_dict(filled_state(model["state_dict"], model["gain"]))
+    net.load_state_dict(model_state(model))
     return net
 
 
@@ -71,3 +71,14 @@ def test_outputs_equal_the_published_networks(name):
         np.testing.assert_allclose(
             value, GOLDEN[f"{name}.{key}"], rtol=0, atol=MODELS[name]["atol"][key], err_msg=f"{name}.{key}"
         )
+
+
+def test_the_spatial_transformers_warp_by_the_published_matrices():
+    model, net = MODELS["mnist_stn"], network("mnist_stn")
+    prior = net.encode_prior(wave(model["input_shape"], 0.05, 1))
+    z = prior.mean + prior.std * wave(model["latent_shape"], 0.3, 0, centre=0)
+    latent_map = net.generator.fc(z)
+    theta = torch.stack([transformer.affine(latent_map) for transformer in net.generator.stns], 1)
+    np.testing.assert_allclose(
+        theta.detach(), GOLDEN["mnist_stn.theta"], rtol=0, atol=MODELS["mnist_stn"]["theta_atol"]
+    )

@@ -20,7 +20,7 @@ from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.tasks.store import load_model, save_model
 from latentrobust.transforms import random
 
-from .conftest import SHAPE, Linear, ball
+from .conftest import Linear, ball
 
 
 def test_warnings_are_collected_even_where_python_shows_them_once():

@@ -59,7 +59,8 @@ def test_searches_reach_the_optimum_over_ball_and_box(linear, digits_like, norm,
     logits = linear(x).detach()
     y = logits.argmax(1)
     difference = (linear.weight[1] - linear.weight[0]).detach()
-    gains = [best_gain(difference * (1 if label == 0 else -1), one, norm, radius) for one, label in zip(x, y)]
+    signs = torch.where(y == 0, 1.0, -1.0)
+    gains = [best_gain(sign * difference, one, norm, radius) for sign, one in zip(signs, x, strict=True)]
     expected = (logits[:, 0] - logits[:, 1]).abs() - torch.tensor(gains, dtype=torch.float64)
     assert 0.1 < (expected < 0).double().mean() < 0.9
     found = ATTACKS[name](linear, PixelBall(SHAPE, norm, radius), x, y)

@@ -1,16 +1,27 @@
 """Augmentations: what they may do to an image, by key, and against Pillow where it has the same operation."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from latentrobust.transforms import random
-from latentrobust.transforms.augmentation import Cutout, HorizontalFlip, ImageAugmentation, Mixup, RandomCrop, _beta
+from latentrobust.transforms import augmix, random
+from latentrobust.transforms.augmentation import (
+    Cutout,
+    HorizontalFlip,
+    ImageAugmentation,
+    Mixup,
+    RandomCrop,
+    RandomTranslation,
+    _beta,
+)
 from latentrobust.transforms.augmix import OPERATIONS, AugMix, autocontrast, equalize, posterize, rotate, solarize
 
 EVERY = {
     "crop": RandomCrop(4),
+    "translation": RandomTranslation(0.3),
     "flip": HorizontalFlip(),
     "cutout": Cutout(6),
     "augmix": AugMix(severity=5.0),
@@ -131,3 +142,48 @@ def test_bad_values_are_refused(make):
 
 def test_nothing_is_the_default():
     assert ImageAugmentation() == ImageAugmentation({}, {}, None)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (24, 72), (90, 30)])
+def test_augmix_rotates_and_shears_by_its_angle_on_any_image(height, width):
+    """The direction of a line of pixels before and after, in pixels."""
+    spread = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+    middle = torch.tensor([(height - 1) / 2, (width - 1) / 2])
+    spot = middle + torch.tensor([0.0, 9.0])  # to the right of the centre
+
+    def centre(image):
+        return (spread * image).sum((1, 2)) / image.sum() - middle
+
+    image = torch.exp(-((spread - spot[:, None, None]) ** 2).sum(0) / 8)[None, None]
+    full = torch.ones(1)
+    down, right = centre(augmix.rotate(image, full)[0, 0]).tolist()
+    assert abs(math.degrees(math.atan2(abs(down), right)) - 30) < 0.5
+    down, right = centre(augmix.shear_y(image, full)[0, 0]).tolist()
+    assert abs(abs(down) / right - 0.3) < 0.02
+    spot = middle + torch.tensor([9.0, 0.0])
+    image = torch.exp(-((spread - spot[:, None, None]) ** 2).sum(0) / 8)[None, None]
+    down, right = centre(augmix.shear_x(image, full)[0, 0]).tolist()
+    assert abs(abs(right) / down - 0.3) < 0.02
+
+
+def test_translations_are_whole_pixels_up_to_a_share_of_each_side():
+    images = torch.rand(300, 1, 20, 40) + 0.1
+    moved = RandomTranslation(0.1)(images, random.example_keys(0, torch.arange(300)))
+    shifts = set()
+    for before, after in zip(images[:, 0], moved[:, 0], strict=True):
+        found = [
+            (down, right)
+            for down in range(-3, 4)
+            for right in range(-5, 6)
+            if torch.equal(torch.roll(before, (down, right), (0, 1))[5:15, 8:32], after[5:15, 8:32])
+        ]
+        assert len(found) == 1
+        (shift,) = found
+        shifts.add(shift)
+        down, right = shift
+        edge = after[:down] if down > 0 else after[20 + down :] if down < 0 else after[:, :0]
+        assert (edge == 0).all()
+        side = after[:, :right] if right > 0 else after[:, 40 + right :] if right < 0 else after[:, :0]
+        assert (side == 0).all()
+    assert {down for down, _ in shifts} == {-2, -1, 0, 1, 2}
+    assert {right for _, right in shifts} == {-4, -3, -2, -1, 0, 1, 2, 3, 4}

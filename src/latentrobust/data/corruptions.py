@@ -174,6 +174,11 @@ class CorruptionsDataModule(PairsDataModule):
             note += f" Frost: {test.about['frost'] if test is not None else textures.source()} textures."
         return note
 
+    def first_kinds(self, split: str) -> Tensor:
+        """The first kind: every image has a pair of each."""
+        self.setup()
+        return torch.zeros(len(self.splits[split].images), dtype=torch.int64)
+
     def count(self, split: str) -> int:
         """Pairs an epoch: an image once in training, with every kind otherwise."""
         images = len(self.splits[split].images)

@@ -21,6 +21,14 @@ from latentrobust.transforms.random import example_keys, fold_in, integers, perm
 PAIRS = {"train": Purpose.PAIRS_TRAIN, "validation": Purpose.PAIRS_VALIDATION, "test": Purpose.PAIRS_TEST}
 
 
+def _balanced(labels: Tensor, wanted: int) -> Tensor:
+    """Which of the examples, already in random order, are the first of each class; classes fill up evenly."""
+    by_class = torch.argsort(labels, stable=True)
+    sizes = labels.bincount()
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return by_class[torch.argsort(place, stable=True)[:wanted]]
+
+
 class PairsDataModule(pl.LightningDataModule):
     """Pairs (clean, perturbed) made from a source of clean images and a perturbation.
 
@@ -35,11 +43,13 @@ class PairsDataModule(pl.LightningDataModule):
         name: of the data, for reports and stored sets.
         canvas: side of the square canvas that images are centred on; null leaves them as they are.
         batch_size: pairs a batch and process.
-        validation: examples set aside from the training split.
+        validation: examples set aside from the training split; where a part is trained on, from the rest.
         test_size: evaluate on the first so many test examples; null for all.
         draws_per_example: k for a fixed set of k perturbations an example (the paper's RTS-k); null for fresh ones.
-        train_size: train on so many of the training examples, as many of each class as possible; null for all.
-        train_fraction: the same as a share of the training split, what is set aside included.
+        train_size: train on so many of the training examples, as many of each class as possible; null for all that
+            ``validation`` leaves. Which ones depends on the data, this number and ``split_seed`` alone.
+        train_fraction: the same as a share of the training split; 1 trains on all of it, and validates on the first
+            ``validation`` of the same examples.
         split_seed: of the split, the part to train on, and the validation and test pairs.
         seed: of the order and the perturbations of the training pairs.
 
@@ -99,9 +109,7 @@ class PairsDataModule(pl.LightningDataModule):
             raise InputError(f"data.validation={self.validation} leaves nothing of {count} training examples")
         if self.canvas is not None and self.canvas < max(images.images.shape[-2:]):
             raise InputError(f"data.canvas={self.canvas} is smaller than the images {list(images.images.shape[1:])}")
-        order = permutation(self.split_seed, count)
-        held_out, kept = order[: self.validation], order[self.validation :]
-        kept = kept[self._part(images.labels[kept], count)]
+        kept, held_out = self._split(images.labels)
         if self.batch_size > len(kept):
             raise InputError(f"data.batch_size={self.batch_size} exceeds the {len(kept)} training examples")
         part = slice(0, self.test_size)
@@ -115,22 +123,25 @@ class PairsDataModule(pl.LightningDataModule):
     def _read(self) -> Images:
         return self.source()
 
-    def _part(self, labels: Tensor, count: int) -> Tensor:
-        """Which of the training examples, already in random order, to train on: the first of each class."""
+    def _split(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the training file to train on, and those to validate on."""
+        count = len(labels)
+        order = permutation(self.split_seed, count)
         wanted = self.train_size if self.train_fraction is None else round(self.train_fraction * count)
         if wanted is None:
-            return torch.arange(len(labels))
-        if not 1 <= wanted <= len(labels):
+            return order[self.validation :], order[: self.validation]
+        if wanted == count:
+            return order, order[: self.validation]
+        if not 1 <= wanted <= count - self.validation:
             asked = f"train_size={wanted}" if self.train_fraction is None else f"train_fraction={self.train_fraction:g}"
             raise InputError(
-                f"data.{asked} is {wanted} of the {len(labels)} training examples that data.validation leaves"
+                f"data.{asked} is {wanted} of the {count - self.validation} training examples that data.validation"
+                f" leaves; all {count} are taken with data.train_fraction=1, validation among them"
             )
-        # The place of each example within its class decides, so that classes fill up evenly.
-        by_class = torch.argsort(labels, stable=True)
-        sizes = labels.bincount()
-        place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        chosen = by_class[torch.argsort(place, stable=True)[:wanted]]
-        return chosen.sort().values
+        # A function of the data and the size alone: two runs of the same size train on the same examples.
+        chosen = torch.zeros(count, dtype=torch.bool)
+        chosen[_balanced(labels[order], wanted)] = True
+        return order[chosen], order[~chosen][: self.validation]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -150,10 +161,26 @@ class PairsDataModule(pl.LightningDataModule):
         """Whether each pixel has a label of its own."""
         return False
 
-    @property
-    def first_kind(self) -> int:
-        """The kind of the pair by which an image outside training is asked about once; a place in `kinds`."""
-        return 0
+    def first_kinds(self, split: str) -> Tensor:
+        """The kind (a place in `kinds`) of each image's first pair in a split outside training: int64 ``[N]``.
+
+        What is asked of an image alone, attacks and certificates, is asked with this pair, so once per image whatever
+        kinds it has. Data whose pairs are made otherwise is gone through once.
+
+        Raises:
+            InputError: if an image has no pair.
+        """
+        self.setup()
+        count = len(self.splits[split].images)
+        if type(self).pairs is PairsDataModule.pairs:
+            return torch.zeros(count, dtype=torch.int64)
+        found = torch.full((count,), -1)
+        for index in torch.arange(self.count(split)).flip(0).split(512):  # backwards: the first pair has the last word
+            pairs = self.pairs(split, index)
+            found[pairs.example] = pairs.kind
+        if bool((found < 0).any()):
+            raise InputError(f"data {self.name}: {int((found < 0).sum())} {split} images have no pair")
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ class ScenesDataModule(PairsDataModule):
     Args:
         source: called without arguments, gives `SceneSplits`.
         name: of the data.
-        train_light: number or name of the light that the first half of every training pair has; null draws it.
+        train_light: name or place (from 0) of the light that the first half of every training pair has; a name that
+            fits comes first; null draws it.
         test_light: the same for validation and test pairs; it is then no target.
         targets: validation and test have so many lights a scene, spread over all of them; null for all.
         joint: augmentations of training pairs by name; both images and the map of materials change alike.
@@ -102,10 +103,12 @@ class ScenesDataModule(PairsDataModule):
 
     def _light(self, split: str, light: int | str | None) -> int | None:
         """A light's number, by number or name."""
-        if light is None or (isinstance(light, int) and 0 <= light < len(self.kinds)):
-            return light
-        if light in self.kinds:
+        if light is None:
+            return None
+        if str(light) in self.kinds:  # names may be numbers: 2 is the light called 2 before it is the third one
             return self.kinds.index(str(light))
+        if isinstance(light, int) and 0 <= light < len(self.kinds):
+            return light
         setting = "train_light" if split == "train" else "test_light"
         names = ", ".join(self.kinds[:6]) + (" …" if len(self.kinds) > 6 else "")
         raise InputError(
@@ -136,11 +139,10 @@ class ScenesDataModule(PairsDataModule):
         self.setup()
         return tuple(self.splits["train"].images.shape[2:])
 
-    @property
-    def first_kind(self) -> int:
-        """The first target light."""
+    def first_kinds(self, split: str) -> Tensor:
+        """The first target light: every scene has a pair of each."""
         self.setup()
-        return int(self._shown[0])
+        return self._shown[:1].repeat(len(self.rows[split]))
 
     @property
     def per_pixel(self) -> bool:

@@ -28,7 +28,9 @@ Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 class CVAELearner(pl.LightningModule):
     """Minimises ``reconstruction + β·KL`` (Wong & Kolter, eq. 6).
 
-    Both terms are summed over pixels or latents and averaged over the batch.
+    Both terms are summed over pixels or latents; logged values are averages over the batch. What is differentiated is
+    the sum over the batch of all processes, as in the published code, so that weight decay, the optimiser's ε and
+    gradient clipping mean the same.
 
     Each validation selects the radius (the largest latent norm, appendix C) and logs the loss at the *final* β, which
     compares epochs that were trained with different ones; checkpoints carry radius and norms with the weights.
@@ -115,13 +117,16 @@ class CVAELearner(pl.LightningModule):
         """One batch's loss at the current β."""
         reconstruction, kl, _, _ = self.losses(batch)
         beta = self.beta(now(self, batch_idx))
-        loss = (reconstruction + beta * kl).mean()
-        values = {"train/loss": loss.detach(), "train/reconstruction": reconstruction.mean().detach()}
+        loss = (reconstruction + beta * kl).sum()
+        values = {
+            "train/loss": loss.detach() / len(batch.example),
+            "train/reconstruction": reconstruction.mean().detach(),
+        }
         values |= {"train/kl": kl.mean().detach()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.example))
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log_dict({"train/beta": beta, "train/lr": lr}, on_step=True, on_epoch=False)
-        return loss
+        return loss * self.trainer.world_size  # DDP averages over processes
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

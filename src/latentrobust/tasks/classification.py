@@ -111,7 +111,7 @@ class ClassificationTask(pl.LightningModule):
         check_centred(data)
         self._check_labels(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
-        self._has_pairs, self._first_kind = data.has_pairs, data.first_kind
+        self._has_pairs, self._first_kinds = data.has_pairs, data.first_kinds("validation")
         if self.select_on == "perturbed" and not data.has_pairs:
             raise InputError(f"data {data.name} has no perturbed images for task.select_on=perturbed: use clean")
         if self.perturbations is not None:
@@ -192,7 +192,7 @@ class ClassificationTask(pl.LightningModule):
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
         if self._has_pairs:
             self._count_perturbed(logits_of(self.model, batch.perturbed), batch.label)
-        once = batch.kind == self._first_kind  # an image has a pair of each kind, and is itself the same in all of them
+        once = batch.kind == self._first_kinds.to(self.device)[batch.example]  # each image, whatever kinds it has
         alone = batch.map(lambda part: part[once])
         right = torch.zeros(0, device=self.device)
         if len(alone.example):

@@ -36,7 +36,7 @@ class ModelTest(pl.LightningModule):
 
     Where each pixel has a class, accuracies are shares of pixels, and there are the mean intersection over union and
     the accuracy on known materials (``miou/…``, ``accuracy_known/…``) too. Where the data has several kinds of
-    perturbations, each image is attacked and certified once, with its first kind.
+    perturbations, each image is attacked and certified once, with the kind of its first pair.
     After ``trainer.test`` there are `metrics` (flat, as in ``metrics.json``), `tables` (``accuracy``, ``robust``,
     ``certified``, and ``kinds`` where there are several: columns by name, ordered by index) and `adversarial` (what the
     first attack found, for pictures).
@@ -85,7 +85,7 @@ class ModelTest(pl.LightningModule):
         self._kinds: tuple[str, ...] = ()
         self._has_pairs = True
         self._other: int | None = None
-        self._first_kind = 0
+        self._first_kinds = torch.zeros(0, dtype=torch.int64)
         self.criterion: Criterion = Classification()
         self._assessor: Assessor | None = None
 
@@ -93,7 +93,7 @@ class ModelTest(pl.LightningModule):
         """Check that data, set and model fit; read the radii."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
-        self._kinds, self._has_pairs, self._first_kind = data.kinds, data.has_pairs, data.first_kind
+        self._kinds, self._has_pairs, self._first_kinds = data.kinds, data.has_pairs, data.first_kinds("test")
         self.criterion = PixelAccuracy() if data.per_pixel else Classification()
         classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
         names = ["clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)]
@@ -132,7 +132,7 @@ class ModelTest(pl.LightningModule):
             right = self.criterion.accuracy(logits, batch.label)
             if len(self._kinds) > 1:
                 self.by_kind.update(batch.example, batch.kind, perturbed=right)
-            once = batch.kind == self._first_kind  # what is asked of the image alone is asked once
+            once = batch.kind == self._first_kinds.to(batch.kind.device)[batch.example]  # asked of the image alone
             batch, right = batch.map(lambda part: part[once]), right[once]
             if not len(batch.example):
                 return

@@ -51,7 +51,8 @@ def solarize(images: Tensor, strength: Tensor) -> Tensor:
 def rotate(images: Tensor, strength: Tensor) -> Tensor:
     """Up to 30 degrees either way."""
     angle = strength * (30 * math.pi / 180)
-    return _affine(images, {(0, 0): angle.cos(), (0, 1): -angle.sin(), (1, 0): angle.sin(), (1, 1): angle.cos()})
+    entries = {(0, 0): angle.cos(), (0, 1): -angle.sin(), (1, 0): angle.sin(), (1, 1): angle.cos()}
+    return _affine(images, entries)
 
 
 def shear_x(images: Tensor, strength: Tensor) -> Tensor:
@@ -80,10 +81,16 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
-    """Bilinear lookup by a 2×3 matrix that is the identity but for some entries ``[B]``; black outside."""
+    """Bilinear lookup by a 2×3 matrix that is the identity but for some entries ``[B]``; black outside.
+
+    The 2×2 part is in pixels, the last column in half sides.
+    """
+    height, width = images.shape[-2:]
+    # Normalised coordinates run to ±1 on either side, hence the aspect ratio.
+    ratio = {(0, 1): height / width, (1, 0): width / height}
     theta = torch.eye(2, 3, device=images.device, dtype=images.dtype).repeat(len(images), 1, 1)
     for (row, column), value in entries.items():
-        theta[:, row, column] = value.to(images.dtype)
+        theta[:, row, column] = (value * ratio.get((row, column), 1.0)).to(images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 

@@ -8,15 +8,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
 from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
-from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
+from latentrobust.data.sources.scenes import SceneSplits, decoded, header, resized
 from latentrobust.errors import InputError
+from latentrobust.files import natural
 
 _IMAGE = re.compile(r"dir_(\d+)_mip(\d+)\.jpg")
 _MAP = re.compile(r"materials_mip(\d+)\.png")
@@ -77,7 +77,7 @@ def multi_illumination(
             f"no scenes (folders with dir_0_mip{level}.jpg …) in {folder}: fetch them with data.source.download=true or"
             f" python -m latentrobust.data fetch --level {level}, or set LATENTROBUST_DATA or paths.data_dir"
         )
-    chosen = {name: found[name] for name in scenes or sorted(found)}
+    chosen = {name: found[name] for name in scenes or sorted(found, key=natural)}
     usable, left_out = usable_scenes(chosen, partial(scene_files, level=level, materials=materials), incomplete)
     parts: dict[str, list[SceneFiles]] = {"train": [], "validation": [], "test": []}
     for scene in usable:
@@ -171,13 +171,9 @@ def _check_size(path: Path) -> None:
     match = re.search(r"_mip(\d+)\.", path.name)
     assert match is not None
     height, width = mip_size(int(match[1]))
-    try:
-        with Image.open(path) as picture:  # reads the header alone
-            size, mode = picture.size, picture.mode
-    except OSError as error:
-        raise InputError(f"{path} is not an image: {error}") from None
-    if size != (width, height):
-        raise InputError(f"{path} is {size[0]}×{size[1]}, MIP {match[1]} is {width}×{height}")
+    size, mode = header(path)
+    if size != (height, width):
+        raise InputError(f"{path} is {size[1]}×{size[0]}, MIP {match[1]} is {width}×{height}")
     if path.suffix == ".png" and mode not in ("P", "L"):
         raise InputError(f"{path} is a {mode} image; maps of materials are indexed (palette) PNGs")
 

@@ -21,7 +21,7 @@ from latentrobust.data.sources.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
 
-FORMAT = 2
+FORMAT = 3
 Incomplete = Literal["error", "skip"]
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
-from latentrobust.data.sources.scenes import SceneSplits, decoded, resized
+from latentrobust.data.sources.scenes import SceneSplits, decoded, header, resized
 from latentrobust.errors import InputError
+from latentrobust.files import natural
 from latentrobust.transforms import random
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
+GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 
 
 def scene_folder(
@@ -27,13 +27,15 @@ def scene_folder(
     test: int | Sequence[str] = 1,
     size: Sequence[int] | None = None,
     incomplete: Incomplete = "error",
+    background: int = 255,
     cache: str | None = None,
     split_seed: int = 0,
 ) -> SceneSplits:
     """Scenes from ``<folder>/<scene>/<light>.png`` (or jpg, bmp, tif, webp), packed into memory-mapped files.
 
     Most scenes decide which lights there are (the files' names without endings), how large images are, and whether they
-    are grey or colour; the others must be like them.
+    are grey or colour; the others must be like them. Lights and scenes are in natural order (2 before 10). Orientation
+    tags are honoured, and transparent pixels lie on ``background``.
 
     Args:
         folder: of the scenes.
@@ -41,6 +43,7 @@ def scene_folder(
         test: the same for testing.
         size: height and width to shrink images to, by area; null leaves them.
         incomplete: ``"skip"`` leaves out scenes that are not like the others.
+        background: grey level, 0 to 255, under transparent pixels.
         cache: folder for the packed files; null for ``.packed`` below ``folder``.
         split_seed: of the scenes that are set aside.
 
@@ -49,10 +52,13 @@ def scene_folder(
     """
     if incomplete not in ("error", "skip"):
         raise InputError(f"data.source.incomplete must be error or skip, got {incomplete!r}")
+    if isinstance(background, bool) or not isinstance(background, int) or not 0 <= background <= 255:
+        raise InputError(f"data.source.background must be a grey level from 0 to 255, got {background!r}")
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"data.source.folder={folder} is no folder: give one with a folder a scene")
-    found = {path.name: path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    folders = [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    found = {path.name: path for path in sorted(folders, key=lambda path: natural(path.name))}
     if not found:
         raise InputError(f"data.source.folder={folder} has no folders of scenes in it")
     kind = _usual(list(found.values()))
@@ -62,9 +68,9 @@ def scene_folder(
     packing = Packing(
         Path(cache) if cache else place / ".packed",
         None,  # done above: scenes are set aside by number
-        partial(_read, mode="L" if kind.grey else "RGB", size=target),
+        partial(_read, mode="L" if kind.grey else "RGB", size=target, background=background),
         (len(kind.lights), 1 if kind.grey else 3, *target),
-        f"scene_folder {place.resolve()}",
+        f"scene_folder {place.resolve()}, transparency on {background}",
         incomplete,
     )
     return packing.pack_all(parts, kind.lights, left_out)
@@ -123,7 +129,7 @@ def _checked(scene: SceneFiles, kind: _Kind) -> SceneFiles:
 def _images(folder: Path) -> dict[str, Path]:
     """Image files by light, in the order of names."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if path.suffix.lower() in ENDINGS and not path.name.startswith("."):
             if path.stem in files:
                 raise InputError(
@@ -135,11 +141,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
     """Height and width, and whether it is grey."""
-    try:
-        with Image.open(path) as picture:
-            size, mode = (picture.height, picture.width), picture.mode
-    except OSError as error:
-        raise InputError(f"{path} is not an image: {error}") from None
+    size, mode = header(path)
     if mode not in GREY + COLOUR:
         raise InputError(f"{path} has pixels of type {mode}: save it with 8 or 16 bits a channel")
     return size, mode in GREY
@@ -155,8 +157,8 @@ def _target(size: Sequence[int] | None, own: tuple[int, int]) -> tuple[int, int]
     return int(size[0]), int(size[1])
 
 
-def _read(scene: SceneFiles, mode: str, size: tuple[int, int]) -> tuple[Tensor, None]:
-    return torch.stack([resized(decoded(path, mode), size) for path in scene.images]), None
+def _read(scene: SceneFiles, mode: str, size: tuple[int, int], background: int) -> tuple[Tensor, None]:
+    return torch.stack([resized(decoded(path, mode, background), size) for path in scene.images]), None
 
 
 def _split(
@@ -170,9 +172,8 @@ def _split(
     for split, names in chosen.items():
         unknown = [name for name in names if name not in free]
         if unknown or not names:
-            raise InputError(
-                f"data.source.{split} names {', '.join(unknown) or 'no scene'}: there are {', '.join(sorted(free)[:8])}"
-            )
+            there = ", ".join(sorted(free, key=natural)[:8])
+            raise InputError(f"data.source.{split} names {', '.join(unknown) or 'no scene'}: there are {there}")
         free = [name for name in free if name not in names]
     for split, count in wanted.items():
         if isinstance(count, int):
@@ -183,4 +184,7 @@ def _split(
         raise InputError(
             f"{len(scenes)} scenes are too few: each split needs one (data.source.validation, data.source.test)"
         )
-    return {split: [by_name[name] for name in sorted(names)] for split, names in {**chosen, "train": free}.items()}
+    return {
+        split: [by_name[name] for name in sorted(names, key=natural)]
+        for split, names in {**chosen, "train": free}.items()
+    }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,20 +38,58 @@ class SceneSplits(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-def decoded(path: Path, mode: str | None) -> Tensor:
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+
+
+class Header(NamedTuple):
+    """What a picture is, without its pixels: ``(H, W)`` as it is to be seen, and Pillow's mode."""
+
+    size: tuple[int, int]
+    mode: str
+
+
+def header(path: Path) -> Header:
+    """What a picture is.
+
+    Raises:
+        InputError: if it is no image, or holds several pages or frames, of which nobody says which one is meant.
+    """
+    try:
+        with Image.open(path) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            size, mode = (picture.height, picture.width), picture.mode
+            turned = picture.getexif().get(ORIENTATION) in QUARTER_TURNS
+            format_ = picture.format
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is not an image: {error}") from None
+    if frames > 1 and format_ != "MPO":  # a camera's JPEG with previews behind the photograph
+        raise InputError(f"{path} has {frames} pages or frames: save the one that is meant as an image of its own")
+    return Header(size[::-1] if turned else size, mode)
+
+
+def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
     """Pixels of a file: uint8 ``[C, H, W]`` in a mode (``RGB``, ``L``), or indices ``[H, W]`` as they are.
 
-    16 bits of grey become 8.
+    Turned as its orientation tag says; transparent pixels lie on a grey of level ``background`` (255: white). 16 bits
+    of grey become 8.
 
     Raises:
         InputError: if it cannot be read.
     """
     try:
         with Image.open(path) as picture:
-            array = np.array(picture if mode is None or picture.mode.startswith("I;16") else picture.convert(mode))
-    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG
+            if mode is not None:
+                picture = ImageOps.exif_transpose(picture)  # noqa: PLW2901 - the file is closed by the outer one
+                if picture.has_transparency_data:
+                    seen = picture.convert("RGBA")
+                    ground = Image.new("RGBA", seen.size, (background,) * 3 + (255,))
+                    picture = Image.alpha_composite(ground, seen)  # noqa: PLW2901
+                if not picture.mode.startswith("I;16"):
+                    picture = picture.convert(mode)  # noqa: PLW2901
+            array = np.array(picture)
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a damaged PNG
         raise InputError(f"{path} cannot be read: {error}") from None
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in either byte order
         array = np.rint(array / 257).astype(np.uint8)
     if mode is None:
         return torch.from_numpy(array)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from latentrobust.networks.classifiers.normalize import normalized
 
 
 class LeNet5(nn.Module):
@@ -30,9 +34,14 @@ class LeNet5(nn.Module):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(hidden)))))
 
 
-def lenet5(image_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> nn.Module:
-    """LeNet-5 for images of at least 12×12."""
-    return LeNet5(tuple(image_shape), classes)
+def lenet5(
+    image_shape: tuple[int, ...] = (1, 28, 28),
+    classes: int = 10,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """LeNet-5 for images of at least 12×12, behind a normalisation where ``mean`` and ``std`` are given."""
+    return normalized(LeNet5(tuple(image_shape), classes), mean, std)
 
 
 def mnist_classifier(image_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> nn.Module:

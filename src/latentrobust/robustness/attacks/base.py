@@ -121,7 +121,7 @@ class Attack(ABC):
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
         )
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most attacks have nothing to say
         """Warn about settings under which the attack means little."""
 
     def judge(self, y: Tensor) -> Criterion:
