@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from scipy import stats
@@ -11,10 +12,25 @@ from latentrobust.report import report
 from latentrobust.reporting import aggregate
 
 
-def run(folder, name, metrics, *overrides, seed=0, done=True):
+def put(configuration, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        configuration = configuration.setdefault(part, {})
+    configuration[last] = value
+
+
+def run(folder, name, metrics, *overrides, seed=0, done=True, resolved=None):
     place = folder / name
     place.mkdir(parents=True)
     configuration = {"seed": seed, "data": {"split_seed": 0}, "overrides": list(overrides)}
+    configuration["paths"] = {"output_dir": str(place), "data_dir": f"/data/{name}"}
+    configuration["callbacks"] = {"best": {"dirpath": f"{place}/checkpoints"}}
+    for override in overrides:  # as a run resolves it
+        key, _, value = override.lstrip("+").partition("=")
+        if key != "seed":
+            put(configuration, "name" if key == "experiment" else key, value)
+    for key, value in (resolved or {}).items():
+        put(configuration, key, value)
     (place / "config.yaml").write_text(json.dumps(configuration))  # which is YAML too
     (place / "metrics.json").write_text(json.dumps(metrics))
     if done:
@@ -44,10 +60,54 @@ def test_unfinished_repeated_and_diverged_runs(tmp_path):
     run(tmp_path, "4", {"bits_per_dim": 9.0}, "experiment=a", seed=3, done=False)
     summary = report(tmp_path)
     found = summary.rows[0][1]["bits_per_dim"]
-    assert (found.mean, found.count) == (4.0, 1)
+    assert (found.mean, found.count, found.nulls) == (4.0, 1, 1)
     assert math.isnan(found.half)
     assert sorted(path.name for path in summary.left_out) == ["1", "4"]
-    assert found.text(False) == "4"
+    assert found.text(False) == "4 (1 null)"
+    assert "4 (1 null)" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_repeats_are_decided_by_time_not_by_name(tmp_path):
+    for name, value, age in (("2", 3.0, 0), ("10", 4.0, 100), ("b", 5.0, 50)):
+        run(tmp_path, name, {"bits_per_dim": value}, "experiment=a", seed=1)
+        os.utime(tmp_path / name / "metrics.json", (1e9 - age, 1e9 - age))
+    summary = report(tmp_path)
+    assert summary.rows[0][1]["bits_per_dim"].mean == 3.0
+    assert sorted(path.name for path in summary.left_out) == ["10", "b"]
+
+
+def test_runs_are_grouped_by_what_they_resolved_to(tmp_path):
+    """Nothing on the command line: two flows by path and three learning rates, as from Python."""
+    for seed in range(2):
+        for flow in ("one", "two"):
+            for rate in (1e-3, 0.01, 0.1):
+                run(
+                    tmp_path, f"{seed}{flow}{rate}", {"accuracy/clean": rate + len(flow)}, seed=seed,
+                    resolved={"paths.flow": flow, "learner.optimizer.lr": rate},
+                )  # fmt: skip
+    summary = report(tmp_path)
+    assert summary.left_out == []
+    assert set(summary.keys) == {"paths.flow", "learner.optimizer.lr"}
+    assert len(summary.rows) == 6
+    assert all(found["accuracy/clean"].count == 2 for _, found in summary.rows)
+    assert all(found["accuracy/clean"].half == 0 for _, found in summary.rows)
+
+
+def test_numbers_compare_as_numbers_however_they_are_written(tmp_path):
+    for seed, text in enumerate(("1e-3", "0.001", "0.0010")):
+        run(tmp_path, text, {"accuracy/clean": 0.5}, f"learner.optimizer.lr={text}", seed=seed)
+    summary = report(tmp_path)
+    assert len(summary.rows) == 1
+    assert summary.rows[0][1]["accuracy/clean"].count == 3
+    assert summary.constant == {"learner.optimizer.lr": "0.001"}
+
+
+def test_null_metrics_are_shown(tmp_path):
+    run(tmp_path, "1", {"bits_per_dim": None}, "experiment=a")
+    run(tmp_path, "2", {"bits_per_dim": 2.0, "warnings": ["the model seems to return probabilities"]}, "experiment=b")
+    summary = report(tmp_path, ["*"])
+    assert summary.metrics == ["bits_per_dim"]
+    assert "| a | null | 1 |" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_numbers_order_rows_and_make_the_axis(tmp_path):

@@ -1,5 +1,51 @@
-"""The one exception that means: the user's input is wrong, and here is what to do."""
+"""What users are told: the one exception that means their input is wrong, and warnings about figures.
+
+Warnings belong to the results that they are about: whoever measures collects them with `collecting` and stores them
+beside the figures.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2."""
+
+
+class RobustnessWarning(UserWarning):
+    """A figure is computed, but it may be too good."""
+
+
+_collectors: ContextVar[tuple[list[str], ...]] = ContextVar("_collectors", default=())
+
+
+@contextmanager
+def collecting(*, inherit: bool = True) -> Iterator[list[str]]:
+    """A list of the messages that `warn` gives inside, each once, whether or not Python shows them.
+
+    Args:
+        inherit: whether collectors outside get them too.
+    """
+    found: list[str] = []
+    token = _collectors.set((*(_collectors.get() if inherit else ()), found))
+    try:
+        yield found
+    finally:
+        _collectors.reset(token)
+
+
+def note(message: str) -> None:
+    """Put a message into every collector, without a Python warning."""
+    for found in _collectors.get():
+        if message not in found:
+            found.append(message)
+
+
+def warn(message: str, stacklevel: int = 2) -> None:
+    """Give a `RobustnessWarning`, and note it in every collector."""
+    note(message)
+    warnings.warn(message, RobustnessWarning, stacklevel=stacklevel + 1)

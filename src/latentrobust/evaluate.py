@@ -9,12 +9,12 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from latentrobust.app import check_trainer, resolved, run_app
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation, measure
-from latentrobust.run_folder import run_folder
+from latentrobust.run_folder import is_done, run_folder
 from latentrobust.session import session
 from latentrobust.stages import given_set
-from latentrobust.train import Run
+from latentrobust.train import Run, finished
 
 TRAINING_ONLY = ("learner", "task", "training_perturbation", "objective", "models")
 
@@ -40,8 +40,11 @@ def evaluate(cfg: DictConfig) -> Run:
         raise InputError("model names an untrained network: give model=trained model.path=…")
     configuration = resolved(cfg)
     check_trainer(cfg)
+    if is_done(cfg.paths.output_dir, configuration, bool(cfg.paths.get("overwrite"))):
+        return finished(cfg, configuration)
     with (
-        run_folder(cfg.paths.output_dir, configuration, trains=False) as folder,
+        collecting() as warnings,
+        run_folder(cfg.paths.output_dir, configuration, trains=False) as own,
         session(cfg, configuration) as shared,
     ):
         perturbations = given_set(cfg)
@@ -54,8 +57,9 @@ def evaluate(cfg: DictConfig) -> Run:
             models[""] = model.eval()
         if perturbations is None and not models:
             raise InputError("nothing to evaluate: give perturbation_set, model, or both")
-        metrics, tests = measure(cfg, shared, folder, perturbations, models, {})
-    return Run(metrics, folder, perturbations, shared.data, tests, models)
+        folder = own.begin()
+        metrics, tests = measure(cfg, shared, folder, perturbations, models, {}, warnings)
+    return Run(metrics, folder, perturbations, shared.data, tests, models, warnings)
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     CERTIFICATES = 29
     HELD_OUT = 30  # perturbations that nothing was trained on
     FIGURES = 31
+    PROBES = 32  # what a model is recognised by
     # Within an example's pair.
     JOINT = 100
     TARGET = 101

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, collecting, note
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.reporting.density import density_section
 from latentrobust.reporting.html import Section, write_report
@@ -22,14 +23,17 @@ from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.models import models_section
 from latentrobust.reporting.quality import set_section
 from latentrobust.reporting.terminal import print_quality, print_rows
+from latentrobust.reporting.training import training_section
 from latentrobust.robustness.assessor import Assessor
 from latentrobust.run_folder import write_csv, write_metrics, writes
 from latentrobust.session import Session, run_trainer
+from latentrobust.stages import stored_training, trained_for, variants
 from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest
 from latentrobust.tasks.robustness import ModelTest
 
 JOURNAL = "certificates.jsonl"
+LOG = logging.getLogger(__name__)
 
 
 def check_evaluation(
@@ -64,7 +68,8 @@ def check_evaluation(
         for grid in grids:
             grid.setup(data)
     if perturbations is not None:
-        Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
+        with collecting(inherit=False):  # said again, with the model's name, when it is measured
+            Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
     if perturbations is not None and evaluation.get("density") is not None:
         instantiate(evaluation.density, perturbations=perturbations)
     if evaluation.get("quality") is not None:
@@ -79,11 +84,13 @@ def measure(
     perturbations: PerturbationSet | None,
     models: Mapping[str, nn.Module],
     extra: Mapping[str, float],
+    warnings: Sequence[str],
     history: History | None = None,
 ) -> tuple[dict[str, float], list[pl.LightningModule]]:
     """Test the set and the models as ``cfg.evaluation`` says.
 
-    Writes ``metrics.json``, ``per_example.csv``, ``figures/`` and ``report.html``.
+    Writes ``metrics.json``, ``per_example.csv``, ``figures/`` and ``report.html``. Warnings about the figures are noted
+    (`errors.collecting`), with the name of the model that they are about, and logged.
 
     Args:
         cfg: the run's configuration.
@@ -91,7 +98,8 @@ def measure(
         folder: of the run.
         perturbations: the set, or None.
         models: by name; one without a name is not prefixed.
-        extra: further metrics, such as times.
+        extra: further metrics, such as times and the steps of the training.
+        warnings: what the run's collector holds, to which this measurement adds.
         history: of a flow's training, for the report.
 
     Returns:
@@ -112,9 +120,13 @@ def measure(
         run_trainer(trainer, lambda: trainer.test(density, datamodule=data, verbose=False))
         metrics |= density.metrics
     tests = {}
+    radii = _trained_for(cfg)
     for name, model in models.items():
-        test = tests[name] = _model_test(cfg, folder, name, model, perturbations)
-        run_trainer(trainer, lambda test=test: trainer.test(test, datamodule=data, verbose=False))  # type: ignore[misc]
+        with collecting(inherit=False) as about:
+            test = tests[name] = _model_test(cfg, folder, name, model, perturbations, radii.get(name))
+            run_trainer(trainer, lambda test=test: trainer.test(test, datamodule=data, verbose=False))  # type: ignore[misc]
+        for message in about:
+            note(f"{name}: {message}" if name else message)
         metrics |= {f"{name}/{key}" if name else key: value for key, value in test.metrics.items()}
     metrics |= {**extra, "test_seconds": time.perf_counter() - started}
     if trainer.is_global_zero:
@@ -125,15 +137,25 @@ def measure(
             sections.append(density_section(density, data, metrics))
         if tests:
             sections.append(models_section(tests, data, metrics))
-        figures = _write(folder, shared, sections, metrics, _per_example(quality, density, tests, data.kinds))
+        shared.save()
+        places = {name: folder / "models" / name for name in tests if name}
+        if (training := training_section({"": folder, **places})) is not None:
+            sections.append(training)
+        per_example = _per_example(quality, density, tests, data.kinds)
+        figures = _write(folder, shared, sections, metrics, per_example, warnings)
         norms = quality.per_example["latent_norm"] if quality is not None else None
-        log_results(trainer.loggers, metrics, figures, norms, trainer.global_step)
+        # Behind the last training step, so that final values stand at the right end of their curves.
+        steps = [int(value) for key, value in metrics.items() if key.rpartition("/")[2] == "steps"]
+        log_results(trainer.loggers, metrics, figures, norms, max(steps, default=trainer.global_step))
         if quality is not None:
             print_quality(metrics)
         if density is not None:
             print_rows(next(section for section in sections if section.title == "The flow"))
         if tests:
-            print_rows(sections[-1])
+            print_rows(next(section for section in sections if section.title.startswith(("The model", "Models"))))
+        for message in warnings:
+            LOG.warning(message)
+            print(f"warning: {message}")
         print(f"report: {folder / 'report.html'}")
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
 
@@ -144,6 +166,7 @@ def _model_test(
     name: str,
     model: nn.Module,
     perturbations: PerturbationSet | None,
+    radius: float | str | None,
 ) -> ModelTest:
     evaluation = cfg.evaluation
     chosen = evaluation.get("certified_models")
@@ -158,7 +181,16 @@ def _model_test(
         **{part: instantiate(accuracy.get(part), _convert_="all") for part in ("held_out", "corruptions")},
         seed=evaluation.get("seed", 0),
         journal=folder / "models" / name / JOURNAL if name else folder / JOURNAL,
+        trained_for=radius,
     )
+
+
+def _trained_for(cfg: DictConfig) -> dict[str, float | str | None]:
+    """The radius that each model was trained for, by name, as far as this run or the model's own says."""
+    if cfg.get("task") is not None:
+        return {name: trained_for(variant.get("training_perturbation")) for name, variant in variants(cfg)}
+    path = (cfg.get("model") or {}).get("path")
+    return {"": trained_for(stored_training(path))} if isinstance(path, str) else {}
 
 
 def _write(
@@ -167,6 +199,7 @@ def _write(
     sections: Sequence[Section],
     metrics: Mapping[str, float],
     per_example: Mapping[str, Sequence[Any]],
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
     (folder / "figures").mkdir(exist_ok=True)
@@ -176,8 +209,8 @@ def _write(
         write_csv(folder / "per_example.csv", per_example)
     data = shared.data
     about = f"{data.name} ({', '.join(data.kinds)}), {data.count('test')} test pairs. {data.note}".strip()
-    write_report(folder / "report.html", sections, about, folder / "figures", shared.configuration)
-    write_metrics(folder, metrics)
+    write_report(folder / "report.html", sections, about, folder / "figures", shared.configuration, warnings)
+    write_metrics(folder, metrics, warnings)
     return figures
 
 

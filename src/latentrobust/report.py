@@ -21,7 +21,7 @@ DEFAULT_METRICS = ("accuracy/clean", "*/accuracy/clean", "bits_per_dim", "robust
 def report(
     folder: str | Path, metrics: Sequence[str] = DEFAULT_METRICS, x: str | None = None, out: str | Path | None = None
 ) -> aggregate.Summary:
-    """Group the finished runs below ``folder`` by their command lines, and write what comes out.
+    """Group the finished runs below ``folder`` by their configurations, and write what comes out.
 
     Writes ``report.csv`` (numbers), ``report.md``, ``report.tex``, and ``<metric>.png`` where there is an axis.
 

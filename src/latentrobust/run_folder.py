@@ -1,4 +1,8 @@
-"""What a run leaves on disk, and how it is marked: DONE, FAILED, or neither while it runs."""
+"""What a run leaves on disk, and how it is marked: DONE, FAILED, or neither while it runs.
+
+A run touches only what an earlier run of this package left in its folder (the earlier ``config.yaml`` says so), not
+before its own input has been checked, and moves it aside instead of deleting it.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +10,175 @@ import csv
 import io
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
+from yaml import YAMLError
 
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
 
-DONE, FAILED = "DONE", "FAILED"
+DONE, FAILED, CONFIG = "DONE", "FAILED", "config.yaml"
+EARLIER = ".earlier"
+"""Where a run's folder keeps what earlier runs left there, a numbered folder each."""
+
+RESULTS = (DONE, FAILED, CONFIG, "metrics.json", "per_example.csv", "report.html", "figures")
+MADE = ("perturbation_set", "model", "models")
+PROGRESS = ("checkpoints", "logs")
+JOURNALS = "certificates*.jsonl"
+# Keys, or their beginnings, that change no result: places, what is shown, what the command line said, interruptions.
+WITHOUT_EFFECT = (
+    "paths.output_dir", "paths.root", "paths.data_dir", "paths.overwrite", "print_config", "callbacks.progress",
+    "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path",
+)  # fmt: skip
+
+
+def flat(node: Any, own: str = "", key: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a configuration by dotted key, to be compared: text that is a number becomes one.
+
+    ``own`` is the run's folder, which is taken out of places inside it.
+    """
+    if isinstance(node, Mapping) and node:
+        for name, part in node.items():
+            yield from flat(part, own, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list) and node:
+        for number, part in enumerate(node):
+            yield from flat(part, own, f"{key}.{number}")
+    elif isinstance(node, str):
+        yield key, node.removeprefix(own) if own and node.startswith(f"{own}/") else number_or_text(node)
+    else:
+        yield key, float(node) if isinstance(node, int) and not isinstance(node, bool) else node
+
+
+def number_or_text(text: str) -> float | str:
+    """The number that a text is, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def has_effect(key: str) -> bool:
+    """Whether a key of the configuration may change a result."""
+    return not any(key == start or key.startswith(f"{start}.") for start in WITHOUT_EFFECT)
+
+
+def of_a_run(folder: Path) -> dict[str, Any] | None:
+    """The configuration that a run of this package has left in a folder, or None."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
+    mine = isinstance(found, dict) and "overrides" in found and isinstance(found.get("paths"), dict)
+    return {str(name): value for name, value in found.items()} if mine else None
+
+
+def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: bool = False) -> bool:
+    """Whether a folder holds a finished run with this configuration, so that there is nothing to do.
+
+    Raises:
+        InputError: if it holds a finished run with another configuration, which nobody asked to overwrite.
+    """
+    folder = Path(folder).absolute()
+    earlier = of_a_run(folder)
+    if earlier is None or not (folder / DONE).is_file() or overwrite or not writes():
+        return False
+    before, now = (
+        {key: value for key, value in flat(found, str((found.get("paths") or {}).get("output_dir"))) if has_effect(key)}
+        for found in (earlier, dict(configuration))
+    )
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"{folder} holds a finished run with {key}={before.get(key)}, not {now.get(key)}: name another"
+                " paths.output_dir, or paths.overwrite=true to move it aside"
+            )
+    return True
+
+
+class RunFolder:
+    """A run's folder, which is its own from `begin` on.
+
+    Args:
+        path: of the folder.
+        configuration: resolved.
+        trains: whether the run makes sets and models; else earlier ones stay.
+        resumes: whether it goes on from a checkpoint; earlier checkpoints and logs then stay.
+    """
+
+    def __init__(self, path: Path, configuration: Mapping[str, Any], trains: bool, resumes: bool) -> None:
+        self.path, self.configuration, self.trains, self.resumes = path, configuration, trains, resumes
+        self.begun = False
+
+    def begin(self) -> Path:
+        """Move aside what an earlier run left, and write ``config.yaml``; after everything has been checked.
+
+        Raises:
+            InputError: if the folder cannot be written, or holds files of these names that no run has left.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if writes():
+                self._move_aside()
+                write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(self.configuration))))
+        except OSError as error:
+            raise InputError(f"cannot write to the run folder {self.path}: {error.strerror or error}") from None
+        self.begun = True
+        return self.path
+
+    def _move_aside(self) -> None:
+        names = [*RESULTS, *(MADE if self.trains else ()), *(PROGRESS if self.trains and not self.resumes else ())]
+        there = [self.path / name for name in names if (self.path / name).exists()]
+        if of_a_run(self.path) is None:
+            if there:
+                raise InputError(
+                    f"{self.path} holds {', '.join(path.name for path in there)}, which no run has left: name another"
+                    " paths.output_dir"
+                )
+            return
+        if self.trains:
+            there += self.path.glob(JOURNALS)  # of models that are no more
+        number = 1 + max((int(path.name) for path in (self.path / EARLIER).glob("[0-9]*")), default=0)
+        aside = self.path / EARLIER / str(number)
+        aside.mkdir(parents=True)
+        for path in there:
+            path.rename(aside / path.name)
+
+    def fail(self, reason: str) -> None:
+        """Mark the run as failed; one that never began leaves an earlier run, and anybody's files, as they are."""
+        if not self.begun and self._holds_something():
+            return
+        if not self.begun and writes():
+            try:
+                self.begin()
+            except InputError:
+                return
+        _mark(self.path, FAILED, reason)
+
+    def _holds_something(self) -> bool:
+        return self.path.exists() and any(path.name != "app.log" for path in self.path.iterdir())
 
 
 @contextmanager
-def run_folder(folder: str | Path, configuration: Mapping[str, Any], *, trains: bool = True) -> Iterator[Path]:
-    """A run's folder with its ``config.yaml``; marked FAILED with one line if the body raises, DONE otherwise.
-
-    Args:
-        folder: of the run; results of an earlier run there are taken away.
-        configuration: resolved.
-        trains: whether the run makes sets and models, and takes away earlier ones; else they stay.
-
-    Raises:
-        InputError: if the folder cannot be written.
-    """
-    folder = Path(folder).absolute()
+def run_folder(
+    folder: str | Path, configuration: Mapping[str, Any], *, trains: bool = True, resumes: bool = False
+) -> Iterator[RunFolder]:
+    """A `RunFolder`; marked FAILED with one line if the body raises, DONE otherwise."""
+    claimed = RunFolder(Path(folder).absolute(), configuration, trains, resumes)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if writes():
-            _clear(folder, trains)
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
-    except OSError as error:
-        raise InputError(f"cannot write to the run folder {folder}: {error.strerror or error}") from None
-    try:
-        yield folder
+        yield claimed
     except BaseException as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        _mark(folder, FAILED, reason)
+        claimed.fail("interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
         raise
-    _mark(folder, DONE, "")
-
-
-def _clear(folder: Path, trains: bool) -> None:
-    """Take away what an earlier run left here that could pass for this one's results."""
-    for name in (DONE, FAILED, "metrics.json", "per_example.csv", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    made = [folder / "perturbation_set", folder / "model", *folder.glob("models/*/model")] if trains else []
-    for path in (folder / "figures", *made):
-        shutil.rmtree(path, ignore_errors=True)
+    _mark(claimed.path, DONE, "")
 
 
 def writes() -> bool:
@@ -80,10 +202,20 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
-    """``metrics.json``: one flat object, keys sorted; NaN and infinities as null, which JSON can say."""
-    flat = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
-    return write_text(folder / "metrics.json", json.dumps(flat, indent=2) + "\n")
+def write_metrics(folder: Path, metrics: Mapping[str, float], warnings: Sequence[str] = ()) -> Path:
+    """``metrics.json``: one flat object, keys sorted, and the ``warnings``.
+
+    NaN and infinities become null, which JSON can say.
+    """
+    numbers = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+    return write_text(folder / "metrics.json", json.dumps({**numbers, "warnings": list(warnings)}, indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> tuple[dict[str, float], list[str]]:
+    """What `write_metrics` wrote, null as NaN, and the warnings."""
+    found = json.loads((folder / "metrics.json").read_text())
+    warnings = found.pop("warnings", [])
+    return {name: math.nan if value is None else value for name, value in found.items()}, warnings
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:

@@ -62,6 +62,11 @@ class Session:
             _convert_="all",
         )
 
+    def save(self) -> None:
+        """Write down what the loggers hold back."""
+        for logger in (logger for loggers in self._loggers.values() for logger in loggers):
+            logger.save()
+
     def close(self) -> None:
         """Finish the loggers, so that the next job of a sweep starts its own."""
         for logger in (logger for loggers in self._loggers.values() for logger in loggers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from latentrobust.errors import InputError
 from latentrobust.learners.checkpoints import BestCheckpoint
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
+from latentrobust.run_folder import of_a_run
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
+WITH_RADIUS = ("Adversarial", "FastAdversarial", "Sample", "Gaussian")  # training perturbations within one
 VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 
 
@@ -116,14 +118,39 @@ def train_model(
             times[f"{prefix}fit_{key}"] = float(trainer.callback_metrics[f"train/{key}"])
     best = _best_checkpoint(trainer)
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        models.load_model(best, network=task.model)
+        models.restore_model(best, network=task.model)
     model = task.model.eval().cpu()
     if trainer.is_global_zero:
-        for journal in Path(cfg.paths.output_dir).glob("certificates*.jsonl"):
-            journal.unlink()  # of the model that an earlier run trained here
         where = folder / "models" / name / models.FOLDER if name else folder / models.FOLDER
         models.save_model(model, where, image_shape=task.image_shape, classes=task.classes, data=task.data_name)
     return model, task, times
+
+
+def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
+    """The radius that a ``training_perturbation`` makes models withstand: a number, a name, or None for none.
+
+    Of a schedule, that of its last stage.
+    """
+    if not training:
+        return None
+    target = str(training.get("_target_", "")).rpartition(".")[2]
+    if target == "Schedule" and training.get("stages"):
+        return trained_for(list(training["stages"].values())[-1])
+    if target not in WITH_RADIUS or training.get("norm") is not None:  # of another ball than the set's
+        return None
+    radius = training.get("target" if target == "Gaussian" else "radius")
+    return "full" if radius is None and target != "Gaussian" else radius
+
+
+def stored_training(path: str | Path) -> Mapping[str, Any] | None:
+    """The ``training_perturbation`` of the run that has left the model at a path; None where nobody knows."""
+    path = Path(path).absolute()
+    for folder in (path, *path.parents[:3]):
+        if (found := of_a_run(folder)) is not None:
+            names = [name for name in (found.get("models") or {}) if folder / "models" / name in (path, *path.parents)]
+            own = (found["models"][names[0]] or {}) if names else {}
+            return own.get("training_perturbation") or found.get("training_perturbation")
+    return None
 
 
 def _check_resumable(path: str, key: str) -> None:
@@ -146,7 +173,7 @@ def _learned(trainer: pl.Trainer, learner: Any, shared: Session) -> Perturbation
     network = learner.network if learner.network.description is None else None
     best = _best_checkpoint(trainer)
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return sets.load_perturbation_set(best, network=network)
+        return sets.restore_perturbation_set(best, network=network)
     if learner.radius is None:  # stopped before the first validation
         trainer.validate(learner, datamodule=shared.data, verbose=False)
     return learner.perturbation_set().eval().requires_grad_(False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
@@ -13,12 +15,14 @@ from torch import nn
 
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation, measure
 from latentrobust.perturbation_sets import PerturbationSet
-from latentrobust.run_folder import run_folder, write_metrics, writes
+from latentrobust.perturbation_sets import store as sets
+from latentrobust.run_folder import is_done, read_metrics, run_folder, write_metrics, writes
 from latentrobust.session import session
 from latentrobust.stages import REPLACED, given_set, learn_set, train_model, variants
+from latentrobust.tasks import store as models_store
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Run:
         data: that it ran on.
         modules: the Lightning modules that were fitted and tested, in order.
         models: that were trained or given, by name; one without a name is alone.
+        warnings: what speaks against believing the metrics.
     """
 
     metrics: dict[str, float]
@@ -40,6 +45,7 @@ class Run:
     data: PairsDataModule
     modules: list[pl.LightningModule]
     models: dict[str, nn.Module] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def train(cfg: DictConfig) -> Run:
@@ -65,19 +71,16 @@ def train(cfg: DictConfig) -> Run:
         raise InputError("a set is given and one is to be learned: drop one, by ~learner or perturbation_set=null")
     if learns and trains and cfg.ckpt_path is not None:
         raise InputError("ckpt_path resumes a run that learns a set or trains a model, not one that does both")
-    with run_folder(cfg.paths.output_dir, configuration) as folder, session(cfg, configuration) as shared:
-        # Clear errors now, before any work.
+    if is_done(cfg.paths.output_dir, configuration, bool(cfg.paths.get("overwrite"))):
+        return finished(cfg, configuration)
+    with (
+        collecting() as warnings,
+        run_folder(cfg.paths.output_dir, configuration, resumes=cfg.ckpt_path is not None) as own,
+        session(cfg, configuration) as shared,
+    ):
         perturbations = None if learns else given_set(cfg)
-        names = []
-        for name, variant in variants(cfg) if trains else ():
-            names.append(name)
-            for part in REPLACED:
-                instantiate(variant[part], _convert_="all")
-            best = (variant.callbacks or {}).get("best")
-            if best is not None and not str(best.monitor).startswith("val/accuracy"):
-                raise InputError(f"a classifier does not log {best.monitor}: choose callbacks=classification")
-        if cfg.test:
-            check_evaluation(cfg, perturbations, names, shared.data)
+        _check_parts(cfg, trains, perturbations, shared.data)
+        folder = own.begin()
         metrics: dict[str, float] = {}
         history = None
         modules: list[pl.LightningModule] = []
@@ -97,13 +100,48 @@ def train(cfg: DictConfig) -> Run:
             metrics |= times
             modules.append(task)
         if cfg.test:
-            metrics, tests = measure(cfg, shared, folder, perturbations, models, metrics, history)
+            metrics, tests = measure(cfg, shared, folder, perturbations, models, metrics, warnings, history)
             modules += tests
         elif writes():
             radius = {"radius": perturbations.ball.radius} if perturbations is not None else {}
             metrics = {**radius, **metrics}
-            write_metrics(folder, metrics)
-    return Run(metrics, folder, perturbations, shared.data, modules, models)
+            write_metrics(folder, metrics, warnings)
+    return Run(metrics, folder, perturbations, shared.data, modules, models, warnings)
+
+
+def _check_parts(cfg: DictConfig, trains: bool, perturbations: PerturbationSet | None, data: PairsDataModule) -> None:
+    """Clear errors now, before any work."""
+    names = []
+    for name, variant in variants(cfg) if trains else ():
+        names.append(name)
+        for part in REPLACED:
+            instantiate(variant[part], _convert_="all")
+        best = (variant.callbacks or {}).get("best")
+        if best is not None and not str(best.monitor).startswith("val/accuracy"):
+            raise InputError(f"a classifier does not log {best.monitor}: choose callbacks=classification")
+    if cfg.test:
+        check_evaluation(cfg, perturbations, names, data)
+
+
+def finished(cfg: DictConfig, configuration: dict[str, Any]) -> Run:
+    """The run of the same configuration that lies finished in its folder: nothing is done again.
+
+    Sets are loaded, and models of this package's networks; there are no modules.
+    """
+    folder = Path(cfg.paths.output_dir).absolute()
+    print(f"{folder} is done, with the same configuration: nothing to do (paths.overwrite=true runs it again)")
+    metrics, warnings = read_metrics(folder)
+    stored = (folder / sets.FOLDER).is_dir()
+    perturbations = sets.load_perturbation_set(folder) if stored else given_set(cfg)
+    places = {"": folder / models_store.FOLDER}
+    places |= {place.parent.name: place for place in sorted(folder.glob(f"models/*/{models_store.FOLDER}"))}
+    models = {}
+    for name, place in places.items():
+        if place.is_dir():
+            with suppress(InputError):  # of a network from elsewhere, which has to be given
+                models[name] = models_store.load_model(place)
+    with session(cfg, configuration) as shared:
+        return Run(metrics, folder, perturbations, shared.data, [], models, warnings)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """CIFAR-10-C and its like: which images make a pair, splits, files on disk, bad input."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -181,6 +182,31 @@ def test_files_hold_what_is_generated(tmp_path):
 
 def archive(folder, kinds, severities=(1, 2, 3, 4, 5)):
     write_corrupted(source().test, Plan("test", tuple(kinds), tuple(severities), "archive"), folder)
+
+
+@pytest.mark.parametrize("place", ["cifar10c", "cifar10/CIFAR-10-C", "", "cifar10c/CIFAR-10-C/CIFAR-10-C"])
+def test_an_archive_one_folder_off_is_named_and_not_replaced(tmp_path, place):
+    folder = tmp_path / place
+    archive(folder, KINDS)
+    (folder / "corruptions.json").unlink()  # the published archive has no manifest
+    for wanted in ("auto", "archive"):
+        with pytest.raises(InputError, match=re.escape(f"{folder} looks like CIFAR-10-C")):
+            module(test_images=wanted, root=str(tmp_path))
+    assert module(test_images="generated", root=str(tmp_path)).count("test")
+
+
+def test_an_archive_without_labels_is_named(tmp_path):
+    folder = tmp_path / "cifar10c" / "CIFAR-10-C"
+    archive(folder, KINDS)
+    for name in ("labels.npy", "corruptions.json"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"with its labels\.npy"):
+        module(test_images="auto", root=str(tmp_path))
+
+
+def test_generated_test_images_are_said_to_be(tmp_path, capsys):
+    module(test_images="auto", root=str(tmp_path))
+    assert "has no CIFAR-10-C: test images are corrupted here" in capsys.readouterr().err
 
 
 def test_the_archive_is_used_where_there_is_one(tmp_path):

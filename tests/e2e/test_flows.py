@@ -27,7 +27,7 @@ GLOW = [
     "learner.network.steps=1", "learner.network.hidden=8", "trainer.max_epochs=1", "trainer.limit_train_batches=4",
     "learner.scheduler.images=200", "learner.initialize_on=32",
 ]  # fmt: skip
-CLASSIFIER = [*DIGITS, "data.train_size=200", "trainer.max_epochs=1"]
+CLASSIFIER = [*DIGITS, "data.train_size=200", "data.train_fraction=null", "trainer.max_epochs=1"]
 LENET = ["experiment=mnist/lenet", *CLASSIFIER]
 
 

@@ -321,7 +321,10 @@ def test_a_set_and_a_model_are_measured_together(finished, run):
 
 def test_evaluating_into_the_runs_own_folder_keeps_the_model(run):
     trained = run("own", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "test=false")
-    again = run("own", "model=trained", f"model.path={trained.folder}", entry="evaluate", base=MEASURED)
+    with pytest.raises(InputError, match="holds a finished run with"):
+        run("own", "model=trained", f"model.path={trained.folder}", entry="evaluate", base=MEASURED)
+    allowed = ["paths.overwrite=true", "model=trained", f"model.path={trained.folder}"]
+    again = run("own", *allowed, entry="evaluate", base=MEASURED)
     assert again.folder == trained.folder
     assert (trained.folder / "model" / "model.safetensors").is_file()
     assert (trained.folder / "metrics.json").is_file()
@@ -345,6 +348,7 @@ def test_two_processes_attack_and_certify_as_one_does(finished, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert two.pop("warnings") == finished.warnings
     for name, value in two.items():
         if not name.endswith(TIMES):
             assert value == pytest.approx(finished.metrics[name], rel=1e-6), name

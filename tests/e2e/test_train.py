@@ -65,6 +65,7 @@ def test_a_run_leaves_what_it_promises(finished):
     names += ["quality/p50/pgd_ae", "exact/quality/pgd_ae", "fit_seconds", "test_seconds"]
     for name in names:
         assert math.isfinite(metrics[name]), name
+    assert metrics.pop("warnings") == []
     assert metrics == finished.metrics
     assert metrics["exact/quality/pgd_ae"] <= 1e-6
 
@@ -213,14 +214,77 @@ def test_a_checkpoint_of_something_else_is_refused(run, tmp_path):
         run("other", f"ckpt_path={tmp_path}/x.ckpt")
 
 
-def test_a_reused_folder_keeps_nothing_of_the_run_before(run, finished):
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_folder_is_not_overwritten(run, capsys):
     first = run("again")
-    with pytest.raises(InputError):
-        run("again", "data.validation=5000")
-    assert not (first.folder / "metrics.json").exists()
-    assert not (first.folder / "perturbation_set").exists()
-    second = run("again", "seed=3", "trainer.check_val_every_n_epoch=10")  # never validates, so never saves a best one
+    before = contents(first.folder)
+    for changed in (["data.validation=5000"], ["seed=3"], ["learner.optimizer.lr=1e-3", "data.batch_size=0"]):
+        with pytest.raises((InputError, InstantiationException), match=r"finished run with|batch_size"):
+            run("again", *changed)
+        assert contents(first.folder) == before
+    capsys.readouterr()
+    same = run("again", "print_config=true")  # which changes no result
+    assert "nothing to do" in capsys.readouterr().out
+    assert contents(first.folder) == before
+    assert same.metrics == first.metrics
+    x = torch.rand(2, *same.perturbations.image_shape)
+    u = torch.zeros(2, *same.perturbations.ball.shape)
+    assert torch.equal(same.perturbations.at(x).decode(u), first.perturbations.at(x).decode(u))
+
+
+def test_overwriting_moves_the_earlier_run_aside(run, finished):
+    first = run("again")
+    before = contents(first.folder)
+    second = run("again", "seed=3", "trainer.check_val_every_n_epoch=10", "paths.overwrite=true")  # it never validates
+    assert contents(second.folder / ".earlier" / "1") == before
     assert stable(second.folder) != stable(finished.folder)
+    assert sorted(path.name for path in (second.folder / "checkpoints").iterdir()) == ["last.ckpt"]
+
+
+def test_a_run_without_any_validation_has_a_last_checkpoint_of_its_last_epoch(run):
+    done = run("rare", "trainer.check_val_every_n_epoch=10", "trainer.max_epochs=3", "test=false")
+    assert torch.load(done.folder / "checkpoints" / "last.ckpt")["epoch"] == 2
+    rarely = run("rarely", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3", "test=false")
+    assert torch.load(rarely.folder / "checkpoints" / "last.ckpt")["epoch"] == 2
+
+
+def test_files_that_no_run_left_are_not_touched(run, tmp_path):
+    folder = tmp_path / "project"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "paper.pdf").write_bytes(b"months of work")
+    (folder / "config.yaml").write_text("mine: true\n")
+    before = contents(folder)
+    for changed in ([], ["data.batch_size=0"], ["paths.overwrite=true"]):
+        with pytest.raises((InputError, InstantiationException), match=r"no run has left|batch_size"):
+            run("project", *changed)
+        assert contents(folder) == before
+
+
+def test_resuming_in_the_same_folder_keeps_what_was_logged(run):
+    stretch = ["learner.scheduler.stretch_to=3", "learner.beta.stretch_to=3", "test=false"]
+    whole = run("whole", "trainer.max_epochs=3", "test=false")
+    part = run("part", "trainer.max_epochs=1", *stretch)
+    (part.folder / "DONE").unlink()  # as if it had been killed
+    again = run("part", "trainer.max_epochs=3", "test=false", f"ckpt_path={part.folder}/checkpoints/last.ckpt")
+
+    def logged(folder, name):
+        rows = csv.DictReader((folder / "logs" / "metrics.csv").open())
+        return [(row["step"], row[name]) for row in rows if row[name]]
+
+    assert logged(again.folder, "train/loss") == logged(whole.folder, "train/loss")
+    assert len(logged(again.folder, "train/loss")) == 3
+    steps = [[step for step, _ in logged(folder, "val/loss")] for folder in (again.folder, whole.folder)]
+    assert steps[0] == steps[1]
+
+
+def test_final_values_stand_behind_the_last_step(finished):
+    rows = list(csv.DictReader((finished.folder / "logs" / "metrics.csv").open()))
+    final = [row for row in rows if row["quality/pgd_ae"]]
+    assert [int(row["step"]) for row in final] == [int(finished.metrics["steps"])]
+    assert int(final[0]["step"]) > max(int(row["step"]) for row in rows if row["train/loss"])
 
 
 def test_gradient_clipping_works_in_both_precisions(run):

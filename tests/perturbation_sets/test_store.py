@@ -1,12 +1,13 @@
 import json
 import os
 import pickle
+import warnings
 
 import pytest
 import torch
 
 from latentrobust import load_perturbation_set, save_perturbation_set
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet, PixelBall, RTSSet
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae
@@ -144,3 +145,24 @@ def test_a_checkpoint_without_a_radius_says_so(small_set, tmp_path):
     with pytest.raises(InputError, match="stores no radius"):
         load_perturbation_set(tmp_path / "x.ckpt")
     assert load_perturbation_set(tmp_path / "x.ckpt", radius=2.0).ball.radius == 2.0
+
+
+def test_a_set_of_a_run_that_did_not_finish_is_said_to_be(small_set, tmp_path):
+    run = tmp_path / "run"
+    save_perturbation_set(small_set, run / "perturbation_set")
+    for marker, text, message in (
+        (None, "", "it has no DONE"),
+        ("FAILED", "interrupted\n", "it ended with: interrupted"),
+    ):
+        (run / "config.yaml").write_text("seed: 0\n")
+        if marker:
+            (run / marker).write_text(text)
+        for place in (run, run / "perturbation_set"):
+            with pytest.warns(RobustnessWarning, match=f"did not finish .{message}"):
+                load_perturbation_set(place)
+    (run / "FAILED").unlink()
+    (run / "DONE").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_perturbation_set(run)
+        load_perturbation_set(save_perturbation_set(small_set, tmp_path / "shared"))

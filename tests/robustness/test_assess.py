@@ -11,10 +11,9 @@ from torch import nn
 
 import latentrobust
 from latentrobust import CertifySettings, RobustSettings, assess
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
-from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.statistics import GroupSequential, noise_level
 
 from .conftest import SHAPE, Linear, ball
@@ -165,7 +164,7 @@ def test_an_interrupted_certification_goes_on_where_it_stopped(tmp_path):
     fresh = Interrupting(10_000)
     certify(fresh, None)
     assert counted.calls > fresh.calls  # some of the work was done before
-    again = Interrupting(1)  # the accuracy only
+    again = Interrupting(3)  # the accuracy, and two questions by which the model is recognised
     assert certify(again, journal).metrics == whole.metrics
 
 
@@ -197,6 +196,33 @@ def test_certificates_of_other_settings_or_weights_are_not_mixed(tmp_path):
     with pytest.raises(InputError, match="holds certificates with radii="):
         assess(Linear(), ball(), data(), robust=None, certify=CERTIFY, journal=journal)
     assert journal.read_bytes() == before
+
+
+class Negated(Linear):
+    """The weights and the name of `Linear`; the forward pass has changed."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+    def __repr__(self):
+        return repr(Linear())
+
+
+def test_certificates_of_a_model_that_answers_otherwise_are_not_taken_over(tmp_path):
+    journal = tmp_path / "certificates.jsonl"
+    certify(Linear(), journal)
+    before = journal.read_bytes()
+    with pytest.raises(InputError, match="answers otherwise"):
+        certify(Negated(), journal)
+    assert journal.read_bytes() == before
+
+
+def test_certificates_of_another_version_are_not_taken_over(tmp_path, monkeypatch):
+    journal = tmp_path / "certificates.jsonl"
+    certify(Linear(), journal)
+    monkeypatch.setattr(module, "__version__", "0.0.0")
+    with pytest.raises(InputError, match="holds certificates with version="):
+        certify(Linear(), journal)
 
 
 def test_progress_tells_the_time_left(monkeypatch, capsys):
@@ -279,7 +305,7 @@ def test_a_journal_without_its_first_line_is_started_over(tmp_path):
         assert certify(counted, journal).metrics == whole.metrics
     fresh = Interrupting(10_000)
     certify(fresh, None)
-    assert counted.calls == fresh.calls
+    assert counted.calls == fresh.calls - 2  # questions by which the model is recognised
     journal.write_text("".join(lines)[:-1])  # a last line that lost its end
     with pytest.warns(RobustnessWarning, match="1 of 31 lines are damaged"):
         assert certify(Linear(), journal).metrics == whole.metrics

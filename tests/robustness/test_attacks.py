@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, WorstOf, latent_autoattack
 from latentrobust.robustness.attacks.losses import dlr, margin, ranked_targets, targeted_dlr
-from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.transforms import random
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning, collecting, warn
 from latentrobust.networks.classifiers import build
 from latentrobust.perturbation_sets import CVAESet, PixelBall
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
@@ -14,7 +14,6 @@ from latentrobust.robustness import training
 from latentrobust.robustness.assess import RobustSettings, assess
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, latent_autoattack
-from latentrobust.robustness.checks import RobustnessWarning, collecting, warn
 from latentrobust.robustness.objectives import MaxCleanAdversarial, Standard, Trades
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.tasks.store import load_model, save_model

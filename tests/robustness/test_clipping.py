@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
+from latentrobust.errors import RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import over_error, pgd_error
 from latentrobust.robustness.attacks import APGD, PGD, latent_autoattack
-from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.training import Adversarial, Examples, Setting
 from latentrobust.transforms import random

@@ -257,23 +257,40 @@ def _load(path: Path) -> np.ndarray:
     return array
 
 
+def _misplaced(root: Path) -> Path | None:
+    """A folder or file below the data root that looks like the published archive, which is not where it should be."""
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        for packed in root.glob(f"{depth}CIFAR-10-C.tar"):
+            return packed
+        for array in root.glob(f"{depth}fog.npy"):  # one of its kinds; our own folders have a manifest
+            if not (array.parent / MANIFEST).is_file():
+                return array.parent
+    return None
+
+
 def zenodo_archive(root: Path, download: bool) -> Path | None:
     """Where the published test archive of CIFAR-10-C lies below the data root, unpacked; None where it is not.
 
-    Looked for as ``cifar10c/CIFAR-10-C/``, ``CIFAR-10-C/`` or ``cifar10c/CIFAR-10-C.tar``.
+    Looked for as ``cifar10c/CIFAR-10-C/``, ``CIFAR-10-C/`` or ``cifar10c/CIFAR-10-C.tar``. What looks like it in
+    another place is refused: corruptions made anew in its stead would go unnoticed.
 
     Args:
         root: the data root.
         download: fetch it (2.9 GB) when it is not there.
 
     Raises:
-        InputError: if it is to be downloaded and cannot, or is damaged.
+        InputError: if it is to be downloaded and cannot, is damaged, or lies elsewhere.
     """
     for folder in (root / "cifar10c" / "CIFAR-10-C", root / "CIFAR-10-C"):
         if (folder / "labels.npy").is_file():
             return folder
     packed = root / "cifar10c" / "CIFAR-10-C.tar"
     if not packed.is_file():
+        if (other := _misplaced(root)) is not None:
+            raise InputError(
+                f"{other} looks like CIFAR-10-C, which is looked for in {root / 'cifar10c' / 'CIFAR-10-C'} with its"
+                " labels.npy: move it there, or choose test_images=generated"
+            )
         if not download:
             return None
         fetch(ZENODO, packed.name, packed.parent, download)

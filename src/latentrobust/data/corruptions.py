@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,12 @@ class CorruptionsDataModule(PairsDataModule):
             files = Corrupted(archive, len(images.test.images), shape)
             files.check(self.corruptions, [self.severity], images.test, "test")
             self._files["test"] = files
+        elif (
+            self.test_images == "auto"
+            and self.root is not None
+            and (self.trainer is None or self.trainer.is_global_zero)
+        ):
+            print(f"data {self.name}: {self.root} has no CIFAR-10-C: test images are corrupted here", file=sys.stderr)
         self.file_test = images.test
         self.note = self._describe()
         return images

@@ -79,7 +79,7 @@ class PairsDataModule(pl.LightningDataModule):
                 f" {batch_size}, {validation}, {test_size}, {draws_per_example}"
             )
         if train_size is not None and train_fraction is not None:
-            raise InputError("give data.train_size or data.train_fraction, not both")
+            raise InputError("give data.train_size or data.train_fraction, not both: set the other to null")
         if (train_size is not None and train_size < 1) or (train_fraction is not None and not 0 < train_fraction <= 1):
             part = f"{train_size}, {train_fraction}"
             raise InputError(f"data.train_size must be positive and data.train_fraction in (0, 1], got {part}")

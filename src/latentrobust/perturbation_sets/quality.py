@@ -42,9 +42,25 @@ def encoder_error(s: SetAt, x_tilde: Tensor, u: Tensor, ball: LatentBall, measur
 
 
 def pgd_error(
-    s: SetAt, x_tilde: Tensor, u: Tensor, ball: LatentBall, measure: Measure, *, steps: int, relative_step: float
+    s: SetAt,
+    x_tilde: Tensor,
+    u: Tensor,
+    ball: LatentBall,
+    measure: Measure,
+    *,
+    steps: int,
+    relative_step: float,
+    also: Tensor | None = None,
 ) -> Ascent:
-    """PGD approximation error: the least error found in the ball from ``u``; ``values [B]`` are errors."""
+    """PGD approximation error: the least error found in the ball from ``u``; ``values [B]`` are errors.
+
+    ``also`` holds further offsets ``[B, *shape]`` to begin at where they are nearer: what was found in a smaller ball,
+    so that the error does not rise with the radius.
+    """
+    if also is not None:
+        with torch.no_grad():
+            nearer = measure(s.decode(s.project(also, ball)), x_tilde) < measure(s.decode(s.project(u, ball)), x_tilde)
+        u = torch.where(nearer.reshape(-1, *[1] * len(ball.shape)), also.to(u.dtype), u)
     found = projected_ascent(
         lambda v: -measure(s.decode(v), x_tilde),
         u,
@@ -149,8 +165,12 @@ def measure_quality(
     keys: Tensor,
     settings: QualitySettings,
     offset: Tensor | None = None,
+    nearest: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All metrics of each pair, ``[B]`` a name; names as in ``metrics.json`` without their prefix.
+
+    ``nearest`` holds the nearest offsets found in a smaller ball, by the suffix of their measure, and is brought up to
+    date.
 
     Beside the paper's: ``latent_norm``, and ``no_change``, the squared error of answering with the example itself.
     """
@@ -162,7 +182,11 @@ def measure_quality(
     search = {"steps": settings.steps, "relative_step": settings.relative_step}
     for suffix, measure in measures.items():
         values[f"encoder_ae{suffix}"] = encoder_error(s, x_tilde, u, ball, measure)
-        values[f"pgd_ae{suffix}"] = pgd_error(s, x_tilde, u, ball, measure, **search).values  # type: ignore[arg-type]
+        also = None if nearest is None else nearest.get(suffix)
+        near = pgd_error(s, x_tilde, u, ball, measure, **search, also=also)  # type: ignore[arg-type]
+        values[f"pgd_ae{suffix}"] = near.values
+        if nearest is not None:
+            nearest[suffix] = near.offsets
         values[f"expected_ae{suffix}"] = expected_error(s, x_tilde, ball, measure, draws=settings.draws, keys=keys)
         over = over_error(s, x_tilde, u, ball, measure, **search, keys=keys)  # type: ignore[arg-type]
         values[f"over_ae{suffix}"] = over.values
@@ -248,11 +272,13 @@ class SetQuality(PairValues):
         likelihood: Likelihood,
         keys: Tensor,
         offset: Tensor | None = None,
+        nearest: dict[str, Tensor] | None = None,
     ) -> None:
         """Measure the pairs ``(s.x, x_tilde)`` within ``ball``, which may be another than the set's own."""
         found = measure_quality(
-            s, x_tilde, ball=ball, likelihood=likelihood, keys=keys, settings=self.settings, offset=offset
-        )
+            s, x_tilde, ball=ball, likelihood=likelihood, keys=keys, settings=self.settings, offset=offset,
+            nearest=nearest,
+        )  # fmt: skip
         super().update(index, kind, **found)
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import latentrobust
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
@@ -178,6 +178,14 @@ def load_perturbation_set(
     """
     if path is None:  # what a configuration gives for a run that was not named
         raise InputError("no perturbation set is named: give perturbation_set.path=… (paths.flow=… in experiments)")
+    warn_unfinished(Path(path))
+    return restore_perturbation_set(path, radius=radius, network=network)
+
+
+def restore_perturbation_set(
+    path: str | Path, *, radius: float | None = None, network: LearnedNetwork | None = None
+) -> PerturbationSet:
+    """`load_perturbation_set` for the run that is still writing it: without looking whether that has finished."""
     path = stored_at(Path(path), FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "perturbation set")
@@ -205,6 +213,17 @@ def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"{path} holds weights that are not finite ({name}): its training has diverged")
+
+
+def warn_unfinished(path: Path) -> None:
+    """Warn where something lies in the folder of a run that has not finished: it may be of any epoch."""
+    for folder in (path, *path.absolute().parents[:3]):
+        if (folder / "config.yaml").is_file():
+            if not (folder / "DONE").is_file():
+                marker = folder / "FAILED"
+                state = f"it ended with: {marker.read_text().strip()}" if marker.is_file() else "it has no DONE"
+                warn(f"{path} belongs to a run that did not finish ({state}): what it stores is not its final state")
+            return
 
 
 def stored_at(path: Path, folder: str) -> Path:

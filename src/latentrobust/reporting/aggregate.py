@@ -1,11 +1,11 @@
-"""Many runs as one table: grouped by what their command lines say, mean and 95 % interval over seeds."""
+"""Many runs as one table: grouped by their resolved configurations, mean and 95 % interval over seeds."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -16,47 +16,82 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from latentrobust.errors import InputError
+from latentrobust.files import natural
 from latentrobust.reporting.figures import plain
-from latentrobust.run_folder import DONE
+from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
-LEFT_OUT = ("paths", "print_config", "callbacks", "logger", "hydra", "sweep")  # first parts that change no result
 SHARES = ("accuracy", "robust", "certified", "smoothed")  # parts of metric names that are given in percent
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run: its folder, what its command line chose (seeds and places left out), its final metrics, and its seeds."""
+    """A run.
+
+    Attributes:
+        folder: of the run.
+        choices: what its command line chose, as text, seeds and places left out.
+        metrics: final ones; None where one was not a number.
+        configuration: everything that may change a result, by dotted key; numbers as numbers.
+        seeds: all seeds, by dotted key.
+        written: when its metrics were, in nanoseconds.
+    """
 
     folder: Path
     choices: dict[str, str]
-    metrics: dict[str, float]
-    seeds: tuple[str, ...] = ()
+    metrics: dict[str, float | None]
+    configuration: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, Any] = field(default_factory=dict)
+    written: int = 0
+
+    @property
+    def identity(self) -> str:
+        """Equal for runs of one group, which are draws of the same experiment."""
+        return json.dumps(self.configuration, sort_keys=True, default=str)
+
+    @property
+    def only_pgd(self) -> bool:
+        """Whether its robust accuracies come from PGD alone."""
+        start, end = "evaluation.robust.attacks.", "._target_"
+        attacks = {value for key, value in self.configuration.items() if key.startswith(start) and key.endswith(end)}
+        return bool(attacks) and all(str(attack).endswith(".PGD") for attack in attacks)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of ``count`` values and half the width of its 95 % interval by Student's t; NaN for a single value."""
+    """Mean of ``count`` values and half the width of its 95 % interval by Student's t; NaN for a single value.
+
+    ``nulls`` further runs have no number there: they diverged. ``remark`` goes behind the text.
+    """
 
     mean: float
     half: float
     count: int
+    nulls: int = 0
+    remark: str = ""
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
+    def of(cls, values: Sequence[float | None]) -> Interval:
         """From the values of a group's runs."""
-        count = len(values)
+        numbers = [value for value in values if value is not None]
+        count, nulls = len(numbers), len(values) - len(numbers)
+        mean = float(np.mean(numbers)) if numbers else math.nan
         if count < 2:
-            return cls(float(np.mean(values)), math.nan, count)
-        spread = float(np.std(values, ddof=1)) / math.sqrt(count)
-        return cls(float(np.mean(values)), float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread, count)
+            return cls(mean, math.nan, count, nulls)
+        spread = float(np.std(numbers, ddof=1)) / math.sqrt(count)
+        return cls(mean, float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread, count, nulls)
 
     def text(self, percent: bool, sign: str = "±") -> str:
-        """``84.21 ± 0.30``, or the mean alone."""
-        if percent:
-            return f"{100 * self.mean:.2f}" + ("" if math.isnan(self.half) else f" {sign} {100 * self.half:.2f}")
-        return f"{self.mean:.4g}" + ("" if math.isnan(self.half) else f" {sign} {self.half:.2g}")
+        """``84.21 ± 0.30``, or the mean alone; ``(1 null)`` behind it where a run has no number."""
+        remark = f" ({self.remark})" if self.remark else ""
+        if not self.count:
+            return f"null{remark}"
+        factor, digits, small = (100, ".2f", ".2f") if percent else (1, ".4g", ".2g")
+        text = f"{factor * self.mean:{digits}}"
+        if not math.isnan(self.half):
+            text += f" {sign} {factor * self.half:{small}}"
+        return text + (f" ({self.nulls} null)" if self.nulls else "") + remark
 
 
 @dataclass(frozen=True)
@@ -64,10 +99,10 @@ class Summary:
     """Groups of runs.
 
     Attributes:
-        keys: what the groups differ in, in the order of the command lines.
-        constant: what all runs chose alike.
+        keys: what tells the groups apart: what their command lines chose first, then further keys of the configuration.
+        constant: what all command lines chose alike.
         metrics: names.
-        rows: a group each: its choices by key (empty where it says nothing) and its interval by metric.
+        rows: a group each: its values by key (empty where it has none) and its interval by metric.
         left_out: folders that do not count: failed, not finished, or repeated later.
     """
 
@@ -81,44 +116,62 @@ class Summary:
 def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
     """All runs at or below a folder that are done, and the folders of the others.
 
-    A run that was repeated with the same seeds is no further draw: the last one counts.
+    A run that was repeated with the same configuration and seeds is no further draw: the last one written counts.
 
     Raises:
         InputError: if there is none that is done, or a file is damaged.
     """
-    runs, others = [], []
-    for configuration in sorted(folder.rglob("config.yaml")):
+    runs: list[Finished] = []
+    others: list[Path] = []
+    for configuration in sorted(folder.rglob("config.yaml"), key=natural):
         run = configuration.parent
+        if EARLIER in run.parts:
+            continue
         if not (run / DONE).is_file() or not (run / "metrics.json").is_file():
             others.append(run)
             continue
         try:
-            loaded = OmegaConf.load(configuration)
-            overrides = OmegaConf.select(loaded, "overrides") or []
-            seeds = tuple(str(OmegaConf.select(loaded, key)) for key in ("seed", "data.split_seed"))
-            metrics = json.loads((run / "metrics.json").read_text())
+            runs.append(_read(run))
         except (OSError, ValueError) as error:
             raise InputError(f"{run} holds a damaged config.yaml or metrics.json: {error}") from None
-        runs.append(Finished(run, _choices(overrides), metrics, seeds))
     if not runs:
         raise InputError(f"no finished run at or below {folder}")
-    last = {(run.seeds, *sorted(run.choices.items())): run for run in runs}
-    others += [run.folder for run in runs if run not in last.values()]
-    return list(last.values()), others
+    last: dict[tuple[str, str], Finished] = {}
+    for run_ in sorted(runs, key=lambda run: run.written):  # of a tie, the naturally last one
+        last[run_.identity, json.dumps(run_.seeds, sort_keys=True, default=str)] = run_
+    kept = [run_ for run_ in runs if run_ in last.values()]
+    return kept, [*others, *(run_.folder for run_ in runs if run_ not in kept)]
+
+
+def _read(run: Path) -> Finished:
+    loaded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+    metrics = json.loads((run / "metrics.json").read_text())
+    if not isinstance(loaded, dict) or not isinstance(metrics, dict):
+        raise ValueError("not a mapping")
+    own = str((loaded.get("paths") or {}).get("output_dir") or run)
+    leaves = dict(flat(loaded, own))
+    seeds = {key: value for key, value in leaves.items() if key.rpartition(".")[2] in SEEDS}
+    kept = {key: value for key, value in leaves.items() if key not in seeds and has_effect(key)}
+    numbers = {
+        name: value
+        for name, value in metrics.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+    written = (run / "metrics.json").stat().st_mtime_ns
+    return Finished(run, _choices(loaded.get("overrides") or []), numbers, kept, seeds, written)
 
 
 def _choices(overrides: Sequence[str]) -> dict[str, str]:
     found = {}
     for override in overrides:
         key, _, value = str(override).lstrip("+~").partition("=")
-        path = key.split(".")
-        if path[-1] not in SEEDS and path[0] not in LEFT_OUT:
+        if key.rpartition(".")[2] not in SEEDS and has_effect(key):
             found[key] = value
     return found
 
 
 def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequence[Path] = ()) -> Summary:
-    """Group runs by their choices.
+    """Group runs by their configurations.
 
     Args:
         runs: that are done.
@@ -132,29 +185,67 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
     metrics = [name for name in names if any(fnmatch(name, pattern) for pattern in wanted)]
     if not metrics:
         raise InputError(f"no run has a metric {', '.join(wanted)}; there are {', '.join(sorted(names))}")
-    every = list(dict.fromkeys(key for run in runs for key in run.choices))
-    differs = [key for key in every if len({run.choices.get(key, "") for run in runs}) > 1]
-    groups: dict[tuple[str, ...], list[Finished]] = {}
+    groups: dict[str, list[Finished]] = {}
     for run in runs:
-        groups.setdefault(tuple(run.choices.get(key, "") for key in differs), []).append(run)
+        groups.setdefault(run.identity, []).append(run)
+    members = list(groups.values())
+    differs = _telling(members)
     rows = []
-    for choice in sorted(groups, key=lambda values: [_natural(value) for value in values]):
-        members = groups[choice]
+    for group in members:
         found = {}
         for name in metrics:
-            values = [float(run.metrics[name]) for run in members if run.metrics.get(name) is not None]
+            values = [run.metrics[name] for run in group if name in run.metrics]
             if values:
                 found[name] = Interval.of(values)
-        rows.append((dict(zip(differs, choice, strict=True)), found))
-    constant = {key: runs[0].choices.get(key, "") for key in every if key not in differs}
+                if "robust" in name.split("/") and group[0].only_pgd:
+                    found[name] = replace(found[name], remark="PGD only")
+        rows.append(({key: _value(group, key) or "" for key in differs}, found))
+    rows.sort(key=lambda row: [_natural(value) for value in row[0].values()])
+    every = list(dict.fromkeys(key for run in runs for key in run.choices))
+    constant = {
+        key: value
+        for key in every
+        if key not in differs
+        and len({_value(group, key) for group in members}) == 1
+        and (value := _value(members[0], key))
+    }
     return Summary(differs, constant, metrics, rows, list(left_out))
 
 
-def _natural(value: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(value), ""
-    except ValueError:
-        return 1, 0.0, value
+def _value(group: Sequence[Finished], key: str) -> str | None:
+    """What a group has for a key, as text: of the configuration, else as its command lines say; None if they differ."""
+    found = set()
+    for run in group:
+        value = run.configuration[key] if key in run.configuration else run.choices.get(key, "")
+        found.add(f"{value:.12g}" if isinstance(value, float) else "null" if value is None else str(value))
+    return found.pop() if len(found) == 1 else None
+
+
+def _telling(groups: Sequence[Sequence[Finished]]) -> list[str]:
+    """Keys that tell all groups apart: first what command lines chose, then as many others as it takes."""
+    chosen = list(dict.fromkeys(key for group in groups for run in group for key in run.choices))
+    of_all = list(dict.fromkeys(key for group in groups for run in group for key in run.configuration))
+    keys: list[str] = []
+
+    def labels(keys: Sequence[str]) -> set[tuple[str | None, ...]]:
+        return {tuple(_value(group, key) for key in keys) for group in groups}
+
+    for key in chosen:
+        values = [_value(group, key) for group in groups]
+        if None not in values and len(set(values)) > 1:
+            keys.append(key)
+    for key in of_all:
+        if len(labels(keys)) == len(groups):
+            break
+        if len(labels([*keys, key])) > len(labels(keys)):
+            keys.append(key)
+    return keys
+
+
+def _natural(value: str) -> tuple[int, float, list[str | int]]:
+    """Numbers first, by size, then names in natural order."""
+    number = number_or_text(value)
+    return (0, number, []) if isinstance(number, float) else (1, 0.0, natural(value))
 
 
 def is_share(metric: str) -> bool:
@@ -168,7 +259,7 @@ def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]
     table = []
     for choices, found in summary.rows:
         values = [found[name].text(is_share(name), sign) if name in found else "" for name in summary.metrics]
-        runs = max((interval.count for interval in found.values()), default=0)
+        runs = max((interval.count + interval.nulls for interval in found.values()), default=0)
         table.append([*(choices[key] for key in summary.keys), *values, str(runs)])
     return heads, table
 
@@ -228,7 +319,7 @@ def figure(summary: Summary, x: str, metric: str) -> Figure:
     """A metric against ``x``, a line a group, with 95 % intervals; the axis is logarithmic where it spans a decade."""
     lines: dict[str, list[tuple[float, Interval]]] = {}
     for choices, found in summary.rows:
-        if metric in found:
+        if metric in found and found[metric].count:
             name = ", ".join(value for key, value in choices.items() if key != x) or metric
             lines.setdefault(name, []).append((float(choices[x]), found[metric]))
     picture = Figure(figsize=(6, 3.6), layout="constrained")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class Section:
         title: its heading.
         text: what it is about.
         verdict: the result in a sentence or two, set apart.
+        poor: whether the verdict is that something is of no use.
         columns: heads of its table; empty for no table.
         rows: of the table; numbers are rounded, None stays blank.
         note: below the table.
@@ -41,10 +44,23 @@ class Section:
     note: str = ""
     figures: Mapping[str, tuple[Figure, str]] = field(default_factory=dict)
     usage: str = ""
+    poor: bool = False
+
+
+def _command(configuration: Mapping[str, Any]) -> str:
+    """What to type for the same run; empty for one that was composed in Python."""
+    overrides = [shlex.quote(str(override)) for override in configuration.get("overrides") or ()]
+    entry = "evaluate" if configuration.get("job_type") == "evaluate" else "train"
+    return " ".join([f"python -m latentrobust.{entry}", *overrides]) if overrides else ""
 
 
 def write_report(
-    path: Path, sections: Sequence[Section], about: str, pictures: Path, configuration: Mapping[str, Any]
+    path: Path,
+    sections: Sequence[Section],
+    about: str,
+    pictures: Path,
+    configuration: Mapping[str, Any],
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Write the report.
 
@@ -54,6 +70,7 @@ def write_report(
         about: a line below the title: which data, how much of it.
         pictures: folder with the sections' figures as PNG files; they are embedded.
         configuration: resolved.
+        warnings: what speaks against believing the figures; shown at the top.
     """
     environment = Environment(
         loader=PackageLoader("latentrobust.reporting", "."),
@@ -69,6 +86,9 @@ def write_report(
         name=configuration.get("name", "run"),
         about=about,
         sections=sections,
+        warnings=warnings,
+        command=_command(configuration),
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         pictures={
             name: base64.b64encode((pictures / f"{name}.png").read_bytes()).decode()
             for section in sections

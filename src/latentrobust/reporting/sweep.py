@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from latentrobust.files import natural
 from latentrobust.run_folder import DONE, FAILED, write_csv
 
 
@@ -31,9 +32,7 @@ class SweepTable(Callback):
 def write_sweep_table(folder: Path) -> Path:
     """``sweep.csv`` over the run folders directly below ``folder``."""
     rows = []
-    for run in sorted(
-        (path for path in folder.iterdir() if path.is_dir()), key=lambda path: (len(path.name), path.name)
-    ):
+    for run in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural(path.name)):
         if not (run / "config.yaml").is_file():
             continue
         state = next((marker for marker in (DONE, FAILED) if (run / marker).is_file()), "UNFINISHED")

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, collecting
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, Table, is_right
-from latentrobust.robustness.checks import collecting
 from latentrobust.robustness.smoothing import PROMISE
 
 __all__ = ["CertifySettings", "Report", "RobustSettings", "assess"]
@@ -33,11 +32,13 @@ class Report:
         metrics: flat, names as in ``metrics.json``.
         per_example: tables (``accuracy``, ``robust``, ``certified``) of columns by name.
         warnings: what speaks against believing the metrics.
+        only_pgd: whether robust accuracies come from PGD alone, and are labelled so.
     """
 
     metrics: dict[str, float]
     per_example: dict[str, Table]
     warnings: list[str] = field(default_factory=list)
+    only_pgd: bool = False
 
     def to_json(self) -> str:
         """The metrics as a JSON object, and the ``warnings``; NaN and infinities as null."""
@@ -47,7 +48,9 @@ class Report:
     def to_markdown(self) -> str:
         """The metrics as a table, warnings, and what a certificate promises where there are certificates."""
         lines = ["| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in sorted(self.metrics.items())]
+        for name, value in sorted(self.metrics.items()):
+            alone = " (PGD only)" if self.only_pgd and name.startswith("robust/") and "eps=" in name else ""
+            lines.append(f"| {name}{alone} | {value:.4g} |")
         lines += [line for warning in self.warnings for line in ("", f"**Warning:** {warning}.")]
         if "certified" in self.per_example:
             lines += ["", PROMISE]
@@ -82,7 +85,7 @@ def assess(
     """
     with collecting() as found:
         report = _assess(model, perturbations, data, robust, certify, seed, journal)
-    return replace(report, warnings=list(found))
+    return replace(report, warnings=list(found), only_pgd=robust is not None and robust.only_pgd)
 
 
 def _assess(

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentrobust.errors import InputError
+from latentrobust import __version__
+from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
-from latentrobust.robustness.checks import warn
 from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.radii import attack_radii, certified_radii
@@ -28,6 +28,7 @@ from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure
 from latentrobust.transforms import random
 
 Radius = float | str
+PROBES = 8  # noisy versions of the first image whose logits tell a model from another
 Table = dict[str, np.ndarray]
 
 
@@ -38,7 +39,7 @@ class RobustSettings:
     Args:
         attacks: by name; the worst case is taken over all of them.
         radii: numbers, ``"p25"``, ``"p50"``, ``"p75"`` (percentiles of the latent norms stored with the set) or
-            ``"full"``; null for the percentiles that the set stores, and full.
+            ``"full"``; null for the percentiles that the set stores, and full. Radius 0 is always reported too.
         examples: attack the first so many; null for all.
     """
 
@@ -49,6 +50,11 @@ class RobustSettings:
     def __post_init__(self) -> None:
         if not self.attacks or _empty(self.radii) or (self.examples is not None and self.examples < 1):
             raise InputError("evaluation.robust needs at least one attack, one radius and one example")
+
+    @property
+    def only_pgd(self) -> bool:
+        """Whether nothing stronger than PGD is tried, whose steps get stuck where the loss is rough."""
+        return all(type(attack) is PGD for attack in self.attacks.values())
 
 
 @dataclass(frozen=True)
@@ -162,11 +168,7 @@ class Assessor:
                 if per_pixel
                 else ImageCertificates(self.sigma, self.targets)
             )
-            if journal is not None:
-                settings = {name: getattr(certify, name) for name in ("n0", "n", "alpha", "adaptive")}
-                settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": seed}
-                settings |= {"set": fingerprint(perturbations), "weights": fingerprint(model)}
-                self._journal = CertificateJournal(journal, settings)
+        self._journal_path = journal
 
     def _noise(self, certify: CertifySettings) -> float:
         target = max(self.targets)
@@ -224,6 +226,29 @@ class Assessor:
         columns["queries"] = torch.stack([part.queries.amax(0) for part in found.values()]).sum(0).float()
         return columns, found
 
+    def _open_journal(self, path: Path, x: Tensor) -> CertificateJournal:
+        """The journal, for certificates of this model: of its weights, and of what it answers around ``x [1, *image]``.
+
+        A forward pass may have changed where weights and names have not.
+        """
+        assert self.certify is not None
+        settings = {name: getattr(self.certify, name) for name in ("n0", "n", "alpha", "adaptive")}
+        settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": self.seed, "version": __version__}
+        settings |= {"set": fingerprint(self.perturbations), "weights": fingerprint(self.model)}
+        noise = random.uniform(random.example_keys(0, x.new_zeros(1).long(), Purpose.PROBES), tuple(x.shape[1:]))
+        asked = {"noise": noise.to(x.dtype), f"image {checksum(x):08x}": x}
+        return CertificateJournal(path, settings, {name: self._answers(image) for name, image in asked.items()})
+
+    def _answers(self, x: Tensor) -> list[float]:
+        """Logits, or some of a map's, for a few noisy versions of an image ``[1, *image]``."""
+        with frozen(self.model, self.perturbations), torch.no_grad():
+            s = self.perturbations.at(x)
+            keys = random.example_keys(self.seed, torch.arange(PROBES, device=x.device)[:, None], Purpose.PROBES)
+            u = self.sigma * random.normal(keys, s.ball.shape)
+            logits = answer(self.model, s.decode(u.to(s.offset_dtype))[:, 0]).float().flatten(1)
+        logits = logits[:, :: max(logits.shape[1] // 64, 1)]
+        return [float(f"{value:.6g}") for value in logits.flatten().tolist()]
+
     def certificates(self, subjects: Subjects, chunk: int = 8) -> dict[str, Tensor]:
         """The certificate table's columns for a batch, a few examples at a time; journaled ones are not made again."""
         assert self.certify is not None
@@ -232,6 +257,8 @@ class Assessor:
         smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
         indices = subjects.index.tolist()
         known: dict[int, dict[str, float]] = {}
+        if self._journal is None and self._journal_path is not None:
+            self._journal = self._open_journal(self._journal_path, subjects.x[:1])
         if self._journal is not None:
             pictures = {
                 index: checksum(label, checksum(image))

@@ -1,20 +1,11 @@
-"""Warnings about models and sets whose robustness figures would mean little (after AutoAttack, Croce & Hein 2020).
-
-Warnings belong to the results that they are about: whoever measures collects them with `collecting` and stores them
-beside the figures.
-"""
+"""Warnings about models and sets whose robustness figures would mean little (after AutoAttack, Croce & Hein 2020)."""
 
 from __future__ import annotations
-
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.criteria import class_margins, cross_entropy, logits_of
@@ -22,32 +13,6 @@ from latentrobust.robustness.criteria import class_margins, cross_entropy, logit
 EXAMPLES = 32
 STUCK = 0.25  # share of an offset's coordinates without a gradient from which on searches are warned about
 SATURATED = 16.0  # margin beyond which float32's softmax rounds the predicted probability to 1
-
-
-class RobustnessWarning(UserWarning):
-    """A figure is computed, but it may be too good."""
-
-
-_collectors: ContextVar[tuple[list[str], ...]] = ContextVar("_collectors", default=())
-
-
-@contextmanager
-def collecting() -> Iterator[list[str]]:
-    """A list of the messages that `warn` gives inside, each once, whether or not Python shows them."""
-    found: list[str] = []
-    token = _collectors.set((*_collectors.get(), found))
-    try:
-        yield found
-    finally:
-        _collectors.reset(token)
-
-
-def warn(message: str, stacklevel: int = 3) -> None:
-    """Give a `RobustnessWarning`, and note it in every collector."""
-    for found in _collectors.get():
-        if message not in found:
-            found.append(message)
-    warnings.warn(message, RobustnessWarning, stacklevel=stacklevel + 1)
 
 
 def check_images(x: Tensor) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.files import replacing
-from latentrobust.robustness.checks import warn
+
+ROUNDING = 1e-3  # largest relative difference between two computations of the same logits
 
 
 class CertificateJournal:
@@ -24,13 +26,20 @@ class CertificateJournal:
     Args:
         path: of the file, made where it is missing.
         settings: whatever decides the values; a file with others is refused.
+        answers: the model's logits by what it was asked; equal up to rounding where the file has the same question.
 
     Raises:
-        InputError: if the file belongs to other settings, naming the first difference.
+        InputError: if the file belongs to other settings, naming the first difference, or to a model that answers
+            otherwise.
         OSError: if it cannot be written.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        answers: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    ) -> None:
         self.path = Path(path)
         self.done: dict[int, dict[str, float]] = {}
         settings = json.loads(json.dumps(dict(settings)))
@@ -44,13 +53,19 @@ class CertificateJournal:
         header = (records[0] or {}).get("settings") if records else None
         if header is not None:
             self._compare(header, settings)
+            before = (records[0] or {}).get("answers", {})
+            if not all(_close(before[asked], given) for asked, given in answers.items() if asked in before):
+                raise InputError(
+                    f"{self.path} holds certificates of a model with the same weights that answers otherwise: choose"
+                    " another output folder, or delete the file"
+                )
             self.done = {int(record["index"]): record["values"] for record in records[1:] if record is not None}
         elif lines:  # nobody knows what they are certificates of
             damaged = len(lines)
         if damaged:
             warn(f"{self.path}: {damaged} of {len(lines)} lines are damaged; their examples are certified again")
         if damaged or not lines:
-            text = _line({"settings": settings})
+            text = _line({"settings": settings, "answers": {asked: list(given) for asked, given in answers.items()}})
             text += "".join(_line({"index": index, "values": values}) for index, values in self.done.items())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as file:
@@ -70,6 +85,14 @@ class CertificateJournal:
                     f"{self.path} holds certificates with {name}={stored.get(name)}, not {settings.get(name)}:"
                     " choose another output folder, or delete the file"
                 )
+
+
+def _close(stored: Sequence[float], answers: Sequence[float]) -> bool:
+    """Whether two lists of logits are equal up to what another machine or batch size may round."""
+    if len(stored) != len(answers):
+        return False
+    largest = max((abs(value) for value in answers), default=0.0)
+    return all(abs(a - b) <= ROUNDING * (largest + abs(b)) for a, b in zip(stored, answers, strict=True))
 
 
 def fingerprint(module: nn.Module) -> str:

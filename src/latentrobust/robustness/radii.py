@@ -33,8 +33,12 @@ def resolve_radius(radius: float | str | None, perturbations: PerturbationSet) -
 
 
 def attack_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> dict[float, str]:
-    """Radii to attack, rising, to their names (empty for a number); by default the stored percentiles and full."""
+    """Radii to attack, rising, to their names (empty for a number); by default the stored percentiles and full.
+
+    Radius 0, the centre, is always among them: what is lost there is lost by decoding, not for lack of robustness.
+    """
     named = [resolve_radius(radius, perturbations) for radius in radii or [*perturbations.percentile_radii, "full"]]
+    named.append(("", 0.0))
     return dict(sorted((value, name) for name, value in named))
 
 

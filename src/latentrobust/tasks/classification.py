@@ -14,12 +14,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from latentrobust.data.pairs import Pairs
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
-from latentrobust.robustness.checks import RobustnessWarning
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
 from latentrobust.robustness.objectives import Standard, TrainingObjective
 from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation

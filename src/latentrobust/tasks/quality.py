@@ -54,7 +54,8 @@ class QualityTest(pl.LightningModule):
         self.settings, self.detail, self.exact, self.seed = settings, detail, exact, seed
         names = _names(perturbations, settings)
         self.values = SetQuality(names, settings)
-        self.radii = perturbations.percentile_radii if detail else {}
+        rising = sorted(perturbations.percentile_radii.items(), key=lambda item: item[1])
+        self.radii = dict(rising) if detail else {}
         self.at_radius = torch.nn.ModuleDict({name: SetQuality(names, settings) for name in self.radii})
         self.to_exact = PairValues(["distance"])
         self.of_exact = SetQuality(_names(exact, settings) if exact is not None else [], settings)
@@ -79,16 +80,27 @@ class QualityTest(pl.LightningModule):
         with torch.inference_mode(False), frozen(self.perturbations):
             batch = batch.map(torch.clone)
             s = self.perturbations.at(batch.clean, batch.label)
-            self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys)
-            part = _first(batch, keys, self.detail)
-            if part is not None:
-                self._measure_detail(*part)
+            chosen = (batch.example < self.detail).nonzero()[:, 0]
+            nearest: dict[str, Tensor] = {}
+            if len(chosen):
+                found = self._measure_detail(batch.map(lambda part: part[chosen]), keys[chosen])
+                encoded = s.encode(batch.perturbed, batch.offset)  # where the others begin
+                nearest = {suffix: encoded.clone() for suffix in found}
+                for suffix, offsets in found.items():
+                    nearest[suffix][chosen] = offsets.to(nearest[suffix].dtype)
+            self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys, nearest)
 
-    def _measure_detail(self, batch: Pairs, keys: Tensor) -> None:
+    def _measure_detail(self, batch: Pairs, keys: Tensor) -> dict[str, Tensor]:
+        """At the percentile radii, rising, and against the exact set; returns the nearest offsets found."""
         s = self.perturbations.at(batch.clean, batch.label)
+        nearest: dict[str, Tensor] = {}
         for name, radius in self.radii.items():
-            ball = self.perturbations.ball.with_radius(radius)
-            self._measure(self.at_radius[name], self.perturbations, s, ball, batch, keys)  # type: ignore[arg-type]
+            ball, into = self.perturbations.ball.with_radius(radius), self.at_radius[name]
+            self._measure(into, self.perturbations, s, ball, batch, keys, nearest)  # type: ignore[arg-type]
+        self._compare(s, batch, keys)
+        return nearest
+
+    def _compare(self, s: SetAt, batch: Pairs, keys: Tensor) -> None:
         if self.exact is None:
             return
         exact = self.exact.at(batch.clean, batch.label)
@@ -98,7 +110,14 @@ class QualityTest(pl.LightningModule):
         self.to_exact.update(batch.example, batch.kind, distance=squared_error(nearest, sample))
 
     def _measure(
-        self, into: SetQuality, owner: PerturbationSet, s: SetAt, ball: LatentBall, batch: Pairs, keys: Tensor
+        self,
+        into: SetQuality,
+        owner: PerturbationSet,
+        s: SetAt,
+        ball: LatentBall,
+        batch: Pairs,
+        keys: Tensor,
+        nearest: dict[str, Tensor] | None = None,
     ) -> None:
         into.update(
             batch.example,
@@ -109,6 +128,7 @@ class QualityTest(pl.LightningModule):
             likelihood=owner.likelihood,
             keys=keys,
             offset=batch.offset,
+            nearest=nearest,
         )
 
     def on_test_epoch_end(self) -> None:
@@ -173,11 +193,3 @@ def _names(perturbations: PerturbationSet, settings: QualitySettings) -> list[st
             s, blank, ball=s.ball, likelihood=likelihood, keys=keys, settings=trial, offset=torch.zeros_like(u)
         )
     return list(found)
-
-
-def _first(batch: Pairs, keys: Tensor, count: int) -> tuple[Pairs, Tensor] | None:
-    """The part of a batch whose index is below ``count``."""
-    chosen = batch.example < count
-    if not bool(chosen.any()):
-        return None
-    return batch.map(lambda part: part[chosen]), keys[chosen]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.errors import warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -20,8 +22,8 @@ from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
-from latentrobust.robustness.checks import warn
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
+from latentrobust.robustness.radii import resolve_radius
 from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
@@ -51,6 +53,8 @@ class ModelTest(pl.LightningModule):
         corruptions: corruptions and severities to measure one by one, or None.
         seed: of all draws, by (seed, example).
         journal: file for finished certificates (each further process adds its rank), or None.
+        trained_for: the radius that the model was trained to withstand, as training perturbations name it, which is
+            attacked too and reported first; None where there is none, or nobody knows.
     """
 
     def __init__(
@@ -64,12 +68,18 @@ class ModelTest(pl.LightningModule):
         corruptions: GridAccuracy | None = None,
         seed: int = 0,
         journal: Path | None = None,
+        trained_for: float | str | None = None,
     ) -> None:
         super().__init__()
         self.model, self.perturbations = model, perturbations
         if perturbations is None and (robust is not None or certify is not None):
             warn("no perturbation_set: attacks and certificates are left out")
             robust = certify = None
+        self.trained_for: float | None = None
+        if robust is not None and perturbations is not None and trained_for is not None:
+            self.trained_for = resolve_radius(trained_for, perturbations)[1]
+            own = robust.radii or [*perturbations.percentile_radii, "full"]
+            robust = replace(robust, radii=[*own, trained_for])
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
         self.right = PairValues([])
@@ -227,6 +237,11 @@ class ModelTest(pl.LightningModule):
     def radii(self) -> dict[float, str]:
         """Attack radii, rising, to their names."""
         return self._assessor.radii if self._assessor is not None else {}
+
+    @property
+    def leading_radius(self) -> float:
+        """The radius that reports lead with: that of the training, else the largest."""
+        return self.trained_for if self.trained_for is not None else max(self.radii)
 
     @property
     def target_names(self) -> dict[str, str]:

@@ -11,7 +11,14 @@ from torch import nn
 import latentrobust
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
-from latentrobust.perturbation_sets.store import check_finite, read_checkpoint, read_folder, stored_at, write_folder
+from latentrobust.perturbation_sets.store import (
+    check_finite,
+    read_checkpoint,
+    read_folder,
+    stored_at,
+    warn_unfinished,
+    write_folder,
+)
 
 FORMAT = 1
 FOLDER = "model"
@@ -53,6 +60,12 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
     Raises:
         InputError: if there is nothing to load, it is damaged, or of another model.
     """
+    warn_unfinished(Path(path))
+    return restore_model(path, network=network)
+
+
+def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Module:
+    """`load_model` for the run that is still writing it: without looking whether that has finished."""
     path = stored_at(Path(path), FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "model")

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
-from latentrobust.robustness.checks import check_images, check_model, check_offsets, warn
+from latentrobust.robustness.checks import check_images, check_model, check_offsets
 from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy, logits_of
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random

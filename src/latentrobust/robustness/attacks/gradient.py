@@ -12,13 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import FixedStep, Projection, Rule, climb
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.robustness.attacks.base import Attack, IndexedLoss, Problem, Search
 from latentrobust.robustness.attacks.losses import TARGETED, Loss, named_loss, ranked_targets, targeted_dlr
-from latentrobust.robustness.checks import warn
 from latentrobust.transforms import random
 
 Start = Literal["zero", "random", "uniform_length", "encoded"]
