@@ -130,17 +130,8 @@ def measure(
         metrics |= {f"{name}/{key}" if name else key: value for key, value in test.metrics.items()}
     metrics |= {**extra, "test_seconds": time.perf_counter() - started}
     if trainer.is_global_zero:
-        sections = []
-        if quality is not None:
-            sections.append(set_section(quality, data, metrics))
-        if density is not None:
-            sections.append(density_section(density, data, metrics))
-        if tests:
-            sections.append(models_section(tests, data, metrics))
         shared.save()
-        places = {name: folder / "models" / name for name in tests if name}
-        if (training := training_section({"": folder, **places})) is not None:
-            sections.append(training)
+        sections = _sections(folder, data, metrics, quality, density, tests)
         per_example = _per_example(quality, density, tests, data.kinds)
         figures = _write(folder, shared, sections, metrics, per_example, warnings)
         norms = quality.per_example["latent_norm"] if quality is not None else None
@@ -149,15 +140,36 @@ def measure(
         log_results(trainer.loggers, metrics, figures, norms, max(steps, default=trainer.global_step))
         if quality is not None:
             print_quality(metrics)
-        if density is not None:
-            print_rows(next(section for section in sections if section.title == "The flow"))
-        if tests:
-            print_rows(next(section for section in sections if section.title.startswith(("The model", "Models"))))
+        for section in sections:
+            if section.title in ("The flow", "The model", "Models"):
+                print_rows(section)
         for message in warnings:
             LOG.warning(message)
             print(f"warning: {message}")
         print(f"report: {folder / 'report.html'}")
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
+
+
+def _sections(
+    folder: Path,
+    data: PairsDataModule,
+    metrics: Mapping[str, float],
+    quality: QualityTest | None,
+    density: DensityTest | None,
+    tests: Mapping[str, ModelTest],
+) -> list[Section]:
+    """Of the report: the set, the flow, the models, the training, as far as there are some."""
+    sections = []
+    if quality is not None:
+        sections.append(set_section(quality, data, metrics))
+    if density is not None:
+        sections.append(density_section(density, data, metrics))
+    if tests:
+        sections.append(models_section(tests, data, metrics))
+    places = {name: folder / "models" / name for name in tests if name}
+    if (training := training_section({"": folder, **places})) is not None:
+        sections.append(training)
+    return sections
 
 
 def _model_test(

@@ -179,7 +179,8 @@ def test_density_is_for_flows(run):
 def test_runs_over_seeds_become_a_table(tmp_path, capsys):
     done = command(
         "train", "-m", "experiment=mnist/lenet", *DIGITS, "trainer.max_epochs=1", "data.batch_size=20",
-        "data.train_size=60,120", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path,
+        "data.train_fraction=null", "data.train_size=60,120", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep",
+        cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = report(tmp_path / "sweep")

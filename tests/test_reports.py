@@ -1,0 +1,161 @@
+"""What reports say: they judge, count what they know, and tell how sure it is."""
+
+import csv
+import json
+import re
+from html import unescape
+
+import pytest
+import torch
+from torch import nn
+
+from latentrobust import RobustSettings, assess
+from latentrobust.perturbation_sets import PixelBall
+from latentrobust.perturbation_sets.likelihood import squared_error
+from latentrobust.perturbation_sets.quality import pgd_error
+from latentrobust.reporting import aggregate
+from latentrobust.reporting.quality import _judged, _verdict
+from latentrobust.reporting.training import read_curves
+from latentrobust.robustness.attacks import APGD, PGD
+from latentrobust.stages import trained_for
+from latentrobust.train import train
+
+from .conftest import compose_in_process
+from .e2e.test_models import TINY_MODEL
+from .test_report import run as leave_run
+
+METRICS = {"radius": 2.0, "latent_norm/max": 1.9, "quality/no_change": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("pgd", "over", "says"),
+    [
+        (0.002, 0.3, None),
+        (0.028, 0.3, "Unusable"),  # explains −40 %
+        (0.019, 0.3, "Unusable"),
+        (0.0150, 0.0152, "Collapsed"),
+        (0.028, 0.0281, "Collapsed"),
+    ],
+)
+def test_a_set_of_no_use_is_called_so(pgd, over, says):
+    metrics = {**METRICS, "quality/pgd_ae": pgd, "quality/over_ae": over}
+    judged = _judged(metrics)
+    assert (judged is None) == (says is None)
+    assert _verdict(metrics).startswith(says or "The nearest point of the set explains 90.0 %")
+
+
+def test_robust_accuracies_of_pgd_alone_are_labelled(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(20, 1, 4, 4)
+    data = (x, model(x).argmax(1))
+    alone = RobustSettings(attacks={"pgd": PGD(steps=30)}, radii=[0.1])
+    both = RobustSettings(attacks={"pgd": PGD(steps=30), "apgd": APGD(steps=5)}, radii=[0.1])
+    texts = [
+        assess(model, PixelBall((1, 4, 4), "linf", 0.1), data, robust=each).to_markdown() for each in (alone, both)
+    ]
+    assert "| robust/eps=0.1 (PGD only) |" in texts[0]
+    assert "PGD only" not in texts[1]
+    for name, target in (("one", "PGD"), ("two", "latent_autoattack")):
+        resolved = {"evaluation.robust.attacks.it._target_": f"latentrobust.robustness.attacks.{target}", "name": name}
+        leave_run(tmp_path, name, {"robust/full": 0.5, "accuracy/clean": 0.9}, resolved=resolved)
+    runs, _ = aggregate.find_runs(tmp_path)
+    text = aggregate.markdown(aggregate.summarise(runs, ["*"]))
+    assert text.count("50.00 (PGD only)") == 1
+    assert text.count("50.00") == 2
+    assert "90.00 (PGD only)" not in text
+
+
+def test_the_centre_is_always_attacked_too():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(20, 1, 4, 4)
+    report = assess(
+        model, PixelBall((1, 4, 4), "linf", 0.1), (x, model(x).argmax(1)),
+        robust=RobustSettings(attacks={"pgd": PGD(steps=30)}, radii=[0.1]),
+    )  # fmt: skip
+    assert report.metrics["robust/eps=0"] == report.metrics["accuracy/clean"] == 1
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A model trained for half of the set's radius."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    own = ["training_perturbation.radius=0.05", "print_config=false", f"paths.output_dir={folder}"]
+    return train(compose_in_process("train", *TINY_MODEL, *own))
+
+
+def rows(html):
+    return {row[0]: row[1] for row in re.findall(r"<tr><td>([^<]*)</td><td[^>]*>([^<]*)</td>", html)}
+
+
+def test_a_models_report_leads_with_its_radius_and_says_how_sure_it_is(finished):
+    html = (finished.folder / "report.html").read_text()
+    table = rows(html)
+    robust = [title for title in table if "ε = " in title]
+    assert robust[0] == "worst case that PGD alone finds within ε = 0.05, trained for"
+    assert robust[1].startswith("at the set&#39;s centre, ε = 0")
+    assert "0.0 % " not in table["clean accuracy"]
+    assert re.fullmatch(r"[\d.]+ % \(\d+–\d+\)", table["clean accuracy"])
+    assert re.search(
+        r"in the worst case that PGD alone finds within ε = 0\.05, the radius that it was trained for", html
+    )
+    certified = [title for title in table if title.startswith("certified at")]
+    assert certified
+    assert all("% of the set&#39;s" in title for title in certified)
+    assert "PGD alone often overstates robustness" in html
+    assert finished.metrics["robust/eps=0.05"] >= 0
+
+
+def test_a_report_shows_command_date_warnings_and_curves(finished):
+    html = (finished.folder / "report.html").read_text()
+    assert re.search(r"latentrobust [\d.]+, 20\d\d-\d\d-\d\d \d\d:\d\d", html)
+    assert "<h2>Training</h2>" in html
+    assert (finished.folder / "figures" / "training.png").is_file()
+    stored = json.loads((finished.folder / "metrics.json").read_text())["warnings"]
+    assert stored == finished.warnings
+    for message in stored:
+        assert message in unescape(html)
+    curves = read_curves(finished.folder / "logs" / "metrics.csv")
+    logged = list(csv.DictReader((finished.folder / "logs" / "metrics.csv").open()))
+    assert [value for _, value in curves["train/loss"]] == [float(r["train/loss"]) for r in logged if r["train/loss"]]
+    assert [epoch for epoch, _ in curves["train/loss"]] == list(range(1, len(curves["train/loss"]) + 1))
+
+
+@pytest.mark.parametrize(
+    ("training", "radius"),
+    [
+        (None, None),
+        ({"_target_": "latentrobust.robustness.training.Unperturbed"}, None),
+        ({"_target_": "latentrobust.robustness.training.Adversarial", "radius": None, "norm": None}, "full"),
+        ({"_target_": "latentrobust.robustness.training.Adversarial", "radius": "p75"}, "p75"),
+        ({"_target_": "latentrobust.robustness.training.Adversarial", "radius": 2.0, "norm": "linf"}, None),
+        ({"_target_": "latentrobust.robustness.training.Gaussian", "target": "p50", "sigma": None}, "p50"),
+        (
+            {
+                "_target_": "latentrobust.robustness.training.Schedule",
+                "stages": {
+                    "a": {"_target_": "latentrobust.robustness.training.PairedData"},
+                    "b": {"_target_": "latentrobust.robustness.training.Sample", "radius": 1.5},
+                },
+            },
+            1.5,
+        ),
+    ],
+)
+def test_the_radius_that_a_model_was_trained_for(training, radius):
+    assert trained_for(training) == radius
+
+
+def test_the_pgd_error_does_not_rise_with_the_radius(small_set):
+    """Started from what the smaller ball gave, whatever the search does in the larger one."""
+    x, x_tilde = torch.rand(40, 1, 8, 8), torch.rand(40, 1, 8, 8)
+    s = small_set.at(x)
+    u = 3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    settings = {"steps": 2, "relative_step": 0.7}
+    found, alone = None, []
+    errors = []
+    for radius in (0.2, 0.5, 1.0, 2.0, 4.0):
+        ball = small_set.ball.with_radius(radius)
+        alone.append(pgd_error(s, x_tilde, u, ball, squared_error, **settings).values)
+        found = pgd_error(s, x_tilde, u, ball, squared_error, **settings, also=None if found is None else found.offsets)
+        errors.append(found.values)
+    assert (torch.stack(alone).diff(dim=0) > 1e-7).any()  # else the next line says little
+    assert (torch.stack(errors).diff(dim=0) <= 1e-7).all()
