@@ -25,6 +25,7 @@ def run(folder, name, metrics, *overrides, seed=0, done=True, resolved=None):
     configuration = {"seed": seed, "data": {"split_seed": 0}, "overrides": list(overrides)}
     configuration["paths"] = {"output_dir": str(place), "data_dir": f"/data/{name}"}
     configuration["callbacks"] = {"best": {"dirpath": f"{place}/checkpoints"}}
+    configuration["trainer"] = {"default_root_dir": str(place)}
     for override in overrides:  # as a run resolves it
         key, _, value = override.lstrip("+").partition("=")
         if key != "seed":

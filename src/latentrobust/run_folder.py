@@ -50,7 +50,8 @@ def flat(node: Any, own: str = "", key: str = "") -> Iterator[tuple[str, Any]]:
         for number, part in enumerate(node):
             yield from flat(part, own, f"{key}.{number}")
     elif isinstance(node, str):
-        yield key, node.removeprefix(own) if own and node.startswith(f"{own}/") else number_or_text(node)
+        inside = bool(own) and (node == own or node.startswith(f"{own}/"))
+        yield key, node.removeprefix(own) if inside else number_or_text(node)
     else:
         yield key, float(node) if isinstance(node, int) and not isinstance(node, bool) else node
 
