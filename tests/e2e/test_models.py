@@ -349,6 +349,10 @@ def test_two_processes_attack_and_certify_as_one_does(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert two.pop("warnings") == finished.warnings
+    assert any("do not reach across" in message for message in finished.warnings)
+    for message in finished.warnings:
+        assert message in (tmp_path / "two" / "app.log").read_text()
+        assert message in done.stdout
     for name, value in two.items():
         if not name.endswith(TIMES):
             assert value == pytest.approx(finished.metrics[name], rel=1e-6), name

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets import PixelBall
+from latentrobust.perturbation_sets import LatentBall, PixelBall
 from latentrobust.robustness import training
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Consistency, MaxCleanAdversarial, Standard, Trades
@@ -243,3 +244,45 @@ def test_consistency_is_cross_entropy_plus_the_jensen_shannon_divergence_of_thre
     torch.testing.assert_close(same.loss, cross_entropy(model(x), y), rtol=1e-6, atol=1e-9)
     with pytest.raises(InputError, match="weight"):
         Consistency(Shift(), weight=-1.0)
+
+
+class Watched(Linear):
+    """Notes the images that it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return super().forward(x)
+
+
+def test_algorithm_1_starts_at_the_centre():
+    """And so does its configuration, and the short attack of validations; the published code's start is an option."""
+    for start in (None, "zero"):
+        model = Watched()
+        at = setting()._replace(model=model)
+        adversary = training.Adversarial() if start is None else training.Adversarial(start=start)
+        adversary(at)
+        assert torch.equal(model.seen[0], at.examples.x)
+    model = Watched()
+    at = setting()._replace(model=model)
+    training.Adversarial(start="uniform_length")(at)
+    sizes = at.set.ball.size(model.seen[0] - at.examples.x) / at.set.ball.radius
+    assert sizes.max() <= 1 + 1e-6
+    assert sizes.min() < 0.5  # a draw that is uniform in the ball would lie at its surface
+
+
+def test_lengths_of_random_directions_are_uniform_as_in_the_published_code():
+    for norm in ("l2", "linf"):
+        ball = LatentBall((784,), norm, 2.0)
+        lengths = ball.size(ball.uniform_length(random.example_keys(0, torch.arange(2000)))) / 2
+        assert stats.kstest(lengths.numpy(), "uniform").pvalue > 1e-3
+        assert ball.size(ball.uniform(random.example_keys(0, torch.arange(2000)))).min() > 1.9  # in many dimensions
+
+
+def test_a_divergence_that_is_flat_at_the_centre_is_climbed_all_the_same():
+    at = setting(Linear(classes=3), objective=Trades())
+    moved = training.Adversarial(steps=3)(at).images - at.examples.x
+    assert (moved.flatten(1).abs().amax(1) > 0).all()

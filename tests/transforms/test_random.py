@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,3 +71,15 @@ def test_fresh_keys_follow_the_generator():
     draws = [random.fresh_keys(4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_integers_reach_every_number_of_a_range_and_refuse_longer_ones():
+    drawn = random.integers(KEYS, -(1 << 31), 1 << 31, (5,)).flatten()
+    assert drawn.min() >= -(1 << 31)
+    assert drawn.max() < 1 << 31
+    assert 0.45 < (drawn % 2).double().mean() < 0.55  # with 31 bits all would be even
+    assert stats.kstest((drawn.double() / 2**32 + 0.5).numpy(), "uniform").pvalue > 1e-3
+    assert set(random.integers(KEYS, 3, 8).tolist()) == {3, 4, 5, 6, 7}
+    for low, high in ((0, (1 << 32) + 1), (0, 0), (5, 3)):
+        with pytest.raises(ValueError, match="range of 1 to 2³² numbers"):
+            random.integers(KEYS, low, high)

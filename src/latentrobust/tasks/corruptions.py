@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentrobust.data.corruption_grid import CorruptionGrid
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.perturbation_sets.store import warn_unfinished
 from latentrobust.robustness.assessor import Table, is_right
 
 
@@ -78,6 +79,7 @@ def _column(kind: str, severity: int) -> str:
 def _baseline(path: Path, grid: CorruptionGrid) -> dict[str, float]:
     """The baseline's error of each kind, at the same severities."""
     file = path / "metrics.json" if path.is_dir() else path
+    warn_unfinished(file)
     try:
         metrics: Mapping[str, float] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
