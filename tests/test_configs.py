@@ -13,7 +13,7 @@ from latentrobust.data.sources.base import Images, Split
 from latentrobust.data.sources.multi_illumination import mip_size
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
-from latentrobust.robustness.attacks import Attack
+from latentrobust.robustness.attacks import APGD, PGD, Attack, RandomSearch, latent_autoattack
 from latentrobust.schedules import Moment
 from latentrobust.stages import variants
 from latentrobust.tasks.quality import QualityTest
@@ -149,6 +149,13 @@ def test_every_option_of_a_model_composes_and_builds(composed, group, name):
 def test_every_attack_builds(composed, name):
     cfg = composed("train", *TASK, "perturbation_set=rts", f"attack@task.validation_attack={name}")
     assert isinstance(instantiate(cfg.task.validation_attack, _convert_="all"), Attack)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "random_search", "latent_autoattack"])
+def test_attacks_have_the_same_defaults_in_python_and_on_the_command_line(composed, name):
+    cfg = composed("evaluate", f"+attack@mine={name}", "paths.output_dir=x")
+    in_python = {"pgd": PGD, "apgd": APGD, "random_search": RandomSearch, "latent_autoattack": latent_autoattack}
+    assert instantiate(cfg.mine, _convert_="all") == in_python[name]()
 
 
 @pytest.mark.parametrize("experiment", MODELS)

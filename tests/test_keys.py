@@ -12,7 +12,8 @@ from latentrobust.data.sources.base import Images, Split
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets import PixelBall, RTSSet
 from latentrobust.perturbation_sets.quality import QualitySettings, measure_quality
-from latentrobust.robustness.attacks import latent_autoattack
+from latentrobust.robustness.assess import RobustSettings, assess
+from latentrobust.robustness.attacks import PGD, latent_autoattack
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.training import Adversarial, Examples, Gaussian, PairedData, Setting
@@ -134,3 +135,17 @@ def test_every_walk_of_an_attack_starts_at_a_point_of_its_own():
     walks = torch.stack(starts)
     assert len(walks) == 1 + 3 + 3
     assert len(walks.flatten(1).unique(dim=0)) == len(walks)
+
+
+def test_attacks_beside_each_other_start_at_points_of_their_own():
+    starts = []
+
+    class Recorded(PGD):
+        def _begin(self, search, ball, restart, walk):
+            starts.append(super()._begin(search, ball, restart, walk))
+            return starts[-1]
+
+    model, x = Model(), torch.rand(3, 1, 8, 8)
+    settings = RobustSettings(attacks={name: Recorded(steps=1, checks=False) for name in "abc"}, radii=[1e-4])
+    assess(model, PixelBall((1, 8, 8), "linf", 1e-4), (x, model(x).argmax(1)), robust=settings)
+    assert len(torch.stack(starts).flatten(1).unique(dim=0)) == 3

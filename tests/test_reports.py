@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from html import unescape
 
@@ -35,6 +36,7 @@ METRICS = {"radius": 2.0, "latent_norm/max": 1.9, "quality/no_change": 0.02}
         (0.019, 0.3, "Unusable"),
         (0.0150, 0.0152, "Collapsed"),
         (0.028, 0.0281, "Collapsed"),
+        (math.nan, 0.3, "Unusable"),
     ],
 )
 def test_a_set_of_no_use_is_called_so(pgd, over, says):

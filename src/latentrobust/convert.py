@@ -42,6 +42,12 @@ SAFE_GLOBALS: list[Any] = [
 ]
 
 
+# Of Yüksel et al., who standardise images outside the checkpoint; and networks that were published without
+# normalisation: the small CNNs of either project, and the segmentation UNet.
+STANDARDISED = ("lenet5", "resnet18", "resnet20")
+WITHOUT = ("mnist_classifier", "standard_cnn", "segmentation_unet")
+
+
 def import_checkpoint(
     path: str | Path, network: str, radius: float, likelihood: str = "bernoulli", **arguments: Any
 ) -> CVAESet:
@@ -106,23 +112,20 @@ def _normalisation(
 ) -> dict[str, Any]:
     """``mean`` and ``std`` of a published classifier, as arguments of its network; empty where it has none."""
     given = arguments.get("mean") is not None or arguments.get("std") is not None
-    if data is not None and (given or not wrapped):
+    if data is not None and (given or network not in STANDARDISED):
         raise InputError(
-            "--data is for checkpoints whose normalisation lies outside of them and is not given by mean and std"
+            "--data is for networks whose normalisation lies outside of their checkpoints and is not given by mean and"
+            f" std: {', '.join(STANDARDISED)}"
         )
-    if given:
+    if given or network in WITHOUT:
         return {}
     if network == "wide_resnet":  # with the weights, or not there at all
         return {} if "0.mu" in state else {"mean": None, "std": None}
-    if not wrapped:
-        # Published without normalisation: small CNNs of either project, the segmentation UNet, and flow-lp's networks
-        # with standardize=false. Whoever else's they may be, nothing tells.
-        if network == "preactresnet18":
-            raise InputError(
-                "no published preactresnet18 says how its images are normalised: give --argument mean=[…] and"
-                " --argument std=[…] (0 and 1 for none)"
-            )
-        return {}
+    if network not in STANDARDISED or (not wrapped and data is None):
+        raise InputError(
+            f"nothing tells how the images of this {network} are normalised, for it is none of the published"
+            " checkpoints: give --argument mean=[…] and --argument std=[…] (0 and 1 for none)"
+        )
     channels = next(value.shape[1] for value in state.values() if value.dim() == 4)
     classes = next(len(value) for value in reversed(state.values()) if value.dim() == 1)
     fitting = [

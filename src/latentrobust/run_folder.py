@@ -38,10 +38,10 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
-def flat(node: Any, own: str = "", key: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Any, own: Sequence[str] = (), key: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of a configuration by dotted key, to be compared: text that is a number becomes one.
 
-    ``own`` is the run's folder, which is taken out of places inside it.
+    ``own`` are folders that are taken out of places inside them: see `own_places`.
     """
     if isinstance(node, Mapping) and node:
         for name, part in node.items():
@@ -50,18 +50,27 @@ def flat(node: Any, own: str = "", key: str = "") -> Iterator[tuple[str, Any]]:
         for number, part in enumerate(node):
             yield from flat(part, own, f"{key}.{number}")
     elif isinstance(node, str):
-        inside = bool(own) and (node == own or node.startswith(f"{own}/"))
-        yield key, node.removeprefix(own) if inside else number_or_text(node)
+        places = [place for place in own if place and (node == place or node.startswith(f"{place}/"))]
+        yield key, node.removeprefix(places[0]) if places else number_or_text(node)
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield key, "nan" if math.isnan(node) else float(node)  # the text equals itself
     else:
-        yield key, float(node) if isinstance(node, int) and not isinstance(node, bool) else node
+        yield key, node
 
 
 def number_or_text(text: str) -> float | str:
-    """The number that a text is, or the text."""
+    """The finite number that a text is, or the text."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
+
+
+def own_places(configuration: Mapping[str, Any]) -> list[str]:
+    """The run's folder, and that of the data: two runs may differ in them and be the same experiment."""
+    paths = configuration.get("paths") or {}
+    return [str(paths[name]) for name in ("output_dir", "data_dir") if paths.get(name)]
 
 
 def has_effect(key: str) -> bool:
@@ -90,10 +99,10 @@ def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: boo
     """
     folder = Path(folder).absolute()
     earlier = of_a_run(folder)
-    if earlier is None or not (folder / DONE).is_file() or overwrite or not writes():
+    if earlier is None or not (folder / DONE).is_file() or overwrite:
         return False
     before, now = (
-        {key: value for key, value in flat(found, str((found.get("paths") or {}).get("output_dir"))) if has_effect(key)}
+        {key: value for key, value in flat(found, own_places(found)) if has_effect(key)}
         for found in (earlier, dict(configuration))
     )
     for key in [*now, *before]:
@@ -147,7 +156,8 @@ class RunFolder:
             return
         if self.trains:
             there += self.path.glob(JOURNALS)  # of models that are no more
-        number = 1 + max((int(path.name) for path in (self.path / EARLIER).glob("[0-9]*")), default=0)
+        numbers = [int(path.name) for path in (self.path / EARLIER).glob("*") if path.name.isdecimal()]
+        number = 1 + max(numbers, default=0)
         aside = self.path / EARLIER / str(number)
         aside.mkdir(parents=True)
         for path in there:

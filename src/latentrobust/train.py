@@ -129,7 +129,8 @@ def finished(cfg: DictConfig, configuration: dict[str, Any]) -> Run:
     Sets are loaded, and models of this package's networks; there are no modules.
     """
     folder = Path(cfg.paths.output_dir).absolute()
-    print(f"{folder} is done, with the same configuration: nothing to do (paths.overwrite=true runs it again)")
+    if writes():
+        print(f"{folder} is done, with the same configuration: nothing to do (paths.overwrite=true runs it again)")
     metrics, warnings = read_metrics(folder)
     stored = (folder / sets.FOLDER).is_dir()
     perturbations = sets.load_perturbation_set(folder) if stored else given_set(cfg)

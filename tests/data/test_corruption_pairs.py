@@ -195,6 +195,14 @@ def test_an_archive_one_folder_off_is_named_and_not_replaced(tmp_path, place):
     assert module(test_images="generated", root=str(tmp_path)).count("test")
 
 
+def test_another_data_sets_corruptions_are_left_alone(tmp_path):
+    folder = tmp_path / "CIFAR-100-C"
+    archive(folder, KINDS)
+    (folder / "corruptions.json").unlink()
+    np.save(folder / "labels.npy", np.arange(100, dtype=np.uint8))
+    assert module(test_images="auto", root=str(tmp_path)).count("test")
+
+
 def test_an_archive_without_labels_is_named(tmp_path):
     folder = tmp_path / "cifar10c" / "CIFAR-10-C"
     archive(folder, KINDS)

@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_promises(finished):
         assert (folder / name).is_file(), name
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     figures = {path.stem for path in (folder / "figures").iterdir()}
-    assert figures == {"robust_accuracy", "smallest_offset", "certified_accuracy", "adversarial"}
+    assert figures == {"robust_accuracy", "smallest_offset", "certified_accuracy", "adversarial", "training"}
     metrics = json.loads((folder / "metrics.json").read_text())
     expected = {
         "accuracy/clean", "accuracy/perturbed", "robust/eps=0.02", "robust/eps=0.1", "robust/full",

@@ -49,7 +49,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert sorted(p.name for p in (folder / "perturbation_set").iterdir()) == ["config.json", "model.safetensors"]
     figures = {p.stem for p in (folder / "figures").iterdir()}
-    assert figures == {"pairs", "samples", "interpolations", "latent_norms", "quality", "quality_by_radius"}
+    expected = {"pairs", "samples", "interpolations", "latent_norms", "quality", "quality_by_radius", "training"}
+    assert figures == expected
     configuration = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert configuration["learner"]["network"]["name"] == "mnist_fc"
     assert "${" not in (folder / "config.yaml").read_text()
@@ -65,7 +66,9 @@ def test_a_run_leaves_what_it_promises(finished):
     names += ["quality/p50/pgd_ae", "exact/quality/pgd_ae", "fit_seconds", "test_seconds"]
     for name in names:
         assert math.isfinite(metrics[name]), name
-    assert metrics.pop("warnings") == []
+    assert metrics.pop("warnings") == finished.warnings
+    (said,) = finished.warnings
+    assert said.startswith("the set's 3 search steps of 0.05 times the radius do not reach across it")
     assert metrics == finished.metrics
     assert metrics["exact/quality/pgd_ae"] <= 1e-6
 
@@ -278,6 +281,16 @@ def test_resuming_in_the_same_folder_keeps_what_was_logged(run):
     assert len(logged(again.folder, "train/loss")) == 3
     steps = [[step for step, _ in logged(folder, "val/loss")] for folder in (again.folder, whole.folder)]
     assert steps[0] == steps[1]
+
+
+def test_measuring_in_the_folder_of_a_training_keeps_its_logs(run):
+    trained = run("kept", "test=false", "trainer.max_epochs=1")
+    before = (trained.folder / "logs" / "metrics.csv").read_text().splitlines()
+    chosen = ["data=digits", "data/perturbation=linf", "data.test_size=4", "perturbation_set=trained", "trainer=cpu"]
+    run("kept", *chosen, f"perturbation_set.path={trained.folder}", "paths.overwrite=true", entry="evaluate")
+    rows = list(csv.DictReader((trained.folder / "logs" / "metrics.csv").open()))
+    assert len(rows) == len(before)  # a header less, a row of results more
+    assert sum(bool(row["train/loss"]) for row in rows) == 1
 
 
 def test_final_values_stand_behind_the_last_step(finished):

@@ -57,7 +57,7 @@ def in_training(monkeypatch, module, learner):
     """A learner whose steps can be taken without a trainer; returns its optimiser."""
     optimizer = learner.make_optimizer(learner.network.parameters())
     monkeypatch.setattr(module, "now", lambda learner, batch_idx: Moment(0.0))
-    learner._trainer = SimpleNamespace(world_size=1)
+    learner._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     learner.log = learner.log_dict = lambda *args, **kwargs: None
     learner.optimizers = lambda: optimizer
     learner.train()

@@ -154,7 +154,7 @@ def test_a_set_of_a_run_that_did_not_finish_is_said_to_be(small_set, tmp_path):
         (None, "", "it has no DONE"),
         ("FAILED", "interrupted\n", "it ended with: interrupted"),
     ):
-        (run / "config.yaml").write_text("seed: 0\n")
+        (run / "config.yaml").write_text("seed: 0\npaths:\n  flow: null\noverrides: []\n")
         if marker:
             (run / marker).write_text(text)
         for place in (run, run / "perturbation_set"):
@@ -166,3 +166,5 @@ def test_a_set_of_a_run_that_did_not_finish_is_said_to_be(small_set, tmp_path):
         warnings.simplefilter("error")
         load_perturbation_set(run)
         load_perturbation_set(save_perturbation_set(small_set, tmp_path / "shared"))
+        (tmp_path / "config.yaml").write_text("somebody: else\n")  # no run has left this
+        load_perturbation_set(tmp_path / "shared")

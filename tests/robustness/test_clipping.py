@@ -79,6 +79,26 @@ def test_projected_offsets_lie_in_the_ball_and_make_images(digits_like, norm):
     torch.testing.assert_close(s.project(u), u)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_no_pixel_is_cut_at_the_border_of_what_is_allowed(dtype):
+    """Else it has no gradient there: in every precision of images, and where the whole ball is a corner of the box."""
+    levels = (torch.arange(256) / 255).to(dtype).reshape(256, 1, 1, 1)
+    s = PixelBall((1, 1, 1), "linf", 2.0).at(levels)
+    for end in (-2.0, 2.0):
+        u = s.project(torch.full((256, 1, 1, 1), end)).requires_grad_()
+        assert ((levels + u >= 0) & (levels + u <= 1)).all()
+        (gradient,) = torch.autograd.grad((s.x + u).clamp(0, 1).sum(), u)
+        assert (gradient == 1).all()
+    x = torch.rand(3000, 1, 2, 2)
+    for number in range(0, 3000, 100):
+        part = x[number : number + 100]
+        corner = 1 - part
+        radius = float(corner[0].norm())
+        projected = PixelBall((1, 2, 2), "l2", radius).at(part).project(5 * corner)
+        assert projected.isfinite().all()
+        assert (projected.flatten(1).norm(dim=1) <= radius * (1 + 1e-6)).all()
+
+
 def test_the_farthest_and_the_nearest_point_of_the_exact_ball_are_found():
     x = (torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(3)) * 2 - 0.5).clamp(0, 1)
     x_tilde = (x + 0.3 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) - 1)).clamp(0, 1)

@@ -43,7 +43,18 @@ class Missing(OneKindEach):
         return made._replace(kind=torch.where(index < COUNT, index % 3, (index + 1) % 3), example=index % COUNT)
 
 
-@pytest.mark.parametrize("data", [OneKindEach, Missing])
+class Twice(OneKindEach):
+    """The same, every image with two pairs of its one kind."""
+
+    def count(self, split):
+        return 2 * len(self.splits[split].images)
+
+    def pairs(self, split, index, epoch=0):
+        images = len(self.splits[split].images)
+        return super().pairs(split, index % images, epoch)
+
+
+@pytest.mark.parametrize("data", [OneKindEach, Missing, Twice])
 def test_every_image_is_asked_once_whatever_kinds_it_has(data):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     test = ModelTest(

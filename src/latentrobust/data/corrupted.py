@@ -263,9 +263,19 @@ def _misplaced(root: Path) -> Path | None:
         for packed in root.glob(f"{depth}CIFAR-10-C.tar"):
             return packed
         for array in root.glob(f"{depth}fog.npy"):  # one of its kinds; our own folders have a manifest
-            if not (array.parent / MANIFEST).is_file():
+            if _looks_published(array.parent):
                 return array.parent
     return None
+
+
+def _looks_published(folder: Path) -> bool:
+    """Not a folder of ours, which has a manifest, and of ten classes: CIFAR-100-C has files of the same names."""
+    if (folder / MANIFEST).is_file():
+        return False
+    labels = folder / "labels.npy"
+    if not labels.is_file():
+        return folder.name.lower() in ("cifar-10-c", "cifar10c")
+    return int(_load(labels).max(initial=0)) < 10
 
 
 def zenodo_archive(root: Path, download: bool) -> Path | None:

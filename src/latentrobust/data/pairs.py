@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,21 @@ class Pairs(NamedTuple):
             offset=None if self.offset is None else change(self.offset),
             epoch=self.epoch,
         )
+
+
+def asked_once(pairs: Pairs, first_kinds: Tensor, asked: Tensor) -> Tensor:
+    """Which pairs of a batch are the first of their image: bool ``[B]``; notes them in ``asked``, bool ``[N]``.
+
+    An image is asked by a pair of its first kind (`PairsDataModule.first_kinds`), and once even if it has several.
+    """
+    example = pairs.example
+    once = (pairs.kind == first_kinds.to(example.device)[example]) & ~asked.to(example.device)[example]
+    places = torch.arange(len(example), device=example.device)
+    first = torch.full((len(asked),), len(example), device=example.device)
+    first.scatter_reduce_(0, example[once], places[once], "amin")
+    once &= first[example] == places
+    asked[example[once].to(asked.device)] = True
+    return once
 
 
 class Perturbation(Protocol):

@@ -105,6 +105,8 @@ class ScenesDataModule(PairsDataModule):
         """A light's number, by number or name."""
         if light is None:
             return None
+        if isinstance(light, bool):
+            raise InputError(f"data.train_light and data.test_light are names or places of lights, got {light}")
         if str(light) in self.kinds:  # names may be numbers: 2 is the light called 2 before it is the third one
             return self.kinds.index(str(light))
         if isinstance(light, int) and 0 <= light < len(self.kinds):

@@ -126,7 +126,8 @@ class CVAELearner(pl.LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.example))
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log_dict({"train/beta": beta, "train/lr": lr}, on_step=True, on_epoch=False)
-        return loss * self.trainer.world_size  # DDP averages over processes
+        # DDP averages over processes, and Lightning over accumulated batches.
+        return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

@@ -50,8 +50,9 @@ class _PixelBallAt(SetAt):
 
     @property
     def _box(self) -> tuple[Tensor, Tensor]:
+        x = self.x.to(self.offset_dtype)  # in half precision x + (1 − x) may exceed 1
         # Zero is always allowed, also for x outside [0, 1], which attacks warn about.
-        return (-self.x).clamp_max(0), (1 - self.x).clamp_min(0)
+        return (-x).clamp_max(0), (1 - x).clamp_min(0)
 
     def decode(self, u: Tensor) -> Tensor:
         return (self.x + u).clamp(0, 1).to(self.x.dtype)
@@ -70,7 +71,7 @@ def _into_ball_and_box(inside: Tensor, u: Tensor, ball: LatentBall, low: Tensor,
     u = u.to(cut.dtype)
     for _ in range(ROUNDS):
         free = cut == inside
-        spare = ball.radius**2 - (cut.square() * ~free).sum(dims, keepdim=True)
+        spare = (ball.radius**2 - (cut.square() * ~free).sum(dims, keepdim=True)).clamp_min(0)  # rounding
         scale = (spare / (u.square() * free).sum(dims, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)).sqrt()
         inside = u * scale.clamp_max(1)
         cut = inside.clamp(low, high)

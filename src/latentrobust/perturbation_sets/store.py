@@ -218,12 +218,21 @@ def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
 def warn_unfinished(path: Path) -> None:
     """Warn where something lies in the folder of a run that has not finished: it may be of any epoch."""
     for folder in (path, *path.absolute().parents[:3]):
-        if (folder / "config.yaml").is_file():
+        if _is_run(folder):
             if not (folder / "DONE").is_file():
                 marker = folder / "FAILED"
                 state = f"it ended with: {marker.read_text().strip()}" if marker.is_file() else "it has no DONE"
                 warn(f"{path} belongs to a run that did not finish ({state}): what it stores is not its final state")
             return
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a ``config.yaml`` there is one that a run has left: it says what the command line changed, and places."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return False
+    lines = config.read_text(errors="replace").splitlines()
+    return all(any(line.startswith(f"{key}:") for line in lines) for key in ("overrides", "paths"))
 
 
 def stored_at(path: Path, folder: str) -> Path:

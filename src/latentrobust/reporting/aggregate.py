@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -18,7 +19,7 @@ from scipy import stats
 from latentrobust.errors import InputError
 from latentrobust.files import natural
 from latentrobust.reporting.figures import plain
-from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text
+from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text, own_places
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
 SHARES = ("accuracy", "robust", "certified", "smoothed")  # parts of metric names that are given in percent
@@ -53,8 +54,8 @@ class Finished:
     @property
     def only_pgd(self) -> bool:
         """Whether its robust accuracies come from PGD alone."""
-        start, end = "evaluation.robust.attacks.", "._target_"
-        attacks = {value for key, value in self.configuration.items() if key.startswith(start) and key.endswith(end)}
+        pattern = re.compile(r"evaluation\.robust\.attacks\.[^.]+\._target_")  # not of what an attack is given
+        attacks = {value for key, value in self.configuration.items() if pattern.fullmatch(key)}
         return bool(attacks) and all(str(attack).endswith(".PGD") for attack in attacks)
 
 
@@ -144,12 +145,11 @@ def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
 
 
 def _read(run: Path) -> Finished:
-    loaded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
     metrics = json.loads((run / "metrics.json").read_text())
     if not isinstance(loaded, dict) or not isinstance(metrics, dict):
         raise ValueError("not a mapping")
-    own = str((loaded.get("paths") or {}).get("output_dir") or run)
-    leaves = dict(flat(loaded, own))
+    leaves = dict(flat(loaded, own_places(loaded)))
     seeds = {key: value for key, value in leaves.items() if key.rpartition(".")[2] in SEEDS}
     kept = {key: value for key, value in leaves.items() if key not in seeds and has_effect(key)}
     numbers = {

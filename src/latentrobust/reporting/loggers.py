@@ -44,7 +44,7 @@ class KeptCSVLogger(CSVLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """As Lightning does; the first call tells from which step on earlier rows are stale."""
         writer = self.experiment
-        if self._before is not None and step is not None:
+        if self._before is not None and step:  # at step 0 a measurement begins, which repeats nothing
             kept = [row for row in self._before if int(row["step"]) < step]
             write_csv(
                 Path(self.log_dir) / "metrics.csv", {key: [row[key] for row in kept] for key in writer.metrics_keys}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -117,6 +118,8 @@ def _judged(metrics: Mapping[str, float]) -> str | None:
     """Why a set is of no use, or None: it holds one image alone, or lies no nearer to what was observed than x does."""
     reached, unchanged = metrics["quality/pgd_ae"], metrics["quality/no_change"]
     spread = metrics["quality/over_ae"] - reached
+    if not math.isfinite(reached + spread):
+        return "Unusable: the errors are not finite, because the set decodes some offsets to no number."
     if spread < COLLAPSED * max(unchanged, reached):
         return (
             "Collapsed: the nearest point, random draws and the farthest point are one and the same image, so the set"

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentrobust import __version__
+import latentrobust
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.attacks import PGD, Attack, Found
+from latentrobust.robustness.attacks import PGD, Attack, Found, WorstOf
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
 from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
@@ -54,7 +54,7 @@ class RobustSettings:
     @property
     def only_pgd(self) -> bool:
         """Whether nothing stronger than PGD is tried, whose steps get stuck where the loss is rough."""
-        return all(type(attack) is PGD for attack in self.attacks.values())
+        return all(_is_pgd(attack) for attack in self.attacks.values())
 
 
 @dataclass(frozen=True)
@@ -211,14 +211,15 @@ class Assessor:
         columns: dict[str, Tensor] = {}
         found: dict[str, Found] = {}
         smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
-        for name, attack in self.robust.attacks.items():
+        for number, (name, attack) in enumerate(self.robust.attacks.items()):
             found[name] = attack(
-                self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii), keys=keys,
+                self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii),
+                keys=random.fold_in(keys, number),  # or all attacks would start at the same points
                 x_tilde=subjects.x_tilde, offset=subjects.offset,
             )  # fmt: skip
             remaining = attack.judge(subjects.y).remaining(found[name].score)
-            for number, radius in enumerate(self.radii):
-                columns[f"{name}/eps={radius:g}"] = remaining[number].float()
+            for place, radius in enumerate(self.radii):
+                columns[f"{name}/eps={radius:g}"] = remaining[place].float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
         columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
@@ -233,7 +234,12 @@ class Assessor:
         """
         assert self.certify is not None
         settings = {name: getattr(self.certify, name) for name in ("n0", "n", "alpha", "adaptive")}
-        settings |= {"sigma": self.sigma, "radii": sorted(self.targets), "seed": self.seed, "version": __version__}
+        settings |= {
+            "sigma": self.sigma,
+            "radii": sorted(self.targets),
+            "seed": self.seed,
+            "version": latentrobust.__version__,
+        }
         settings |= {"set": fingerprint(self.perturbations), "weights": fingerprint(self.model)}
         noise = random.uniform(random.example_keys(0, x.new_zeros(1).long(), Purpose.PROBES), tuple(x.shape[1:]))
         asked = {"noise": noise.to(x.dtype), f"image {checksum(x):08x}": x}
@@ -308,6 +314,10 @@ class Assessor:
         """What `certificate_table` makes of it."""
         assert self.certificate_table is not None
         return self.certificate_table.metrics(table)
+
+
+def _is_pgd(attack: Attack) -> bool:
+    return all(map(_is_pgd, attack.attacks)) if isinstance(attack, WorstOf) else type(attack) is PGD
 
 
 def _empty(radii: Sequence[Radius] | None) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from latentrobust.data.pairs import Pairs
-from latentrobust.errors import InputError, RobustnessWarning
+from latentrobust.data.pairs import Pairs, asked_once
+from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -187,11 +187,15 @@ class ClassificationTask(pl.LightningModule):
         # The true offset is of the images as they were.
         return Examples(clean, batch.label, keys, batch.epoch, perturbed, None)
 
+    def on_validation_epoch_start(self) -> None:
+        """No image has been asked yet."""
+        self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
+
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
         if self._has_pairs:
             self._count_perturbed(logits_of(self.model, batch.perturbed), batch.label)
-        once = batch.kind == self._first_kinds.to(self.device)[batch.example]  # each image, whatever kinds it has
+        once = asked_once(batch, self._first_kinds, self._asked)  # each image, whatever kinds it has
         alone = batch.map(lambda part: part[once])
         right = torch.zeros(0, device=self.device)
         if len(alone.example):
@@ -210,7 +214,7 @@ class ClassificationTask(pl.LightningModule):
         if len(part.example):
             assert self.validation_attack is not None
             assert self.perturbations is not None
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), collecting(inherit=False):
                 warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
                 keys = random.example_keys(self.seed, part.example, Purpose.VALIDATION_ATTACK)
                 found = self.validation_attack(

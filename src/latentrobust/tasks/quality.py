@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentrobust.data.pairs import Pairs
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
@@ -51,6 +51,11 @@ class QualityTest(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.perturbations = perturbations
+        if 0 < settings.steps * settings.relative_step < 1:
+            warn(
+                f"the set's {settings.steps} search steps of {settings.relative_step:g} times the radius do not reach"
+                " across it: the nearest point may be nearer, and the farthest one farther, than found"
+            )
         self.settings, self.detail, self.exact, self.seed = settings, detail, exact, seed
         names = _names(perturbations, settings)
         self.values = SetQuality(names, settings)

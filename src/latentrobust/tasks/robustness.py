@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.data.pairs import Pairs, Perturbation, asked_once
 from latentrobust.errors import warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -96,6 +96,7 @@ class ModelTest(pl.LightningModule):
         self._has_pairs = True
         self._other: int | None = None
         self._first_kinds = torch.zeros(0, dtype=torch.int64)
+        self._asked = torch.zeros(0, dtype=torch.bool)
         self.criterion: Criterion = Classification()
         self._assessor: Assessor | None = None
 
@@ -104,6 +105,7 @@ class ModelTest(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_centred(data)
         self._kinds, self._has_pairs, self._first_kinds = data.kinds, data.has_pairs, data.first_kinds("test")
+        self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
         self.criterion = PixelAccuracy() if data.per_pixel else Classification()
         classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
         names = ["clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)]
@@ -142,7 +144,7 @@ class ModelTest(pl.LightningModule):
             right = self.criterion.accuracy(logits, batch.label)
             if len(self._kinds) > 1:
                 self.by_kind.update(batch.example, batch.kind, perturbed=right)
-            once = batch.kind == self._first_kinds.to(batch.kind.device)[batch.example]  # asked of the image alone
+            once = asked_once(batch, self._first_kinds, self._asked)  # what is asked of the image alone
             batch, right = batch.map(lambda part: part[once]), right[once]
             if not len(batch.example):
                 return

@@ -48,10 +48,12 @@ class RandomSearch(Attack):
     def search(self, problem: Problem, ball: LatentBall) -> None:
         """Draw, then refine."""
         search = problem.search(lambda logits, y, index: margin(logits, y), ball)
+        walk = problem.walks
+        problem.walks += 1
         for number in range(self.draws + self.refinements):
             if search is None or not len(search.index):
                 return
-            keys = random.fold_in(search.keys, Purpose.ATTACK_SEARCH)
+            keys = random.fold_in(random.fold_in(search.keys, Purpose.ATTACK_SEARCH), walk)
             keys = random.fold_in(keys, number)
             if number >= self.draws:
                 done = (number - self.draws) / self.refinements

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import FixedStep, Projection, climb, frozen, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
@@ -57,6 +57,11 @@ class Adversarial(TrainingPerturbation):
             raise InputError(
                 f"an adversary needs steps ≥ 1, relative_step > 0, start in {', '.join(STARTS)};"
                 f" got {steps}, {relative_step}, {start!r}"
+            )
+        if steps * relative_step < 1:
+            warn(
+                f"the adversary's {steps} steps of {relative_step:g} times the radius do not reach across it: it trains"
+                " for a smaller one"
             )
         self.radius, self.steps, self.relative_step = radius, steps, relative_step
         self.start, self.keep_best = start, keep_best
