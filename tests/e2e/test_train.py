@@ -78,7 +78,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert np.mean([float(row["pgd_ae"]) for row in rows]) == pytest.approx(metrics["quality/pgd_ae"], rel=1e-6)
 
     report = (folder / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 6
+    assert report.count("data:image/png;base64,") == 7
     assert "<script" not in report
     assert "http" not in report.split("<details>")[0].replace("http-equiv", "")
 

@@ -220,7 +220,7 @@ def test_certificates_of_a_model_that_answers_otherwise_are_not_taken_over(tmp_p
 def test_certificates_of_another_version_are_not_taken_over(tmp_path, monkeypatch):
     journal = tmp_path / "certificates.jsonl"
     certify(Linear(), journal)
-    monkeypatch.setattr(module, "__version__", "0.0.0")
+    monkeypatch.setattr("latentrobust.__version__", "0.0.0")
     with pytest.raises(InputError, match="holds certificates with version="):
         certify(Linear(), journal)
 
