@@ -59,7 +59,7 @@ def pgd_error(
     """
     if also is not None:
         with torch.no_grad():
-            nearer = measure(s.decode(s.project(also, ball)), x_tilde) < measure(s.decode(s.project(u, ball)), x_tilde)
+            nearer = encoder_error(s, x_tilde, also, ball, measure) < encoder_error(s, x_tilde, u, ball, measure)
         u = torch.where(nearer.reshape(-1, *[1] * len(ball.shape)), also.to(u.dtype), u)
     found = projected_ascent(
         lambda v: -measure(s.decode(v), x_tilde),
