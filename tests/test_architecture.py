@@ -19,7 +19,7 @@ ALLOWED = {
     "benchmark": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder"},
 }
-EVERYWHERE = {"errors", "files", "keys", "schedules", "latentrobust"}  # and the package's own version
+EVERYWHERE = {"errors", "files", "interrupts", "keys", "schedules", "latentrobust"}  # and the package's own version
 
 
 def imported(file):

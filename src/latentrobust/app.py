@@ -19,12 +19,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError
+from latentrobust.files import FULL, disk_of
+from latentrobust.interrupts import PeerLostError, Stopped, requeue
+from latentrobust.run_folder import say, writes
 
 _HERE = Path(__file__).resolve().parent
 CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir()), _HERE / "conf")
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _DISK = (
     errno.ENOENT,
     errno.ENOSPC,
@@ -51,6 +54,9 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         _name_the_run(cfg)
         try:
             return task(cfg)
+        except Stopped as stopped:
+            _queue_again(cfg, stopped)
+            raise
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 # Hydra shows this only after the last job; say it now, with the job that it belongs to.
@@ -63,8 +69,10 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         if failures:
             raise failures[0]
-    except KeyboardInterrupt:
-        _stop(f"latentrobust {name}: interrupted", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        _stop(f"latentrobust {name}: {str(interrupt) or 'interrupted'}", INTERRUPTED)
+    except (PeerLostError, FloatingPointError) as error:  # whose message says all there is to know
+        _stop(f"latentrobust {name}: {error}", FAILED)
     except Exception as error:
         if not is_bad_input(error):
             raise
@@ -82,6 +90,12 @@ def _name_the_run(cfg: DictConfig) -> None:
         cfg.paths.output_dir = job.runtime.output_dir
         if job.mode == RunMode.MULTIRUN:
             cfg.sweep = Path(job.sweep.dir).name
+
+
+def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
+    """Under Slurm, where SIGUSR1 announces the end of the job's time: the next job goes on in the same folder."""
+    if stopped.signal.name == "SIGUSR1" and cfg.get("requeue") and "SLURM_JOB_ID" in os.environ and writes():
+        say(f"{requeue()}; it goes on in {cfg.paths.output_dir} where the command names paths.output_dir")
 
 
 def is_bad_input(error: BaseException) -> bool:
@@ -102,7 +116,8 @@ def _line(error: BaseException) -> str:
         key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "")
         return " ".join(f"{cause} {f'({key})' if key else ''}".split())
     if isinstance(error, OSError) and error.errno in _DISK and error.filename:
-        return f"cannot use {error.filename}: {error.strerror}"
+        disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
+        return f"cannot use {error.filename}: {error.strerror}{disk}"
     return " ".join(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}".split())
 
 

@@ -58,7 +58,7 @@ def evaluate(cfg: DictConfig) -> Run:
         if perturbations is None and not models:
             raise InputError("nothing to evaluate: give perturbation_set, model, or both")
         folder = own.begin()
-        metrics, tests = measure(cfg, shared, folder, perturbations, models, {}, warnings)
+        metrics, tests = measure(cfg, shared, own, perturbations, models, {}, warnings)
     return Run(metrics, folder, perturbations, shared.data, tests, models, warnings)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+PARTIAL = ".partial"
+"""Ending of the hidden files that are not whole yet; a process that was killed may leave one behind."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def natural(name: object) -> list[str | int]:
@@ -20,14 +27,62 @@ def natural(name: object) -> list[str | int]:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes its place at ``path`` when the block has ended well, readable for everybody.
 
+    It is written beside ``path``, so on the same disk, and is on the disk before it gets its name.
+
     Raises:
-        OSError: if it cannot be written; what was at ``path`` stays.
+        OSError: if it cannot be written, with ``path`` as its file name; what was at ``path`` stays.
     """
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    partial = None
     try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name[:100]}-", suffix=PARTIAL, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(handle)
         Path(partial).chmod(0o644)  # temporary files are the owner's alone
         os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise about(error, path) from None
     finally:
-        Path(partial).unlink(missing_ok=True)
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk, where the system can be asked for it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not on Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems on networks refuse; the files themselves are on the disk
+        pass
+    finally:
+        os.close(handle)
+
+
+def about(error: OSError, path: Path) -> OSError:
+    """An error with the file that it is about: writing to an open one does not name it."""
+    return OSError(error.errno, error.strerror or str(error), str(path)) if error.errno is not None else error
+
+
+def disk_of(path: Path) -> str:
+    """The disk that a file lies on, and its space, for messages."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    space = shutil.disk_usage(place)
+    while not place.is_mount() and place != place.parent:
+        place = place.parent
+    return f"the disk at {place} has {space.free / 2**20:.1f} of {space.total / 2**20:.1f} MiB free"
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the files that a killed process was writing anywhere below a folder that belongs to one run."""
+    for path in list(folder.rglob(f".*{PARTIAL}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -14,8 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from latentrobust.app import resolved
 from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.errors import InputError, collecting, note
+from latentrobust.files import replacing
+from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.reporting.density import density_section
 from latentrobust.reporting.html import Section, write_report
@@ -25,7 +28,8 @@ from latentrobust.reporting.quality import set_section
 from latentrobust.reporting.terminal import print_quality, print_rows
 from latentrobust.reporting.training import training_section
 from latentrobust.robustness.assessor import Assessor
-from latentrobust.run_folder import write_csv, write_metrics, writes
+from latentrobust.robustness.journal import fingerprint
+from latentrobust.run_folder import JOURNALS, RunFolder, say, write_csv, write_metrics, writes
 from latentrobust.session import Session, run_trainer
 from latentrobust.stages import stored_training, trained_for, variants
 from latentrobust.tasks.density import DensityTest, History
@@ -33,6 +37,8 @@ from latentrobust.tasks.quality import QualityTest
 from latentrobust.tasks.robustness import ModelTest
 
 JOURNAL = "certificates.jsonl"
+MEASURED_KEYS = ("seed", "data", "evaluation", "trainer")
+Test = QualityTest | DensityTest | ModelTest
 LOG = logging.getLogger(__name__)
 
 
@@ -80,7 +86,7 @@ def check_evaluation(
 def measure(
     cfg: DictConfig,
     shared: Session,
-    folder: Path,
+    own: RunFolder,
     perturbations: PerturbationSet | None,
     models: Mapping[str, nn.Module],
     extra: Mapping[str, float],
@@ -95,7 +101,7 @@ def measure(
     Args:
         cfg: the run's configuration.
         shared: the run's session.
-        folder: of the run.
+        own: the run's folder; a measurement that an earlier process has finished in it is not made again.
         perturbations: the set, or None.
         models: by name; one without a name is not prefixed.
         extra: further metrics, such as times and the steps of the training.
@@ -105,29 +111,30 @@ def measure(
     Returns:
         All metrics, and the modules that hold the details.
     """
-    trainer = shared.trainer(cfg, test=True)
-    data, started = shared.data, time.perf_counter()
+    started = time.perf_counter()
+    measuring = _Measuring(cfg, shared, own, perturbations)
+    folder, data, trainer = own.path, shared.data, measuring.trainer
     metrics: dict[str, float] = {"radius": perturbations.ball.radius} if perturbations is not None else {}
     quality: QualityTest | None = None
     if perturbations is not None and cfg.evaluation.get("quality") is not None:
         quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
-        run_trainer(trainer, lambda: trainer.test(quality, datamodule=data, verbose=False))
-        metrics |= quality.metrics
+        metrics |= measuring("quality", quality)
     density: DensityTest | None = None
     if perturbations is not None and cfg.evaluation.get("density") is not None:
         arguments = {"perturbations": perturbations, "history": history}
         density = instantiate(cfg.evaluation.density, **arguments, _convert_="all")
-        run_trainer(trainer, lambda: trainer.test(density, datamodule=data, verbose=False))
-        metrics |= density.metrics
+        metrics |= measuring("density", density)
     tests = {}
     radii = _trained_for(cfg)
     for name, model in models.items():
         with collecting(inherit=False) as about:
             test = tests[name] = _model_test(cfg, folder, name, model, perturbations, radii.get(name))
-            run_trainer(trainer, lambda test=test: trainer.test(test, datamodule=data, verbose=False))  # type: ignore[misc]
+            found = measuring(
+                f"test-{name}" if name else "test", test, model=fingerprint(model), radius=radii.get(name)
+            )
         for message in about:
             note(f"{name}: {message}" if name else message)
-        metrics |= {f"{name}/{key}" if name else key: value for key, value in test.metrics.items()}
+        metrics |= {f"{name}/{key}" if name else key: value for key, value in found.items()}
     metrics |= {**extra, "test_seconds": time.perf_counter() - started}
     if trainer.is_global_zero:
         shared.save()
@@ -148,6 +155,49 @@ def measure(
             print(f"warning: {message}")
         print(f"report: {folder / 'report.html'}")
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
+
+
+class _Measuring:
+    """Runs one measurement after the other, or takes what an earlier process has found.
+
+    Args:
+        cfg: the run's configuration.
+        shared: the run's session.
+        own: the run's folder.
+        perturbations: the set that all of them are about, or None.
+    """
+
+    def __init__(self, cfg: DictConfig, shared: Session, own: RunFolder, perturbations: PerturbationSet | None) -> None:
+        self.trainer = shared.trainer(cfg, test=True)
+        self._own, self._data, self._configuration = own, shared.data, resolved(cfg)
+        self._set = fingerprint(perturbations) if perturbations is not None else None
+
+    def __call__(self, name: str, test: Test, **key: Any) -> dict[str, float]:
+        """The metrics of one measurement; its warnings are noted, also those of an earlier process.
+
+        Args:
+            name: of the part.
+            test: what to run.
+            key: what else decides its results.
+        """
+        evaluation = self._configuration["evaluation"]
+        if name in evaluation:  # the rest of it is about other parts
+            evaluation = {name: evaluation[name]}
+        decides = {**self._configuration, "evaluation": evaluation}
+        part = Part(self._own.path, name, key_of(decides, MEASURED_KEYS, set=self._set, **key))
+        if part.is_finished:
+            say(f"{name} was measured before: its results are taken")
+            test.restore(part.values(), self._data)
+            for message in part.result["warnings"]:
+                note(message)
+            return test.metrics
+        if not part.is_begun and isinstance(test, ModelTest) and test.journal is not None:
+            self._own.set_aside(test.journal.parent.glob(JOURNALS))  # of a model that is no more, or other settings
+        part.begin()
+        with collecting() as about:
+            run_trainer(self.trainer, lambda: self.trainer.test(test, datamodule=self._data, verbose=False))
+        part.finish({"warnings": list(about)}, test.results())
+        return test.metrics
 
 
 def _sections(
@@ -216,7 +266,8 @@ def _write(
     figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+        with replacing(folder / "figures" / f"{name}.png") as file:
+            figure.savefig(file, dpi=110, format="png")
     if per_example:
         write_csv(folder / "per_example.csv", per_example)
     data = shared.data

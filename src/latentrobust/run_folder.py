@@ -1,7 +1,8 @@
 """What a run leaves on disk, and how it is marked: DONE, FAILED, or neither while it runs.
 
 A run touches only what an earlier run of this package left in its folder (the earlier ``config.yaml`` says so), not
-before its own input has been checked, and moves it aside instead of deleting it.
+before its own input has been checked, and moves it aside instead of deleting it. What a run that did not finish has
+left is gone on with (`parts`), and one process at a time writes to a folder (`lock`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,17 @@ from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError
 
 from latentrobust.errors import InputError
-from latentrobust.files import replacing
+from latentrobust.files import remove_partial, replacing
+from latentrobust.interrupts import interruptible, settle
+from latentrobust.lock import FolderLock, died, holder_of
 
+LOG = logging.getLogger(__name__)
 DONE, FAILED, CONFIG = "DONE", "FAILED", "config.yaml"
 EARLIER = ".earlier"
 """Where a run's folder keeps what earlier runs left there, a numbered folder each."""
+
+PARTS = ".parts"
+"""Where a run's folder keeps the state of its parts."""
 
 RESULTS = (DONE, FAILED, CONFIG, "metrics.json", "per_example.csv", "report.html", "figures")
 MADE = ("perturbation_set", "model", "models")
@@ -34,7 +42,7 @@ JOURNALS = "certificates*.jsonl"
 # Keys, or their beginnings, that change no result: places, what is shown, what the command line said, interruptions.
 WITHOUT_EFFECT = (
     "paths.output_dir", "paths.root", "paths.data_dir", "paths.overwrite", "print_config", "callbacks.progress",
-    "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path",
+    "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue",
 )  # fmt: skip
 
 
@@ -91,20 +99,27 @@ def of_a_run(folder: Path) -> dict[str, Any] | None:
     return {str(name): value for name, value in found.items()} if mine else None
 
 
+def effects(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a configuration that may change a result, to be compared with those of another run's."""
+    return {key: value for key, value in flat(dict(configuration), own_places(configuration)) if has_effect(key)}
+
+
 def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: bool = False) -> bool:
     """Whether a folder holds a finished run with this configuration, so that there is nothing to do.
 
     Raises:
-        InputError: if it holds a finished run with another configuration, which nobody asked to overwrite.
+        InputError: if it holds a finished run with another configuration, which nobody asked to overwrite, or if
+            another process is writing to it.
     """
     folder = Path(folder).absolute()
     earlier = of_a_run(folder)
-    if earlier is None or not (folder / DONE).is_file() or overwrite:
+    if earlier is None:
         return False
-    before, now = (
-        {key: value for key, value in flat(found, own_places(found)) if has_effect(key)}
-        for found in (earlier, dict(configuration))
-    )
+    if writes() and (holder := holder_of(folder)) is not None:
+        raise InputError(f"{folder} is in use by {holder}: wait for its end, or name another paths.output_dir")
+    if not (folder / DONE).is_file() or overwrite:
+        return False
+    before, now = effects(earlier), effects(configuration)
     for key in [*now, *before]:
         if before.get(key) != now.get(key):
             raise InputError(
@@ -114,6 +129,17 @@ def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: boo
     return True
 
 
+def how_it_ended(folder: Path) -> str:
+    """What is known of a run that is not DONE, in words."""
+    marker = folder / FAILED
+    if marker.is_file():
+        return f"it ended with: {marker.read_text(errors='replace').strip()}"
+    if (holder := holder_of(folder)) is not None:
+        return f"{holder} is still at it"
+    killed = died(folder)
+    return f"{killed} died without a word" if killed is not None else "it has no DONE"
+
+
 class RunFolder:
     """A run's folder, which is its own from `begin` on.
 
@@ -121,47 +147,80 @@ class RunFolder:
         path: of the folder.
         configuration: resolved.
         trains: whether the run makes sets and models; else earlier ones stay.
-        resumes: whether it goes on from a checkpoint; earlier checkpoints and logs then stay.
+        resumes: whether it goes on from a given checkpoint; earlier checkpoints and logs then stay.
     """
 
     def __init__(self, path: Path, configuration: Mapping[str, Any], trains: bool, resumes: bool) -> None:
         self.path, self.configuration, self.trains, self.resumes = path, configuration, trains, resumes
         self.begun = False
+        self._lock = FolderLock(path)
+        self._aside: Path | None = None
 
     def begin(self) -> Path:
-        """Move aside what an earlier run left, and write ``config.yaml``; after everything has been checked.
+        """Lock the folder, make room in it and write ``config.yaml``; after everything has been checked.
 
         Raises:
-            InputError: if the folder cannot be written, or holds files of these names that no run has left.
+            InputError: if the folder cannot be written, is in use, or holds files of these names that no run has left.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if writes():
-                self._move_aside()
+                earlier = of_a_run(self.path)
+                if earlier is None:
+                    self._refuse_foreign_files()
+                state = how_it_ended(self.path)
+                self._lock.acquire()
+                self._make_room(earlier, state)
                 write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(self.configuration))))
         except OSError as error:
             raise InputError(f"cannot write to the run folder {self.path}: {error.strerror or error}") from None
         self.begun = True
         return self.path
 
-    def _move_aside(self) -> None:
-        names = [*RESULTS, *(MADE if self.trains else ()), *(PROGRESS if self.trains and not self.resumes else ())]
-        there = [self.path / name for name in names if (self.path / name).exists()]
-        if of_a_run(self.path) is None:
-            if there:
-                raise InputError(
-                    f"{self.path} holds {', '.join(path.name for path in there)}, which no run has left: name another"
-                    " paths.output_dir"
-                )
+    def set_aside(self, paths: Iterable[Path]) -> None:
+        """Move files and folders below the run's folder to ``.earlier/``, where they exist."""
+        there = [path for path in paths if path.exists()]
+        if not there or not writes():
             return
-        if self.trains:
-            there += self.path.glob(JOURNALS)  # of models that are no more
-        numbers = [int(path.name) for path in (self.path / EARLIER).glob("*") if path.name.isdecimal()]
-        number = 1 + max(numbers, default=0)
-        aside = self.path / EARLIER / str(number)
-        aside.mkdir(parents=True)
+        if self._aside is None:
+            numbers = [int(path.name) for path in (self.path / EARLIER).glob("*") if path.name.isdecimal()]
+            self._aside = self.path / EARLIER / str(1 + max(numbers, default=0))
         for path in there:
-            path.rename(aside / path.name)
+            target = self._aside / path.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+
+    def _refuse_foreign_files(self) -> None:
+        names = [
+            *RESULTS,
+            *(MADE if self.trains else ()),
+            *(PROGRESS if self.trains and not self.resumes else ()),
+            PARTS,
+        ]
+        there = [name for name in names if (self.path / name).exists()]
+        if there:
+            raise InputError(
+                f"{self.path} holds {', '.join(there)}, which no run has left: name another paths.output_dir"
+            )
+
+    def _make_room(self, earlier: Mapping[str, Any] | None, state: str) -> None:
+        """A finished run's files go aside; of an unfinished one's, those that this run does not go on with."""
+        if earlier is None:
+            return
+        remove_partial(self.path)
+        results = [self.path / name for name in RESULTS]
+        if (self.path / DONE).is_file():
+            journals = self.path.glob(JOURNALS) if self.trains else ()  # of models that are no more
+            self.set_aside([*results, *(self.path / name for name in self._made()), *journals])
+        elif effects(earlier) == effects(self.configuration):
+            say(f"{self.path} holds this run, unfinished ({state}): going on with it")
+            (self.path / FAILED).unlink(missing_ok=True)
+        else:
+            self.set_aside(results)
+
+    def _made(self) -> list[str]:
+        """Names of what the run will make, besides results."""
+        return [*(MADE if self.trains else ()), *(PROGRESS if self.trains and not self.resumes else ()), PARTS]
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed; one that never began leaves an earlier run, and anybody's files, as they are."""
@@ -174,6 +233,10 @@ class RunFolder:
                 return
         _mark(self.path, FAILED, reason)
 
+    def end(self) -> None:
+        """Give the folder back."""
+        self._lock.release()
+
     def _holds_something(self) -> bool:
         return self.path.exists() and any(path.name != "app.log" for path in self.path.iterdir())
 
@@ -182,14 +245,25 @@ class RunFolder:
 def run_folder(
     folder: str | Path, configuration: Mapping[str, Any], *, trains: bool = True, resumes: bool = False
 ) -> Iterator[RunFolder]:
-    """A `RunFolder`; marked FAILED with one line if the body raises, DONE otherwise."""
+    """A `RunFolder`; marked FAILED with one line if the body raises, DONE otherwise. Signals end it (`interrupts`)."""
     claimed = RunFolder(Path(folder).absolute(), configuration, trains, resumes)
-    try:
-        yield claimed
-    except BaseException as error:
-        claimed.fail("interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
-        raise
-    _mark(claimed.path, DONE, "")
+    with interruptible():
+        try:
+            yield claimed
+        except BaseException as error:
+            settle()
+            claimed.fail(_reason(error))
+            claimed.end()
+            raise
+        settle()
+        _mark(claimed.path, DONE, "")
+        claimed.end()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def writes() -> bool:
@@ -197,11 +271,18 @@ def writes() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def say(line: str) -> None:
+    """Tell on the terminal and in ``app.log`` what a run does; one of its processes speaks."""
+    if writes():
+        print(line)
+        LOG.info(line)
+
+
 def _mark(folder: Path, marker: str, text: str) -> None:
     if not writes():
         return
     try:
-        (folder / marker).write_text(text + "\n" if text else "")
+        write_text(folder / marker, text + "\n" if text else "")
     except OSError:  # the disk is full: the missing DONE says enough, and the first error is the one to show
         return
 

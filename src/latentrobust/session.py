@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,12 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.interrupts import PeerLostError, requested, settle
+from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
 from latentrobust.reporting.terminal import print_configuration
 
 
@@ -30,6 +34,10 @@ class Session:
         self.configuration = configuration
         self._loggers: dict[str, list[Logger]] = {}
         self.data: PairsDataModule = instantiate(cfg.data, _convert_="all")
+
+    def seed(self) -> None:
+        """Seed PyTorch's own generators, which make the first weights: whatever ran before, a stage begins alike."""
+        pl.seed_everything(self.configuration["seed"], workers=True, verbose=False)
 
     def trainer(self, cfg: DictConfig, prefix: str = "", test: bool = False) -> pl.Trainer:
         """A trainer for a stage, configured as ``cfg`` says.
@@ -50,17 +58,23 @@ class Session:
         wanted = {name: callback for name, callback in (cfg.callbacks or {}).items() if callback is not None}
         if test:
             wanted = {name: callback for name, callback in wanted.items() if name == "progress"}
+        callbacks = [instantiate(callback) for callback in wanted.values()]
         # Not "auto": Apple's GPUs, which Lightning would take, have no float64.
         accelerator = cfg.trainer.accelerator
         if accelerator == "auto":
             accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-        return instantiate(
+        trainer = instantiate(
             cfg.trainer,
             logger=loggers or False,
-            callbacks=[instantiate(callback) for callback in wanted.values()],
+            callbacks=[*callbacks, StopsBetweenSteps()],
             accelerator=accelerator,
+            plugins=[*instantiate(cfg.trainer.get("plugins") or [], _convert_="all"), WholeFiles()],
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             _convert_="all",
         )
+        # Lightning would set a flag that only training reads, and in a group of processes wait for the others.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        return trainer
 
     def save(self) -> None:
         """Write down what the loggers hold back."""
@@ -88,11 +102,12 @@ def session(cfg: DictConfig, configuration: dict[str, Any]) -> Iterator[Session]
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     if cfg.print_config:
         print_configuration(configuration)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     shared = Session(cfg, configuration)
+    shared.seed()
     try:
         yield shared
     finally:
+        settle()
         shared.close()
 
 
@@ -102,5 +117,9 @@ def run_trainer(trainer: pl.Trainer, run: Callable[[], Any]) -> None:
         run()
     except SystemExit:
         if trainer.interrupted:
-            raise KeyboardInterrupt from None
+            raise requested() or KeyboardInterrupt from None
+        raise
+    except RuntimeError as error:
+        if trainer.world_size > 1 and re.search("connection (closed|reset)", str(error), re.IGNORECASE):
+            raise PeerLostError("another process of this run has ended: what it said tells why") from None
         raise

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from latentrobust.app import resolved
 from latentrobust.errors import InputError
-from latentrobust.learners.checkpoints import BestCheckpoint
+from latentrobust.interrupts import finishing_steps, requested
+from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
+from latentrobust.parts import MODEL_FILES, Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
-from latentrobust.run_folder import of_a_run
+from latentrobust.robustness.journal import fingerprint
+from latentrobust.run_folder import RunFolder, of_a_run, say
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
@@ -25,26 +31,71 @@ from latentrobust.tasks.classification import ClassificationTask
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
 WITH_RADIUS = ("Adversarial", "FastAdversarial", "Sample", "Gaussian")  # training perturbations within one
 VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
+# Entries of the configuration that decide what a set or a model becomes.
+SET_KEYS = ("seed", "data", "learner", "trainer", "callbacks")
+MODEL_KEYS = ("seed", "data", *REPLACED, "task", "trainer", "callbacks")
 
 
-def learn_set(cfg: DictConfig, shared: Session, folder: Path) -> tuple[PerturbationSet, pl.LightningModule, pl.Trainer]:
-    """Learn a perturbation set, select its radius, save it. Returns set, learner and trainer.
+@dataclass
+class Made:
+    """What a stage has made, or an earlier process had: a set or a model.
+
+    Attributes:
+        metrics: with the names of ``metrics.json``.
+        history: of a flow's training.
+        module: the Lightning module that was fitted; None where nothing had to be done.
+    """
+
+    metrics: dict[str, float]
+    history: dict[str, Any] | None = None
+    module: pl.LightningModule | None = None
+
+
+def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[PerturbationSet, Made]:
+    """Learn a perturbation set, select its radius, save it; or load it where an earlier process has done so.
 
     Raises:
         InputError: for a checkpoint of another model.
     """
     if cfg.ckpt_path is not None:
         _check_resumable(cfg.ckpt_path, sets.CHECKPOINT_KEY)
-        if cfg.learner.get("init_from") is not None:
-            with open_dict(cfg):
-                cfg.learner.init_from = None  # the weights are the checkpoint's
+    folder, place = own.path, own.path / sets.FOLDER
+    part = Part(folder, "set", key_of(resolved(cfg), SET_KEYS))
+    if part.is_finished and place.is_dir():
+        say(f"the set in {place} is finished: it is not learned again")
+        network = None
+        if not _is_described(place):  # of a network from elsewhere
+            network = instantiate(cfg.learner, _convert_="all").network
+        return sets.restore_perturbation_set(place, network=network), _made(part)
+    checkpoint = _where_to_begin(cfg, part, folder, own, [*(folder / name for name in MODEL_FILES), place])
+    if checkpoint is not None and cfg.learner.get("init_from") is not None:
+        with open_dict(cfg):
+            cfg.learner.init_from = None  # the weights are the checkpoint's
+    shared.seed()
     learner: Any = instantiate(cfg.learner, _convert_="all")
     trainer = shared.trainer(cfg)
-    _fit(trainer, learner, shared, cfg.ckpt_path)
+    started = time.perf_counter()
+    _fit(trainer, learner, shared, checkpoint)
     perturbations = _learned(trainer, learner, shared)
     if trainer.is_global_zero:
-        sets.save_perturbation_set(perturbations, folder / sets.FOLDER)
-    return perturbations, learner, trainer
+        sets.save_perturbation_set(perturbations, place)
+    made = Made(
+        {
+            "fit_seconds": time.perf_counter() - started + _earlier_seconds(trainer),
+            "epochs": float(trainer.current_epoch),
+            "steps": float(trainer.global_step),
+        },
+        getattr(learner, "history", None),
+        learner,
+    )
+    part.finish({"metrics": made.metrics, "history": made.history})
+    return perturbations, made
+
+
+def is_given(cfg: DictConfig) -> bool:
+    """Whether the configuration names a set; a path of null is where one may be given instead of learning it."""
+    chosen = cfg.get("perturbation_set")
+    return chosen is not None and not ("path" in chosen and chosen.path is None)
 
 
 def given_set(cfg: DictConfig) -> PerturbationSet | None:
@@ -73,6 +124,8 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         yield "", cfg
         return
     for name, changes in cfg.models.items():
+        if not re.fullmatch(r"\w[\w .+-]*", str(name)):  # it becomes a folder's name
+            raise InputError(f"models.{name}: a model's name consists of letters, digits, spaces and any of _ . + -")
         unknown = set(changes) - set(VARIANT_KEYS)
         if unknown:
             raise InputError(f"models.{name} may change {', '.join(VARIANT_KEYS)}; not {', '.join(sorted(unknown))}")
@@ -88,9 +141,12 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 
 
 def train_model(
-    cfg: DictConfig, shared: Session, folder: Path, name: str, perturbations: PerturbationSet | None
-) -> tuple[nn.Module, ClassificationTask, dict[str, float]]:
-    """Train one classifier and save it below ``folder``. Returns the best weights' model, its task and times.
+    cfg: DictConfig, shared: Session, own: RunFolder, name: str, perturbations: PerturbationSet | None
+) -> tuple[nn.Module, Made]:
+    """Train one classifier and save it in the run's folder, or load it where an earlier process has done so.
+
+    Returns:
+        The model, with the weights of its best epoch, and times.
 
     Raises:
         InputError: for a checkpoint of another model, or parts that do not fit.
@@ -99,6 +155,17 @@ def train_model(
         if name:
             raise InputError("ckpt_path resumes a run with one model; this one trains several")
         _check_resumable(cfg.ckpt_path, models.CHECKPOINT_KEY)
+    home = own.path / "models" / name if name else own.path
+    place = home / models.FOLDER
+    of_set = fingerprint(perturbations) if perturbations is not None else None
+    part = Part(own.path, f"model-{name}" if name else "model", key_of(resolved(cfg), MODEL_KEYS, set=of_set))
+    if part.is_finished and place.is_dir():
+        say(f"the model in {place} is finished: it is not trained again")
+        network = None if _is_described(place) else instantiate(cfg.model, _convert_="all")
+        return models.restore_model(place, network=network), _made(part)
+    stale = [home] if name else [*(home / file for file in MODEL_FILES), place]
+    checkpoint = _where_to_begin(cfg, part, home, own, stale)
+    shared.seed()
     task: ClassificationTask = instantiate(cfg.task, perturbations=perturbations, _convert_="all")
     if not task.model.training:  # a stored one, to be trained further; Lightning leaves it as it is
         task.model.train()
@@ -109,21 +176,61 @@ def train_model(
             cfg.callbacks.best.every_n_epochs = math.lcm(every, cfg.task.attack_every_n_epochs)
     trainer = shared.trainer(cfg, prefix=name)
     started = time.perf_counter()
-    _fit(trainer, task, shared, cfg.ckpt_path)
+    _fit(trainer, task, shared, checkpoint)
     prefix = f"{name}/" if name else ""
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + _earlier_seconds(trainer)
     times = {f"{prefix}fit_seconds": seconds, f"{prefix}steps": float(trainer.global_step)}
-    for key in ("accuracy", "loss"):  # of the last epoch, on the images that it was trained on
-        if f"train/{key}" in trainer.callback_metrics:
-            times[f"{prefix}fit_{key}"] = float(trainer.callback_metrics[f"train/{key}"])
+    times |= {f"{prefix}fit_{key}": value for key, value in task.fitted.items()}
     best = _best_checkpoint(trainer)
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         models.restore_model(best, network=task.model)
     model = task.model.eval().cpu()
     if trainer.is_global_zero:
-        where = folder / "models" / name / models.FOLDER if name else folder / models.FOLDER
-        models.save_model(model, where, image_shape=task.image_shape, classes=task.classes, data=task.data_name)
-    return model, task, times
+        models.save_model(model, place, image_shape=task.image_shape, classes=task.classes, data=task.data_name)
+    part.finish({"metrics": times, "history": None})
+    return model, Made(times, None, task)
+
+
+def _where_to_begin(cfg: DictConfig, part: Part, home: Path, own: RunFolder, stale: Sequence[Path]) -> str | None:
+    """The checkpoint to train on from, or None; what belongs to another part is moved aside."""
+    if cfg.ckpt_path is not None:
+        part.begin()
+        return str(cfg.ckpt_path)
+    last = next((callback for callback in (cfg.callbacks or {}).values() if _is_last(callback)), None)
+    checkpoint = Path(last.dirpath) / f"{last.filename}.ckpt" if last is not None else home / "no checkpoint"
+    if part.is_begun and _is_readable(checkpoint):
+        say(f"{part.name}: going on from {checkpoint}")
+        return str(checkpoint)
+    own.set_aside(path for path in stale if path.name != "logs" or not part.is_begun)
+    part.begin()
+    return None
+
+
+def _is_last(callback: Any) -> bool:
+    return callback is not None and str(callback.get("_target_", "")).endswith("LastCheckpoint")
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    try:
+        sets.read_checkpoint(checkpoint)
+    except InputError:
+        return False
+    return True
+
+
+def _is_described(place: Path) -> bool:
+    """Whether a folder says which of this package's networks its weights are for."""
+    return isinstance(sets.read_folder(place, "network")[0].get("network"), dict)
+
+
+def _made(part: Part) -> Made:
+    return Made(part.result["metrics"], part.result["history"])
+
+
+def _earlier_seconds(trainer: pl.Trainer) -> float:
+    """What earlier processes have spent on a training that this one has ended."""
+    last = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+    return sum(callback.earlier_seconds for callback in last)
 
 
 def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
@@ -159,8 +266,14 @@ def _check_resumable(path: str, key: str) -> None:
 
 
 def _fit(trainer: pl.Trainer, module: pl.LightningModule, shared: Session, checkpoint: str | None) -> None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint) and checkpoint is not None:
+            callback.resumed_from = Path(checkpoint)
     try:
-        run_trainer(trainer, lambda: trainer.fit(module, datamodule=shared.data, ckpt_path=checkpoint))
+        with finishing_steps():
+            run_trainer(trainer, lambda: trainer.fit(module, datamodule=shared.data, ckpt_path=checkpoint))
+        if (stopped := requested()) is not None:  # in the very last step
+            raise stopped
     except (RuntimeError, KeyError) as error:
         if checkpoint is not None and "state_dict" in str(error):
             line = str(error).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
 from latentrobust.run_folder import is_done, read_metrics, run_folder, write_metrics, writes
 from latentrobust.session import session
-from latentrobust.stages import REPLACED, given_set, learn_set, train_model, variants
+from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants
 from latentrobust.tasks import store as models_store
 
 
@@ -67,7 +66,7 @@ def train(cfg: DictConfig) -> Run:
         raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
     configuration = resolved(cfg)
     check_trainer(cfg)
-    if learns and cfg.get("perturbation_set") is not None:
+    if learns and is_given(cfg):
         raise InputError("a set is given and one is to be learned: drop one, by ~learner or perturbation_set=null")
     if learns and trains and cfg.ckpt_path is not None:
         raise InputError("ckpt_path resumes a run that learns a set or trains a model, not one that does both")
@@ -85,22 +84,17 @@ def train(cfg: DictConfig) -> Run:
         history = None
         modules: list[pl.LightningModule] = []
         if learns:
-            started = time.perf_counter()
-            perturbations, learner, trainer = learn_set(cfg, shared, folder)
-            metrics |= {
-                "fit_seconds": time.perf_counter() - started,
-                "epochs": float(trainer.current_epoch),
-                "steps": float(trainer.global_step),
-            }
-            modules.append(learner)
-            history = getattr(learner, "history", None)
+            perturbations, made = learn_set(cfg, shared, own)
+            metrics |= made.metrics
+            history = made.history
+            modules += [made.module] if made.module is not None else []
         models = {}
         for name, variant in variants(cfg) if trains else ():
-            models[name], task, times = train_model(variant, shared, folder, name, perturbations)
-            metrics |= times
-            modules.append(task)
+            models[name], made = train_model(variant, shared, own, name, perturbations)
+            metrics |= made.metrics
+            modules += [made.module] if made.module is not None else []
         if cfg.test:
-            metrics, tests = measure(cfg, shared, folder, perturbations, models, metrics, warnings, history)
+            metrics, tests = measure(cfg, shared, own, perturbations, models, metrics, warnings, history)
             modules += tests
         elif writes():
             radius = {"radius": perturbations.ball.radius} if perturbations is not None else {}

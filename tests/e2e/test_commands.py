@@ -155,7 +155,7 @@ def test_interrupting_marks_the_run_and_keeps_the_last_checkpoint(tmp_path):
         running.kill()
     assert running.returncode == 130, errors
     assert "interrupted" in errors
-    assert (folder / "FAILED").read_text().strip() == "interrupted"
+    assert (folder / "FAILED").read_text().strip() == "interrupted by SIGINT"
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert not (folder / "metrics.json").exists()
 

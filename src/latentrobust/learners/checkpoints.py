@@ -1,15 +1,37 @@
-"""Checkpoints that survive moving to another run folder."""
+"""Checkpoints that are whole, survive moving to another folder, and say all that is needed to go on."""
 
 from __future__ import annotations
 
+import io
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 
+from latentrobust.files import replacing
+from latentrobust.interrupts import requested
 from latentrobust.run_folder import writes
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside their target, where Lightning writes to TMPDIR and copies."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, which appears whole or not at all.
+
+        Raises:
+            OSError: naming ``path``.
+        """
+        buffer = io.BytesIO()  # torch's own writer hides what the disk says
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as file:
+            file.write(buffer.getbuffer())
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -25,25 +47,124 @@ class AveragedWeights(EMAWeightAveraging):
 class BestCheckpoint(ModelCheckpoint):
     """`ModelCheckpoint` that, resumed in another folder, takes the best checkpoint so far along.
 
-    Lightning forgets it there, and a run whose best epoch came before the interruption would end with a worse one.
+    Lightning forgets it there, and a run whose best epoch came before the interruption would end with a worse one. It
+    is looked for beside the checkpoint that is resumed from: what that says of other places is not followed.
     """
+
+    resumed_from: Path | None = None
+    """The checkpoint that the training goes on from: set by whoever starts it."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Adopt the saved state, its file copied into this run's folder."""
-        best = Path(state_dict["best_model_path"])
-        if state_dict["dirpath"] == self.dirpath or self.dirpath is None or not best.is_file():
-            super().load_state_dict(state_dict)
-            return
-        here = Path(self.dirpath) / best.name
-        if writes():
-            here.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, here)
-        score = state_dict["best_model_score"]
-        moved = {
-            "dirpath": self.dirpath,
-            "best_model_path": str(here),
-            "kth_best_model_path": str(here),
-            "kth_value": score,
-            "best_k_models": {str(here): score},
-        }
-        super().load_state_dict(state_dict | moved)
+        assert self.dirpath is not None
+        here = Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}"
+        beside = self.resumed_from.with_name(here.name) if self.resumed_from is not None else here
+        score = state_dict.get("best_model_score")
+        moved = {**state_dict, "dirpath": self.dirpath}
+        moved |= {"best_model_path": "", "kth_best_model_path": "", "best_k_models": {}, "last_model_path": ""}
+        if beside.is_file() and isinstance(score, torch.Tensor):
+            if writes() and beside.absolute() != here.absolute():
+                here.parent.mkdir(parents=True, exist_ok=True)
+                with beside.open("rb") as source, replacing(here) as target:
+                    shutil.copyfileobj(source, target)
+            moved |= {"best_model_path": str(here), "kth_best_model_path": str(here), "kth_value": score}
+            moved["best_k_models"] = {str(here): score}
+        else:
+            moved |= {"best_model_score": None, "kth_value": self.kth_value, "current_score": None}
+        super().load_state_dict(moved)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """The state to go on from: after each epoch, and after the step at which a signal stops the training.
+
+    It also keeps what the loggers are about to be told of the epoch: a process that dies between the two would leave
+    logs without it.
+    """
+
+    earlier_seconds: float = 0.0
+    """What processes before this one have spent on the training."""
+
+    _logged: dict[str, Any] | None = None
+    _resumed = False
+    _generators: dict[str, Any] | None = None
+    _started = 0.0
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+        super()._save_checkpoint(trainer, filepath)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock starts."""
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, with the epoch's values: the loggers get them after this."""
+        values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+        self._logged = {"epoch": trainer.current_epoch, "step": _steps(trainer), "values": values}
+        super().on_train_epoch_end(trainer, pl_module)
+        self._logged = None
+
+    def stop(self, trainer: pl.Trainer) -> None:
+        """Save after a step, in the middle of an epoch; not where several processes would have to agree on it."""
+        if self.dirpath is not None and trainer.world_size == 1 and trainer.global_step != self._last_global_step_saved:
+            name = f"{self.filename}{self.FILE_EXTENSION}"
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / name))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, what the loggers are about to be told, the time spent, and the state of PyTorch's generators."""
+        seconds = self.earlier_seconds + time.perf_counter() - self._started
+        generators = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if _has_cuda() else []}
+        return {**super().state_dict(), "logged": self._logged, "seconds": seconds, "generators": generators}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's; the rest waits for `on_train_start`."""
+        self._resumed, self._generators = True, state_dict.get("generators")
+        self._logged, self.earlier_seconds = state_dict.get("logged"), state_dict.get("seconds", 0.0)
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring logs and generators (a model may have dropout) to the moment of the checkpoint that is resumed from."""
+        super().on_train_start(trainer, pl_module)
+        if self._generators is not None:
+            torch.set_rng_state(self._generators["cpu"].cpu())
+            for number, state in enumerate(self._generators["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state.cpu(), number)
+            self._generators = None
+        if self._resumed and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if (go_on := getattr(logger, "go_on", None)) is not None:  # one that keeps what is there
+                    go_on(_steps(trainer), self._logged)
+        self._logged = None
+
+
+class StopsBetweenSteps(pl.Callback):
+    """Ends the training after the step in which a signal came, and a validation at once."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Save what `LastCheckpoint` keeps, and leave; after the last step of an epoch that is done anyway."""
+        if (stopped := requested()) is not None and not trainer.is_last_batch:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.stop(trainer)
+            raise stopped
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        """Leave: the last epoch is saved."""
+        if (stopped := requested()) is not None:
+            raise stopped
+
+    def on_validation_batch_end(self, *_: object) -> None:
+        """Leave: a validation is made again."""
+        if (stopped := requested()) is not None:
+            raise stopped
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def _steps(trainer: pl.Trainer) -> int:
+    """Batches that were trained on: what loggers count, also where a batch has several optimisers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import latentrobust
 from latentrobust.errors import InputError, warn
+from latentrobust.files import PARTIAL, about, replacing, sync_folder
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
@@ -149,15 +150,22 @@ def write_folder(
     if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {CONFIG, WEIGHTS}):
         raise InputError(f"{folder} holds something other than a {what}: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
     try:
-        (partial / CONFIG).write_text(json.dumps(configuration, indent=2) + "\n")
-        # Copies: safetensors takes neither strided tensors nor two names for one.
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
+        with replacing(partial / CONFIG) as file:
+            file.write((json.dumps(configuration, indent=2) + "\n").encode())
+        with replacing(partial / WEIGHTS) as file:
+            # Copies: safetensors takes neither strided tensors nor two names for one.
+            file.write(save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}))
         partial.chmod(0o755)
+        aside = partial.with_name(f".{partial.name}")
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, aside)
         os.replace(partial, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise about(error, folder) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

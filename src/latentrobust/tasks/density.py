@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -52,6 +53,15 @@ class DensityTest(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data and set fit."""
         check_same_images(self.trainer.datamodule, self.perturbations)  # type: ignore[attr-defined]
+
+    def results(self) -> dict[str, Any]:
+        """What was found: containers, numbers and arrays."""
+        return {"metrics": self.metrics, "per_example": self.per_example}
+
+    def restore(self, results: Mapping[str, Any], data: Any) -> None:
+        """Take up the `results` of another such test, instead of running it."""
+        check_same_images(data, self.perturbations)
+        self.metrics, self.per_example = results["metrics"], results["per_example"]
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """Both values of a batch."""

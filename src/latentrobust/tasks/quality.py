@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,21 @@ class QualityTest(pl.LightningModule):
         self.by_radius: dict[str, dict[str, float]] = {}
         self._kinds: tuple[str, ...] = ()
 
+    def results(self) -> dict[str, Any]:
+        """What was found: containers, numbers and arrays."""
+        return {"metrics": self.metrics, "per_example": self.per_example, "by_radius": self.by_radius}
+
+    def restore(self, results: Mapping[str, Any], data: Any) -> None:
+        """Take up the `results` of another such test, instead of running it."""
+        self._prepare(data)
+        self.metrics, self.per_example = results["metrics"], results["per_example"]
+        self.by_radius = results["by_radius"]
+
     def setup(self, stage: str) -> None:
         """Check that data and set fit."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _prepare(self, data: Any) -> None:
         if not data.has_pairs:
             raise InputError(
                 f"data {data.name} has no pairs to measure quality on: choose data/perturbation=…, or evaluation=flow"

@@ -102,7 +102,27 @@ class ModelTest(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        trainer = self.trainer
+        self._prepare(trainer.datamodule, trainer.global_rank, trainer.world_size)  # type: ignore[attr-defined]
+
+    def results(self) -> dict[str, Any]:
+        """What was found: containers, numbers and arrays."""
+        return {
+            "metrics": self.metrics,
+            "tables": self.tables,
+            "adversarial": self.adversarial._asdict() if self.adversarial is not None else None,
+            "adversarial_index": self.adversarial_index,
+        }
+
+    def restore(self, results: Mapping[str, Any], data: Any) -> None:
+        """Take up the `results` of another such test, instead of running it."""
+        self._prepare(data)
+        self.metrics, self.tables = results["metrics"], results["tables"]
+        if results["adversarial"] is not None:
+            self.adversarial = Found(**results["adversarial"])
+        self.adversarial_index = results["adversarial_index"]
+
+    def _prepare(self, data: Any, rank: int = 0, world: int = 1) -> None:
         check_centred(data)
         self._kinds, self._has_pairs, self._first_kinds = data.kinds, data.has_pairs, data.first_kinds("test")
         self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
@@ -123,11 +143,11 @@ class ModelTest(pl.LightningModule):
             return
         check_same_images(data, self.perturbations)
         journal = self.journal
-        if journal is not None and self.trainer.global_rank:
-            journal = journal.with_suffix(f".{self.trainer.global_rank}{journal.suffix}")
-        count = math.ceil(len(data.splits["test"].images) / self.trainer.world_size)
+        if journal is not None and rank:
+            journal = journal.with_suffix(f".{rank}{journal.suffix}")
+        count = math.ceil(len(data.splits["test"].images) / world)
         if self.certify is not None and self.certify.examples is not None:
-            count = min(count, math.ceil(self.certify.examples / self.trainer.world_size))
+            count = min(count, math.ceil(self.certify.examples / world))
         self._assessor = Assessor(
             self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count, data.per_pixel
         )

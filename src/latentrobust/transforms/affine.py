@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.transforms.random import fold_in, integers, uniform
+from latentrobust.transforms.sampling import affine_lookup
 
 
 def pad_to(images: Tensor, side: int) -> Tensor:
@@ -78,6 +79,4 @@ class RotationTranslationScale:
             ],
             1,
         ).to(images.dtype)
-        with torch.autocast(images.device.type, enabled=False):  # it would round positions to 8 bits
-            grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-            return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return affine_lookup(images, theta)

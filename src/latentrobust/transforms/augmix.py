@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from latentrobust.transforms import random
+from latentrobust.transforms.sampling import affine_lookup
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """Images ``[B, C, H, W]`` in [0, 1] and signed strengths ``[B]`` in [−1, 1] to images."""
@@ -91,8 +91,7 @@ def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
     theta = torch.eye(2, 3, device=images.device, dtype=images.dtype).repeat(len(images), 1, 1)
     for (row, column), value in entries.items():
         theta[:, row, column] = (value * ratio.get((row, column), 1.0)).to(images.dtype)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return affine_lookup(images, theta)
 
 
 @dataclass(frozen=True)

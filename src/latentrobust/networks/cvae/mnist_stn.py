@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.networks.cvae.base import CVAE, probabilities
+from latentrobust.transforms.sampling import affine_lookup
 
 
 class Block(nn.Module):
@@ -56,9 +57,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, latent_map: Tensor) -> Tensor:  # noqa: D102
         theta = self.affine(latent_map)
-        with torch.autocast(x.device.type, enabled=False):
-            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-            return F.grid_sample(x.to(grid), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return affine_lookup(x.to(theta), theta, padding_mode="border")
 
 
 class Generator(nn.Module):
