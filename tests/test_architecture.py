@@ -19,7 +19,15 @@ ALLOWED = {
     "benchmark": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder"},
 }
-EVERYWHERE = {"errors", "files", "interrupts", "keys", "schedules", "latentrobust"}  # and the package's own version
+EVERYWHERE = {
+    "arguments",
+    "errors",
+    "files",
+    "interrupts",
+    "keys",
+    "schedules",
+    "latentrobust",
+}  # and the package's own version
 
 
 def imported(file):

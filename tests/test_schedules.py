@@ -31,7 +31,7 @@ def test_exponential_decay_in_steps_or_epochs():
     assert Exponential(0.1, steps=10_000)(Moment(3, step=5_000)) == pytest.approx(0.1**0.5)
     assert Exponential(0.9, epochs=1)(Moment(2.5, step=7)) == pytest.approx(0.9**2.5)
     for arguments in ({"rate": 0}, {"rate": 0.5}, {"rate": 0.5, "steps": 3, "epochs": 1}, {"rate": 0.5, "steps": 0}):
-        with pytest.raises(ValueError, match="a decay needs"):
+        with pytest.raises(ValueError, match=r"a decay needs|must be a number above 0"):
             Exponential(**{"steps": None, **arguments})
 
 
@@ -39,5 +39,5 @@ def test_warm_up_counts_images():
     schedule = WarmUp(500_000)
     assert [schedule(Moment(0, 0, n)) for n in (0, 250_000, 500_000, 1e9)] == [0, 0.5, 1, 1]
     assert WarmUp(0)(Moment(0)) == 1
-    with pytest.raises(ValueError, match="warm-up"):
+    with pytest.raises(ValueError, match="images must be a number at least 0, got -1"):
         WarmUp(-1)

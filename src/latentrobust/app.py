@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,13 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a trace and exit with 1: the handling is below
 
     failures: list[Exception] = []
+    given = list(sys.argv)
+    left_out = _without_null_groups()
 
     def job(cfg: DictConfig) -> Any:
+        sys.argv = given  # processes that DDP starts repeat the command
         _name_the_run(cfg)
+        _leave_out(cfg, left_out)
         try:
             return task(cfg)
         except Stopped as stopped:
@@ -74,9 +78,35 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     except (PeerLostError, FloatingPointError) as error:  # whose message says all there is to know
         _stop(f"latentrobust {name}: {error}", FAILED)
     except Exception as error:
-        if not is_bad_input(error):
+        # What Hydra raises while it composes, in whichever type, is about the overrides.
+        if not is_bad_input(error) and (failures or not isinstance(error, ValueError | TypeError)):
             raise
         _stop(f"latentrobust {name}: {_line(error)}", BAD_INPUT)
+    finally:
+        sys.argv = given
+
+
+def _without_null_groups() -> dict[str, str]:
+    """Take overrides such as ``logger=null`` out of the command line: Hydra chooses a group's option by name alone.
+
+    Returns:
+        The overrides, by the key that each is about.
+    """
+    left_out = {}
+    for argument in sys.argv[1:]:
+        group, is_null, value = argument.partition("=")
+        place, _, package = group.partition("@")
+        if is_null and value in ("null", "None") and (CONF / place).is_dir() and place:
+            left_out[package or place.replace("/", ".")] = argument
+    sys.argv = [argument for argument in sys.argv if argument not in left_out.values()]
+    return left_out
+
+
+def _leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
+    with open_dict(cfg):
+        for key, override in groups.items():
+            OmegaConf.update(cfg, key, None, merge=False, force_add=True)
+            cfg.overrides.append(override)
 
 
 def _name_the_run(cfg: DictConfig) -> None:
@@ -100,11 +130,9 @@ def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
 
 def is_bad_input(error: BaseException) -> bool:
     """Whether an exception is the user's to mend: their values, files, overrides or folders."""
-    if isinstance(error, InstantiationException):
-        return isinstance(error.__cause__, ValueError | TypeError | OSError | ImportError | AttributeError) or (
-            error.__cause__ is None
-        )
-    if isinstance(error, InputError | HydraException | OmegaConfBaseException | MisconfigurationException):
+    if isinstance(
+        error, InputError | InstantiationException | HydraException | OmegaConfBaseException | MisconfigurationException
+    ):
         return True
     return isinstance(error, OSError) and error.errno in _DISK
 

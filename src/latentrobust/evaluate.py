@@ -11,10 +11,12 @@ from torch import nn
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation, measure
+from latentrobust.preflight import check_optimized_metric
 from latentrobust.run_folder import is_done, run_folder
 from latentrobust.session import session
 from latentrobust.stages import given_set
 from latentrobust.train import Run, finished
+from latentrobust.values import check_values
 
 TRAINING_ONLY = ("learner", "task", "training_perturbation", "objective", "models")
 
@@ -38,6 +40,7 @@ def evaluate(cfg: DictConfig) -> Run:
         cfg.evaluation.certified_models = None  # there is one model, without a name
     if str((cfg.get("model") or {}).get("_target_")).endswith("networks.classifiers.build"):
         raise InputError("model names an untrained network: give model=trained model.path=…")
+    check_values(cfg)
     configuration = resolved(cfg)
     check_trainer(cfg)
     if is_done(cfg.paths.output_dir, configuration, bool(cfg.paths.get("overwrite"))):
@@ -57,6 +60,7 @@ def evaluate(cfg: DictConfig) -> Run:
             models[""] = model.eval()
         if perturbations is None and not models:
             raise InputError("nothing to evaluate: give perturbation_set, model, or both")
+        check_optimized_metric(cfg, list(models))
         folder = own.begin()
         metrics, tests = measure(cfg, shared, own, perturbations, models, {}, warnings)
     return Run(metrics, folder, perturbations, shared.data, tests, models, warnings)

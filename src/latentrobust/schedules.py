@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from latentrobust.arguments import NonNegative, Positive, validated
+
 
 class Moment(NamedTuple):
     """How far training is, in the units that schedules are written in: (fractional) epochs, steps, images."""
@@ -50,6 +52,7 @@ class LearningRate:
             group["lr"] = peak * factor
 
 
+@validated
 class PiecewiseLinear:
     """Linear between ``values`` at ``epochs``, constant outside (Wong & Kolter write ``[values] over [epochs]``).
 
@@ -70,6 +73,7 @@ class PiecewiseLinear:
         return float(np.interp(at.epoch, self.epochs, self.values))
 
 
+@validated
 class PiecewiseConstant:
     """Each of ``values`` from its epoch on: ×0.2 at 60, 120 and 160 is [1, 0.2, 0.04, 0.008] at [0, 60, 120, 160].
 
@@ -99,6 +103,7 @@ class PiecewiseConstant:
         return float(self.values[np.searchsorted(self.epochs, at.epoch + 1e-9, side="right") - 1])
 
 
+@validated
 class Exponential:
     """``rate`` to the power of the time in units of ``steps`` or ``epochs``, without jumps.
 
@@ -106,12 +111,9 @@ class Exponential:
         ValueError: for a rate that is not positive, or not exactly one unit.
     """
 
-    def __init__(self, rate: float, steps: float | None = None, epochs: float | None = None) -> None:
-        unit = steps if epochs is None else epochs
-        if not rate > 0 or (steps is None) == (epochs is None) or not (unit is not None and unit > 0):
-            raise ValueError(
-                f"a decay needs a positive rate and either steps or epochs, got {rate}, {steps} and {epochs}"
-            )
+    def __init__(self, rate: Positive, steps: Positive | None = None, epochs: Positive | None = None) -> None:
+        if (steps is None) == (epochs is None):
+            raise ValueError(f"a decay needs either steps or epochs, got {steps} and {epochs}")
         self.rate, self.steps, self.epochs = rate, steps, epochs
 
     def __call__(self, at: Moment) -> float:
@@ -119,6 +121,7 @@ class Exponential:
         return self.rate ** (at.step / self.steps if self.steps is not None else at.epoch / float(self.epochs or 1))
 
 
+@validated
 class WarmUp:
     """Linear from 0 to 1 over so many training images, then 1 (Yüksel et al.: 500,000, which the paper calls steps).
 
@@ -126,9 +129,7 @@ class WarmUp:
         ValueError: for a number that is negative.
     """
 
-    def __init__(self, images: float) -> None:
-        if not images >= 0:
-            raise ValueError(f"a warm-up needs a number of images, at least 0; got {images}")
+    def __init__(self, images: NonNegative) -> None:
         self.images = images
 
     def __call__(self, at: Moment) -> float:

@@ -126,6 +126,11 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     for name, changes in cfg.models.items():
         if not re.fullmatch(r"\w[\w .+-]*", str(name)):  # it becomes a folder's name
             raise InputError(f"models.{name}: a model's name consists of letters, digits, spaces and any of _ . + -")
+        if not isinstance(changes, DictConfig):
+            raise InputError(f"models.{name!s} must be options that change, got {changes!r}")
+        for key, change in changes.items():
+            if change is not None and not isinstance(change, DictConfig):
+                raise InputError(f"models.{name!s}.{key!s} must be a group of options, got {change!r}")
         unknown = set(changes) - set(VARIANT_KEYS)
         if unknown:
             raise InputError(f"models.{name} may change {', '.join(VARIANT_KEYS)}; not {', '.join(sorted(unknown))}")

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.errors import InputError, collecting
-from latentrobust.measure import check_evaluation, measure
+from latentrobust.measure import measure
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
+from latentrobust.preflight import check_run
 from latentrobust.run_folder import is_done, read_metrics, run_folder, write_metrics, writes
 from latentrobust.session import session
 from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants
 from latentrobust.tasks import store as models_store
+from latentrobust.values import check_values
 
 
 @dataclass
@@ -58,6 +59,7 @@ def train(cfg: DictConfig) -> Run:
     Raises:
         InputError: for values, files or folders that cannot be used.
     """
+    check_values(cfg)
     learns, trains = cfg.get("learner") is not None, cfg.get("task") is not None
     if not learns and not trains:
         raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
@@ -78,7 +80,7 @@ def train(cfg: DictConfig) -> Run:
         session(cfg, configuration) as shared,
     ):
         perturbations = None if learns else given_set(cfg)
-        _check_parts(cfg, trains, perturbations, shared.data)
+        check_run(cfg, perturbations, shared)
         folder = own.begin()
         metrics: dict[str, float] = {}
         history = None
@@ -101,20 +103,6 @@ def train(cfg: DictConfig) -> Run:
             metrics = {**radius, **metrics}
             write_metrics(folder, metrics, warnings)
     return Run(metrics, folder, perturbations, shared.data, modules, models, warnings)
-
-
-def _check_parts(cfg: DictConfig, trains: bool, perturbations: PerturbationSet | None, data: PairsDataModule) -> None:
-    """Clear errors now, before any work."""
-    names = []
-    for name, variant in variants(cfg) if trains else ():
-        names.append(name)
-        for part in REPLACED:
-            instantiate(variant[part], _convert_="all")
-        best = (variant.callbacks or {}).get("best")
-        if best is not None and not str(best.monitor).startswith("val/accuracy"):
-            raise InputError(f"a classifier does not log {best.monitor}: choose callbacks=classification")
-    if cfg.test:
-        check_evaluation(cfg, perturbations, names, data)
 
 
 def finished(cfg: DictConfig, configuration: dict[str, Any]) -> Run:

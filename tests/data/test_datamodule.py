@@ -76,9 +76,9 @@ def test_rts_k_draws_from_k_fixed_perturbations(k):
         ({"validation": 1500}, "leaves nothing"),
         ({"batch_size": 1400}, "exceeds the 1300"),
         ({"canvas": 20}, "smaller than the images"),
-        ({"batch_size": 0}, "must be positive"),
-        ({"test_size": -1}, "must be positive"),
-        ({"draws_per_example": -1}, "must be positive"),
+        ({"batch_size": 0}, "must be a whole number at least 1"),
+        ({"test_size": -1}, "must be a whole number at least 1"),
+        ({"draws_per_example": -1}, "must be a whole number at least 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changed, message):
@@ -179,8 +179,8 @@ def test_a_part_is_a_function_of_the_data_and_its_size_alone():
         ({"train_size": 1301}, "train_size=1301 is 1301 of the 1300"),
         ({"train_fraction": 0.9}, "train_fraction=0.9 is 1350 of the 1300"),
         ({"train_fraction": 1e-5}, "train_fraction=1e-05 is 0 of the 1300"),
-        ({"train_size": 0}, "must be positive"),
-        ({"train_fraction": 1.5}, r"in \(0, 1\]"),
+        ({"train_size": 0}, "must be a whole number at least 1"),
+        ({"train_fraction": 1.5}, "train_fraction must be a number above 0 and at most 1 or null, got 1.5"),
         ({"train_size": 10, "train_fraction": 0.5}, "not both"),
         ({"train_size": 100}, "batch_size=128 exceeds the 100"),
     ],

@@ -214,7 +214,7 @@ def test_other_bad_input(root, tmp_path):
         multi_illumination(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"MIP 3 of light 0 cannot be made"):
         multi_illumination(str(root), level=3)
-    with pytest.raises(InputError, match="a level from 0 to 8"):
+    with pytest.raises(InputError, match="level must be a whole number at least 0 and at most 8, got 9"):
         multi_illumination(str(root), level=9)
     with pytest.raises(InputError, match=r"lacks the scenes main_x9"):
         multi_illumination(str(root), level=LEVEL, scenes=["main_x9"])
@@ -448,7 +448,7 @@ def test_transparent_pixels_lie_on_the_stated_background(tmp_path):
         for light in (0, 1):
             assert images[light, :, 0, 5].tolist() == [background] * 3
             assert images[light, 0, 0, 0] > 240
-    with pytest.raises(InputError, match="background must be a grey level"):
+    with pytest.raises(InputError, match="background must be a whole number at least 0 and at most 255, got 256"):
         scene_folder(str(tmp_path), background=256)
 
 

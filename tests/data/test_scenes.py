@@ -173,13 +173,13 @@ def test_parts_are_drawn_and_limited():
         ({"train_light": 4}, "data.train_light=4: the scenes have lights 0 to 3"),
         ({"test_light": -1}, "data.test_light=-1"),
         ({"train_light": "z"}, "data.train_light=z: the scenes have lights 0 to 3, or by name a, b, c, d"),
-        ({"train_light": 1.5}, "data.train_light=1.5"),
+        ({"train_light": 1.5}, "train_light must be a whole number or text or null, got 1.5"),
         ({"targets": 5}, "data.targets=5: there are 4 lights"),
-        ({"targets": "two"}, "data.targets must be a positive number or null, got 'two'"),
-        ({"validation_size": 0}, "data.validation_size must be a positive number"),
+        ({"targets": "two"}, "targets must be a whole number at least 1 or null, got 'two'"),
+        ({"validation_size": 0}, "validation_size must be a whole number at least 1 or null, got 0"),
         ({"train_size": 10}, "data.train_size=10 of 9"),
         ({"batch_size": 10}, "data.batch_size=10 exceeds the 9"),
-        ({"targets": 0}, "must be a positive number"),
+        ({"targets": 0}, "targets must be a whole number at least 1"),
     ],
 )
 def test_sizes_and_lights_that_do_not_exist_are_refused(settings, message):

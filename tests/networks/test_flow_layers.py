@@ -264,7 +264,7 @@ def test_training_can_be_compiled_after_use():
         ("glow", {"image_shape": [1, 28, 28], "levels": 3}, "28×28"),
         ("glow", {"image_shape": [3, 8, 8], "steps": 0}, "at least 1"),
         ("glow", {"image_shape": [3, 8, 8], "levels": 1, "steps": 1, "hidden": 4, "scale": "big"}, "learned|bounded"),
-        ("fully_connected", {"clamp": 0}, "clamp > 0"),
+        ("fully_connected", {"clamp": 0}, "clamp must be a number above 0"),
         ("nice", {}, "no flow is called"),
     ],
 )

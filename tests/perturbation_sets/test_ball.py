@@ -119,7 +119,7 @@ def test_draws_are_inside_in_float32(norm):
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_radius_is_refused(radius):
-    with pytest.raises(ValueError, match="radius must be positive"):
+    with pytest.raises(ValueError, match="radius must be a number above 0"):
         LatentBall((2,), "l2", radius)
 
 

@@ -252,7 +252,10 @@ def test_a_noise_level_that_is_too_low_is_warned_about():
         (lambda: RobustSettings(radii=[]), "at least one"),
         (lambda: RobustSettings(attacks={}), "at least one"),
         (lambda: CertifySettings(n=3), "can certify nothing"),
-        (lambda: assess(Linear(), ball(), data(), robust=RobustSettings(radii=[math.nan])), "finite"),
+        (
+            lambda: assess(Linear(), ball(), data(), robust=RobustSettings(radii=[math.nan])),
+            "entry 0 is a number at least 0",
+        ),
     ],
 )
 def test_bad_input_gives_one_line(call, message):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from latentrobust.arguments import Count, Seed, Severity, validated
 from latentrobust.data.corrupted import Corrupted, corruption_keys
 from latentrobust.data.corruptions import (
     CorruptionsDataModule,
@@ -19,6 +20,7 @@ from latentrobust.errors import InputError
 from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, make
 
 
+@validated
 class CorruptionGrid:
     """Corruptions and severities of the test images: for accuracies by kind and severity.
 
@@ -37,17 +39,15 @@ class CorruptionGrid:
     def __init__(
         self,
         kinds: Sequence[str] = tuple(CORRUPTIONS),
-        severities: Sequence[int] = SEVERITIES,
+        severities: Sequence[Severity] = SEVERITIES,
         test_images: TestImages | None = None,
         root: str | None = None,
-        seed: int = 0,
-        examples: int | None = None,
+        seed: Seed = 0,
+        examples: Count | None = None,
     ) -> None:
         check_names("a grid of corruptions", kinds, severities)
         if test_images is not None:
             check_test_images("test_images of a grid of corruptions", test_images)
-        if examples is not None and examples < 1:
-            raise InputError(f"a grid of corruptions needs positive examples, got {examples}")
         self.kinds, self.severities, self.seed, self.examples = tuple(kinds), tuple(severities), seed, examples
         self.test_images, self.root = test_images, root
         self._files: Corrupted | None = None

@@ -12,6 +12,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from latentrobust.arguments import Count, PositiveShare, Seed, Severity, validated
 from latentrobust.data.corrupted import Corrupted, checked, corruption_keys, zenodo_archive
 from latentrobust.data.datamodule import PAIRS, PairsDataModule
 from latentrobust.data.pairs import Pairs
@@ -28,12 +29,13 @@ ORIGINAL = "original"
 TestImages = Literal["auto", "archive", "generated"]
 
 
+@validated
 @dataclass(frozen=True)
 class OneCorruption:
     """A corruption as a perturbation of float images: held-out kinds, or data with one kind. An offset is the key."""
 
     corruption: str
-    severity: int = 5
+    severity: Severity = 5
 
     def __post_init__(self) -> None:
         checked(self.corruption, self.severity)
@@ -63,6 +65,7 @@ def to_levels(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+@validated
 class CorruptionsDataModule(PairsDataModule):
     """Pairs made of an image and its corruptions (Wong & Kolter, section 5.1 and appendix F).
 
@@ -99,22 +102,22 @@ class CorruptionsDataModule(PairsDataModule):
         source: Callable[[], Images],
         name: str,
         kinds: Sequence[str] = TRAINING,
-        severity: int = 5,
+        severity: Severity = 5,
         pairing: str = "centred",
         joint: Mapping[str, Augmentation] | None = None,
-        batch_size: int = 128,
-        validation: int = 1000,
-        test_size: int | None = None,
-        draws_per_example: int | None = 1,
+        batch_size: Count = 128,
+        validation: Count = 1000,
+        test_size: Count | None = None,
+        draws_per_example: Count | None = 1,
         keep: bool = True,
-        train_size: int | None = None,
-        train_fraction: float | None = None,
+        train_size: Count | None = None,
+        train_fraction: PositiveShare | None = None,
         corrupted: str | None = None,
         test_images: TestImages = "auto",
         root: str | None = None,
         download: bool = False,
-        split_seed: int = 0,
-        seed: int = 0,
+        split_seed: Seed = 0,
+        seed: Seed = 0,
     ) -> None:
         check_names("data.kinds", kinds, [severity])
         if pairing not in PAIRINGS:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Count, PositiveShare, Seed, validated
 from latentrobust.data.loader import IndexLoader, Indices
 from latentrobust.data.pairs import Pairs, Perturbation
 from latentrobust.data.sources.base import Images, Split
@@ -29,6 +30,7 @@ def _balanced(labels: Tensor, wanted: int) -> Tensor:
     return by_class[torch.argsort(place, stable=True)[:wanted]]
 
 
+@validated
 class PairsDataModule(pl.LightningDataModule):
     """Pairs (clean, perturbed) made from a source of clean images and a perturbation.
 
@@ -62,27 +64,19 @@ class PairsDataModule(pl.LightningDataModule):
         source: Callable[[], Any],
         perturbation: Perturbation,
         name: str,
-        canvas: int | None = None,
-        batch_size: int = 128,
-        validation: int = 1000,
-        test_size: int | None = None,
-        draws_per_example: int | None = None,
-        train_size: int | None = None,
-        train_fraction: float | None = None,
-        split_seed: int = 0,
-        seed: int = 0,
+        canvas: Count | None = None,
+        batch_size: Count = 128,
+        validation: Count = 1000,
+        test_size: Count | None = None,
+        draws_per_example: Count | None = None,
+        train_size: Count | None = None,
+        train_fraction: PositiveShare | None = None,
+        split_seed: Seed = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (draws_per_example or 1) < 1 or (test_size or 1) < 1 or validation < 1:
-            raise InputError(
-                "data.batch_size, validation, test_size and draws_per_example must be positive, got"
-                f" {batch_size}, {validation}, {test_size}, {draws_per_example}"
-            )
         if train_size is not None and train_fraction is not None:
             raise InputError("give data.train_size or data.train_fraction, not both: set the other to null")
-        if (train_size is not None and train_size < 1) or (train_fraction is not None and not 0 < train_fraction <= 1):
-            part = f"{train_size}, {train_fraction}"
-            raise InputError(f"data.train_size must be positive and data.train_fraction in (0, 1], got {part}")
         self.source, self.perturbation, self.name = source, perturbation, name
         self.canvas, self.batch_size, self.validation = canvas, batch_size, validation
         self.test_size, self.draws_per_example = test_size, draws_per_example

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Count, Seed, validated
 from latentrobust.data.datamodule import PAIRS, PairsDataModule
 from latentrobust.data.materials import CLASSES, OTHER, to_classes
 from latentrobust.data.pairs import Pairs
@@ -20,6 +21,7 @@ from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 from latentrobust.transforms.noise import Unchanged
 
 
+@validated
 class ScenesDataModule(PairsDataModule):
     """Ordered pairs of different lights within a scene: no light is the unperturbed one.
 
@@ -54,20 +56,17 @@ class ScenesDataModule(PairsDataModule):
         name: str,
         train_light: int | str | None = None,
         test_light: int | str | None = None,
-        targets: int | None = None,
+        targets: Count | None = None,
         joint: Mapping[str, Augmentation] | None = None,
         ignore_other: bool = False,
-        batch_size: int = 64,
-        train_size: int | None = None,
-        validation_size: int | None = None,
-        test_size: int | None = None,
+        batch_size: Count = 64,
+        train_size: Count | None = None,
+        validation_size: Count | None = None,
+        test_size: Count | None = None,
         resident: bool = True,
-        split_seed: int = 0,
-        seed: int = 0,
+        split_seed: Seed = 0,
+        seed: Seed = 0,
     ) -> None:
-        for setting, value in (("validation_size", validation_size), ("targets", targets)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"data.{setting} must be a positive number or null, got {value!r}")
         super().__init__(
             source, Unchanged(), name, batch_size=batch_size, test_size=test_size, train_size=train_size,
             split_seed=split_seed, seed=seed,

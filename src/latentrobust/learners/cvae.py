@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Seed, validated
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -25,6 +26,7 @@ from latentrobust.transforms import random
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+@validated
 class CVAELearner(pl.LightningModule):
     """Minimises ``reconstruction + β·KL`` (Wong & Kolter, eq. 6).
 
@@ -60,7 +62,7 @@ class CVAELearner(pl.LightningModule):
         beta: Schedule,
         init_from: str | None = None,
         channels_last: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if init_from is not None:
@@ -76,9 +78,25 @@ class CVAELearner(pl.LightningModule):
         self.units = ActiveUnits(math.prod(network.latent_shape))
         self._sampled: Pairs | None = None
 
+    LOGGED = (
+        *(f"train/{name}" for name in ("loss", "reconstruction", "kl", "beta", "lr")),
+        *(f"val/{name}" for name in ("loss", "reconstruction", "kl", "encoder_ae", "expected_ae", "radius")),
+        "val/active_units", "val/latent_norm/*",
+    )  # fmt: skip
+
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.check_data(data)
+        self.data_name = data.name
+        self.norms.kind_names = data.kinds
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data that the network does not fit.
+
+        Raises:
+            InputError: naming both.
+        """
         if tuple(data.image_shape) != self.network.image_shape:
             raise InputError(
                 f"data {data.name} has images {list(data.image_shape)}, the network is for"
@@ -88,8 +106,6 @@ class CVAELearner(pl.LightningModule):
             raise InputError(
                 f"data {data.name} has no pairs to learn from: choose data/perturbation=…, or learner=flow"
             )
-        self.data_name = data.name
-        self.norms.kind_names = data.kinds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric
 
+from latentrobust.arguments import Count, Positive, Seed, validated
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -27,6 +28,7 @@ from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+@validated
 class FlowLearner(pl.LightningModule):
     """Minimises the negative log-likelihood of clean images (Yüksel et al., section 2).
 
@@ -59,18 +61,14 @@ class FlowLearner(pl.LightningModule):
         optimizer: Optimizer,
         scheduler: Schedule,
         norm: Norm = "l2",
-        radius: float | None = 1.0,
+        radius: Positive | None = 1.0,
         augmentation: dict[str, Augmentation] | None = None,
         recompute: bool = False,
-        initialize_on: int = 256,
+        initialize_on: Count = 256,
         channels_last: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if norm not in ("l2", "linf") or not (radius is None or (radius > 0 and math.isfinite(radius))):
-            raise InputError(f"learner.norm must be l2 or linf and learner.radius positive, got {norm} and {radius}")
-        if initialize_on < 1:
-            raise InputError(f"learner.initialize_on must be positive, got {initialize_on}")
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
         network.recompute(recompute)
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
@@ -86,9 +84,23 @@ class FlowLearner(pl.LightningModule):
         self.data_name = ""
         self.history: dict[str, list[float]] = {"epoch": [], "train": [], "val": []}
 
+    LOGGED = (
+        "train/bits_per_dim", "train/lr", "val/loss", "val/bits_per_dim", "val/round_trip_error", "val/latent_norm/*",
+    )  # fmt: skip
+
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.check_data(data)
+        self.data_name, self.norms.kind_names = data.name, data.kinds
+        self._has_pairs = data.has_pairs
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data that the flow does not fit.
+
+        Raises:
+            InputError: naming both.
+        """
         if tuple(data.image_shape) != self.network.image_shape:
             raise InputError(
                 f"data {data.name} has images {list(data.image_shape)}, the flow is for"
@@ -101,8 +113,6 @@ class FlowLearner(pl.LightningModule):
             )
         if self.fixed_radius is None and not data.has_pairs:
             raise InputError(f"data {data.name} has no pairs to select a radius from: give learner.radius")
-        self.data_name, self.norms.kind_names = data.name, data.kinds
-        self._has_pairs = data.has_pairs
 
     def on_fit_start(self) -> None:
         """Initialise from the first training examples, which are the same in every process."""

@@ -6,7 +6,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from latentrobust.arguments import Count, validated
 
+
+@validated
 class NonFiniteGuard(pl.Callback):
     """Skips and counts steps with NaN or infinite gradients; gives up after ``patience`` in a row.
 
@@ -17,7 +20,7 @@ class NonFiniteGuard(pl.Callback):
         FloatingPointError: on giving up, naming step and learning rate.
     """
 
-    def __init__(self, patience: int = 10) -> None:
+    def __init__(self, patience: Count = 10) -> None:
         self.patience = patience
         self.skipped = 0
         self.in_a_row = 0

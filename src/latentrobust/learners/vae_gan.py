@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -11,6 +10,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import NonNegative, Positive, Seed, validated
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -23,6 +23,7 @@ from latentrobust.schedules import LearningRate, Schedule, now
 from latentrobust.transforms import random
 
 
+@validated
 class VAEGANLearner(pl.LightningModule):
     """Encoders and decoders minimise ``KL + β·‖x − x̂‖₁ + γ·(how unreal x̂ looks) + η·‖log σ²‖₁``.
 
@@ -49,19 +50,14 @@ class VAEGANLearner(pl.LightningModule):
         network: VAEGAN,
         optimizer: Optimizer,
         scheduler: Schedule,
-        beta: float = 2.75,
-        gamma: float = 1.0,
-        eta: float = 0.0,
+        beta: NonNegative = 2.75,
+        gamma: NonNegative = 1.0,
+        eta: NonNegative = 0.0,
         norm: Norm = "linf",
-        radius: float = 0.3,
-        seed: int = 0,
+        radius: Positive = 0.3,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if norm not in ("l2", "linf") or not (radius > 0 and math.isfinite(radius)) or min(beta, gamma, eta) < 0:
-            raise InputError(
-                "learner.norm must be l2 or linf, radius positive, beta, gamma, eta not negative;"
-                f" got {norm}, {radius}, {beta}, {gamma}, {eta}"
-            )
         self.automatic_optimization = False
         self.network = network
         self.make_optimizer = optimizer
@@ -70,19 +66,32 @@ class VAEGANLearner(pl.LightningModule):
         self.norm, self.radius, self.seed = norm, radius, seed
         self.data_name = ""
 
+    LOGGED = (
+        *(f"train/{name}" for name in ("loss", "kl", "absolute_error", "discriminator")),
+        *(f"val/{name}" for name in ("loss", "kl", "reconstruction")),
+    )
+
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if tuple(data.image_shape) != self.network.image_shape or data.classes > self.network.classes:
-            raise InputError(
-                f"data {data.name} has images {list(data.image_shape)} of {data.classes} classes, the network is for"
-                f" {list(self.network.image_shape)} and {self.network.classes}: set learner.network.image_shape"
-            )
+        self.check_data(data)
         if self.trainer.world_size > 1:
             raise InputError(
                 "learner=vae_gan trains on one device: not every process would have examples of each class"
             )
         self.data_name = data.name
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data that the network does not fit.
+
+        Raises:
+            InputError: naming both.
+        """
+        if tuple(data.image_shape) != self.network.image_shape or data.classes > self.network.classes:
+            raise InputError(
+                f"data {data.name} has images {list(data.image_shape)} of {data.classes} classes, the network is for"
+                f" {list(self.network.image_shape)} and {self.network.classes}: set learner.network.image_shape"
+            )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One for encoders and decoders, one for discriminators."""

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from latentrobust.arguments import check, hints_of
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -20,9 +22,11 @@ def build_named(
     """
     if name not in registry:
         raise ValueError(f"no {what} is called {name!r}; there are {', '.join(sorted(registry))}")
+    hints = hints_of(registry[name])
+    given = {key: check(value, hints.get(key, Any), f"{what} {name!r}: {key}") for key, value in arguments.items()}
     try:
-        network = registry[name](**arguments)
+        network = registry[name](**given)
     except TypeError as error:
         raise ValueError(f"{what} {name!r}: {error}") from None
-    network.description = {"name": name, "arguments": dict(arguments)}  # type: ignore[assignment]
+    network.description = {"name": name, "arguments": given}  # type: ignore[assignment]
     return network

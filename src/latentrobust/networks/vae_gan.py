@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae.base import Gaussian, probabilities
 from latentrobust.networks.precision import at_least_float32
@@ -165,9 +166,7 @@ def adversarial_losses(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real) + F.softplus(fake)
 
 
-def vae_gan(
-    image_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10, latent: int = 10, channels: int = 64
-) -> VAEGAN:
+def vae_gan(image_shape: Shape = (1, 28, 28), classes: Count = 10, latent: Count = 10, channels: Count = 64) -> VAEGAN:
     """The architecture of Stutz et al. for Fashion-MNIST (latent 10); 25 for CIFAR-10 in Yüksel et al."""
     return VAEGAN(tuple(image_shape), classes, latent, channels)
 

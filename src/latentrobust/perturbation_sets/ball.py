@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Count, Positive, validated
 from latentrobust.transforms import random
 
 Norm = Literal["l2", "linf"]
 
 
+@validated
 @dataclass(frozen=True)
 class LatentBall:
     """The ball ``{u : ‖u‖ ≤ radius}`` over offsets of one shape; every dimension before it is batch.
@@ -30,15 +32,9 @@ class LatentBall:
         ValueError: for another norm, or a radius that is not positive and finite.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     norm: Norm
-    radius: float
-
-    def __post_init__(self) -> None:
-        if self.norm not in ("l2", "linf"):
-            raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}")
-        if not (self.radius > 0 and math.isfinite(self.radius)):
-            raise ValueError(f"radius must be positive and finite, got {self.radius}")
+    radius: Positive
 
     def with_radius(self, radius: float) -> LatentBall:
         """The ball of the same shape and norm with another radius."""
@@ -145,7 +141,7 @@ def _interpolate(p: Tensor, cdf: Tensor, values: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _truncated_chi(k: int, radius: float, points: int = 8193) -> tuple[Tensor, Tensor]:
+def _truncated_chi(k: int, radius: Positive, points: int = 8193) -> tuple[Tensor, Tensor]:
     """Lengths and distribution function of ``‖u‖``, u a k-dimensional standard normal within ``radius``."""
 
     def log_density(r: np.ndarray) -> np.ndarray:

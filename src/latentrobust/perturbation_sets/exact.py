@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Positive, validated
 from latentrobust.perturbation_sets.ascent import projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
@@ -17,6 +18,7 @@ from latentrobust.transforms.affine import RotationTranslationScale
 ROUNDS = 4  # of the projection onto ball and box: each cuts further coordinates, few after the first
 
 
+@validated
 class PixelBall(PerturbationSet):
     """``S(x) = {clamp(x + u) : ‖u‖ ≤ radius}``, a ball of pixel differences.
 
@@ -25,7 +27,7 @@ class PixelBall(PerturbationSet):
     """
 
     def __init__(
-        self, image_shape: tuple[int, ...], norm: Norm = "linf", radius: float = 0.3, likelihood: str = "gaussian"
+        self, image_shape: tuple[Count, ...], norm: Norm = "linf", radius: Positive = 0.3, likelihood: str = "gaussian"
     ) -> None:
         super().__init__(image_shape, LatentBall(tuple(image_shape), norm, radius), checked(likelihood))
 
@@ -78,6 +80,7 @@ def _into_ball_and_box(inside: Tensor, u: Tensor, ball: LatentBall, low: Tensor,
     return ball.project(cut)  # the last bits of rounding
 
 
+@validated
 class RTSSet(PerturbationSet):
     """All rotations, translations and scalings within the bounds of ``transform``: ``u [4]`` in the ℓ∞ unit ball.
 
@@ -90,9 +93,9 @@ class RTSSet(PerturbationSet):
 
     def __init__(
         self,
-        image_shape: tuple[int, ...],
+        image_shape: tuple[Count, ...],
         transform: RotationTranslationScale | None = None,
-        radius: float = 1.0,
+        radius: Positive = 1.0,
         likelihood: str = "gaussian",
         **bounds: Any,
     ) -> None:

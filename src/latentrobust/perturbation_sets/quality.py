@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from latentrobust.arguments import Count, Natural, Positive, validated
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import Ascent, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall
@@ -48,8 +49,8 @@ def pgd_error(
     ball: LatentBall,
     measure: Measure,
     *,
-    steps: int,
-    relative_step: float,
+    steps: Natural,
+    relative_step: Positive,
     also: Tensor | None = None,
 ) -> Ascent:
     """PGD approximation error: the least error found in the ball from ``u``; ``values [B]`` are errors.
@@ -73,7 +74,7 @@ def pgd_error(
 
 
 def expected_error(
-    s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, draws: int, keys: Tensor
+    s: SetAt, x_tilde: Tensor, ball: LatentBall, measure: Measure, *, draws: Count, keys: Tensor
 ) -> Tensor:
     """Expected approximation error ``[B]``: the mean over draws from the set's prior."""
     u = s.sample(draws, random.fold_in(keys, Purpose.EXPECTED), ball)
@@ -87,8 +88,8 @@ def over_error(
     ball: LatentBall,
     measure: Measure,
     *,
-    steps: int,
-    relative_step: float,
+    steps: Natural,
+    relative_step: Positive,
     keys: Tensor,
 ) -> Ascent:
     """Over-approximation error: the largest error found in the ball; ``values [B]``.
@@ -112,7 +113,7 @@ def over_error(
 
 
 def log_likelihood(
-    s: SetAt, x_tilde: Tensor, ball: LatentBall, likelihood: Likelihood, *, draws: int, keys: Tensor
+    s: SetAt, x_tilde: Tensor, ball: LatentBall, likelihood: Likelihood, *, draws: Count, keys: Tensor
 ) -> Tensor:
     """Definition 2: ``log E_u[p(x̃ | g(u, x))]`` over the truncated prior, in nats an image: ``[B]``.
 
@@ -133,6 +134,7 @@ def _at_once(x_tilde: Tensor) -> int:
     return min(max(VALUES_AT_ONCE // x_tilde.numel(), 1), 8)
 
 
+@validated
 @dataclass(frozen=True)
 class QualitySettings:
     """How quality is measured; the defaults are the paper's.
@@ -145,15 +147,11 @@ class QualitySettings:
         own_likelihood: also run every error (and both searches) under the model's own loss.
     """
 
-    steps: int = 50
-    relative_step: float = 0.05
-    draws: int = 5
-    likelihood_draws: int = 64
+    steps: Natural = 50
+    relative_step: Positive = 0.05
+    draws: Count = 5
+    likelihood_draws: Natural = 64
     own_likelihood: bool = True
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.draws < 1 or self.likelihood_draws < 0 or not self.relative_step > 0:
-            raise ValueError(f"quality needs steps ≥ 0, draws ≥ 1, likelihood_draws ≥ 0, relative_step > 0; got {self}")
 
 
 def measure_quality(

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 import latentrobust
+from latentrobust.arguments import Positive
 from latentrobust.errors import InputError, warn
 from latentrobust.files import PARTIAL, about, replacing, sync_folder
 from latentrobust.networks import cvae, flows, vae_gan
@@ -172,7 +173,7 @@ def write_folder(
 
 
 def load_perturbation_set(
-    path: str | Path, *, radius: float | None = None, network: LearnedNetwork | None = None
+    path: str | Path | None, *, radius: Positive | None = None, network: LearnedNetwork | None = None
 ) -> PerturbationSet:
     """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
 
@@ -316,8 +317,10 @@ def _build(
             perturbations = PixelBall(image_shape, configuration["norm"], chosen, likelihood)
         else:
             raise InputError(f"{path} holds a set of unknown kind {kind!r}")
-    except InputError:
-        raise
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"the configuration of {path} is damaged: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"the configuration of {path} is damaged: {_line(error)}") from None
     if perturbations.image_shape != image_shape:

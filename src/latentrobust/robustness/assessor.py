@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import latentrobust
+from latentrobust.arguments import Count, NonNegative, Positive, Probability, RadiusName, validated
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -27,11 +28,12 @@ from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
 from latentrobust.transforms import random
 
-Radius = float | str
+Radius = NonNegative | RadiusName
 PROBES = 8  # noisy versions of the first image whose logits tell a model from another
 Table = dict[str, np.ndarray]
 
 
+@validated
 @dataclass(frozen=True)
 class RobustSettings:
     """Attacks and radii.
@@ -45,11 +47,11 @@ class RobustSettings:
 
     attacks: Mapping[str, Attack] = field(default_factory=lambda: {"pgd": PGD()})
     radii: Sequence[Radius] | None = None
-    examples: int | None = 500
+    examples: Count | None = 500
 
     def __post_init__(self) -> None:
-        if not self.attacks or _empty(self.radii) or (self.examples is not None and self.examples < 1):
-            raise InputError("evaluation.robust needs at least one attack, one radius and one example")
+        if not self.attacks or _empty(self.radii):
+            raise InputError("evaluation.robust needs at least one attack and one radius")
 
     @property
     def only_pgd(self) -> bool:
@@ -57,6 +59,7 @@ class RobustSettings:
         return all(_is_pgd(attack) for attack in self.attacks.values())
 
 
+@validated
 @dataclass(frozen=True)
 class CertifySettings:
     """How a smoothed model is certified; n₀, n and α are the paper's by default.
@@ -74,19 +77,19 @@ class CertifySettings:
         batch: images that go through the model at once.
     """
 
-    sigma: float | None = None
-    target: Radius | None = None
+    sigma: Positive | None = None
+    target: Positive | RadiusName | None = None
     radii: Sequence[Radius] | None = None
-    n0: int = 100
-    n: int = 10_000
-    alpha: float = 0.001
+    n0: Count = 100
+    n: Count = 10_000
+    alpha: Probability = 0.001
     adaptive: bool = True
-    examples: int | None = 100
-    batch: int = 512
+    examples: Count | None = 100
+    batch: Count = 512
 
     def __post_init__(self) -> None:
-        if _empty(self.radii) or (self.examples is not None and self.examples < 1):
-            raise InputError("evaluation.certify needs at least one radius and one example")
+        if _empty(self.radii):
+            raise InputError("evaluation.certify needs at least one radius")
         _ = self.procedure
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import NonNegative, validated
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.robustness.criteria import cross_entropy, logits_of, over_positions
@@ -68,6 +69,7 @@ class MaxCleanAdversarial(Standard):
         return Step(torch.maximum(step.loss, cross_entropy(logits_of(model, x), targets)), step.logits)
 
 
+@validated
 class Trades:
     """Clean cross-entropy plus ``beta`` times the divergence of the perturbed prediction (Zhang et al. 2019, eq. 5).
 
@@ -75,7 +77,7 @@ class Trades:
         beta: weight of ``KL(p(x) ‖ p(x'))``; 1/λ in the paper, 6 in its experiments.
     """
 
-    def __init__(self, beta: float = 6.0) -> None:
+    def __init__(self, beta: NonNegative = 6.0) -> None:
         if not beta >= 0:
             raise InputError(f"objective.beta must not be negative, got {beta}")
         self.beta = beta
@@ -95,6 +97,7 @@ class Trades:
         return Step(cross_entropy(clean, targets) + self.beta * divergence, logits)
 
 
+@validated
 class Consistency(Standard):
     """AugMix's loss (Hendrycks et al. 2020, eq. 1): cross-entropy, plus how much predictions for two more views differ.
 
@@ -106,7 +109,7 @@ class Consistency(Standard):
         weight: 12 in the paper.
     """
 
-    def __init__(self, augmentation: Augmentation, weight: float = 12.0) -> None:
+    def __init__(self, augmentation: Augmentation, weight: NonNegative = 12.0) -> None:
         if not weight >= 0:
             raise InputError(f"objective.weight must not be negative, got {weight}")
         self.augmentation, self.weight = augmentation, weight

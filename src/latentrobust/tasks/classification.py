@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from latentrobust.arguments import Count, Seed, validated
 from latentrobust.data.pairs import Pairs, asked_once
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
@@ -33,6 +34,7 @@ Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ACCURACIES = ("clean", "perturbed", "robust")
 
 
+@validated
 class ClassificationTask(pl.LightningModule):
     """A model trained on what ``training_perturbation`` makes of each batch, under an objective.
 
@@ -58,6 +60,7 @@ class ClassificationTask(pl.LightningModule):
         InputError: for settings that do not fit each other.
     """
 
+    LOGGED = ("train/loss", "train/accuracy", "train/lr", *(f"val/accuracy/{name}" for name in ACCURACIES))
     criterion: Criterion = Classification()
 
     def __init__(
@@ -69,23 +72,19 @@ class ClassificationTask(pl.LightningModule):
         scheduler: Schedule,
         perturbations: PerturbationSet | None = None,
         validation_attack: Attack | None = None,
-        attack_every_n_epochs: int = 1,
-        attack_examples: int = 256,
+        attack_every_n_epochs: Count = 1,
+        attack_examples: Count = 256,
         augmentation: ImageAugmentation | None = None,
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
         channels_last: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if select_on not in ACCURACIES:
-            raise InputError(f"task.select_on must be one of {', '.join(ACCURACIES)}, got {select_on!r}")
         if select_on == "robust" and (validation_attack is None or perturbations is None):
             raise InputError(
                 "task.select_on=robust needs a perturbation_set and a task.validation_attack: give both, or"
                 " task.select_on=clean"
             )
-        if attack_every_n_epochs < 1 or attack_examples < 1:
-            raise InputError("task.attack_every_n_epochs and task.attack_examples must be positive")
         self.augmentation = augmentation or ImageAugmentation()
         if self.augmentation.mixup is not None and type(objective) is not Standard:
             raise InputError("mixup changes images and labels together, which only objective=standard is made for")
@@ -112,16 +111,24 @@ class ClassificationTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_centred(data)
-        self._check_labels(data)
+        self._outputs = self.check_data(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
         self._has_pairs, self._first_kinds = data.has_pairs, data.first_kinds("validation")
-        if self.select_on == "perturbed" and not data.has_pairs:
-            raise InputError(f"data {data.name} has no perturbed images for task.select_on=perturbed: use clean")
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
             self.perturbations.eval().requires_grad_(False).to(self.device)
-        self._outputs = check_fit(self.model, self.image_shape, self.classes, self.criterion)
+
+    def check_data(self, data: Any) -> int:
+        """Refuse data that the model does not fit, or that lacks what the task needs; returns the model's classes.
+
+        Raises:
+            InputError: naming both.
+        """
+        check_centred(data)
+        self._check_labels(data)
+        if self.select_on == "perturbed" and not data.has_pairs:
+            raise InputError(f"data {data.name} has no perturbed images for task.select_on=perturbed: use clean")
+        return check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
 
     def _check_labels(self, data: Any) -> None:
         """Refuse data with another kind of labels."""
@@ -132,12 +139,16 @@ class ClassificationTask(pl.LightningModule):
         """Take the set along to the training device."""
         if self.perturbations is not None:
             self.perturbations.to(self.device)
-        self._check_epochs()
+        self.check_epochs(self.trainer)
 
-    def _check_epochs(self) -> None:
-        """Refuse epochs in which something that was asked for never happens."""
-        epochs, every = self.trainer.max_epochs or 0, self.trainer.check_val_every_n_epoch or 1
-        if epochs < 1 or self.trainer.max_steps > 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def check_epochs(self, trainer: pl.Trainer) -> None:
+        """Refuse a training in which something that was asked for never happens.
+
+        Raises:
+            InputError: naming what, and the values that it depends on.
+        """
+        epochs, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
+        if epochs < 1 or trainer.max_steps > 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.select_on == "robust" and epochs < math.lcm(every, self.attack_every_n_epochs):
             raise InputError(

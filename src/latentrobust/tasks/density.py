@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from latentrobust.arguments import Seed, validated
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -22,6 +23,7 @@ from latentrobust.transforms import random
 History = Mapping[str, Sequence[float]]
 
 
+@validated
 class DensityTest(pl.LightningModule):
     """Bits per dimension under noise drawn by (seed, example), and the error of ``F⁻¹(F(x))``, on every test image.
 
@@ -37,7 +39,7 @@ class DensityTest(pl.LightningModule):
         InputError: for another kind of set, which has no likelihood.
     """
 
-    def __init__(self, perturbations: PerturbationSet, history: History | None = None, seed: int = 0) -> None:
+    def __init__(self, perturbations: PerturbationSet, history: History | None = None, seed: Seed = 0) -> None:
         super().__init__()
         if not isinstance(perturbations, FlowSet):
             raise InputError(

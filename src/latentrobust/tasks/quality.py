@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Natural, Seed, validated
 from latentrobust.data.pairs import Pairs
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
@@ -28,6 +29,7 @@ from latentrobust.perturbation_sets.quality import (
 from latentrobust.transforms import random
 
 
+@validated
 class QualityTest(pl.LightningModule):
     """The quality metrics on every test pair; on the first ``detail`` of them also against the radius and an exact set.
 
@@ -46,9 +48,9 @@ class QualityTest(pl.LightningModule):
         self,
         perturbations: PerturbationSet,
         settings: QualitySettings,
-        detail: int = 0,
+        detail: Natural = 0,
         exact: PerturbationSet | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.perturbations = perturbations

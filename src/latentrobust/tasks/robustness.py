@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Seed, validated
 from latentrobust.data.pairs import Pairs, Perturbation, asked_once
 from latentrobust.errors import warn
 from latentrobust.keys import Purpose
@@ -33,6 +34,7 @@ from latentrobust.transforms import random
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 
+@validated
 class ModelTest(pl.LightningModule):
     """Accuracy on all test pairs, robust and certified accuracy on the first ones; equal on any number of processes.
 
@@ -66,7 +68,7 @@ class ModelTest(pl.LightningModule):
         ood: Mapping[str, Perturbation] | None = None,
         held_out: GridAccuracy | None = None,
         corruptions: GridAccuracy | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         journal: Path | None = None,
         trained_for: float | str | None = None,
     ) -> None:
@@ -78,8 +80,9 @@ class ModelTest(pl.LightningModule):
         self.trained_for: float | None = None
         if robust is not None and perturbations is not None and trained_for is not None:
             self.trained_for = resolve_radius(trained_for, perturbations)[1]
-            own = robust.radii or [*perturbations.percentile_radii, "full"]
-            robust = replace(robust, radii=[*own, trained_for])
+            own: list[Any] = list(robust.radii) if robust.radii else [*perturbations.percentile_radii, "full"]
+            own.append(trained_for)
+            robust = replace(robust, radii=own)
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
         self.right = PairValues([])

@@ -26,6 +26,7 @@ class SegmentationTask(ClassificationTask):
         InputError: for augmentations and objectives that would move pixels without their labels, or mix them.
     """
 
+    LOGGED = (*ClassificationTask.LOGGED, "val/miou/perturbed")
     criterion = PixelAccuracy()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import Natural, Range, validated
 from latentrobust.transforms.random import fold_in, integers, uniform
 from latentrobust.transforms.sampling import affine_lookup
 
@@ -26,6 +28,7 @@ def pad_to(images: Tensor, side: int) -> Tensor:
     return F.pad(images, (left, side - width - left, top, side - height - top))
 
 
+@validated
 @dataclass(frozen=True)
 class RotationTranslationScale:
     """The RTS perturbation (Wong & Kolter, appendix E.1, after Jaderberg et al. 2015).
@@ -40,18 +43,11 @@ class RotationTranslationScale:
         whole_pixels: draw whole-pixel shifts, as the random crop of the paper does; a set holds all shifts between.
     """
 
-    degrees: float = 45.0
-    scale: float = 0.3
-    shift: int = 7
+    degrees: Annotated[float, Range(0, 180)] = 45.0
+    scale: Annotated[float, Range(0, 0.999)] = 0.3
+    shift: Natural = 7
     whole_pixels: bool = True
     name: str = "rts"
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.degrees <= 180 and 0 <= self.scale < 1 and self.shift >= 0):
-            raise ValueError(
-                "RTS needs degrees in [0, 180], scale in [0, 1) and shift ≥ 0,"
-                f" got {self.degrees}, {self.scale}, {self.shift}"
-            )
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
         """Uniform offsets ``[*batch, 4]`` for keys ``[*batch]``, whatever the images' shape."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Natural, Positive, Share, validated
 from latentrobust.transforms import random
 
 
@@ -23,11 +23,12 @@ class Augmentation(Protocol):
         """The augmented images."""
 
 
+@validated
 @dataclass(frozen=True)
 class RandomCrop:
     """A window of the image's size from the image with ``padding`` black pixels around it."""
 
-    padding: int = 4
+    padding: Natural = 4
 
     def __post_init__(self) -> None:
         if self.padding < 0:
@@ -45,6 +46,7 @@ class RandomCrop:
         return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
+@validated
 @dataclass(frozen=True)
 class RandomTranslation:
     """Shifted by a uniform share of each side, rounded to whole pixels, black outside (torchvision's RandomAffine).
@@ -52,11 +54,7 @@ class RandomTranslation:
     0.1 for SVHN in the published code of Yüksel et al.
     """
 
-    share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"the share of a translation must be in [0, 1], got {self.share}")
+    share: Share = 0.1
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """Each image shifted by its own whole pixels."""
@@ -71,11 +69,12 @@ class RandomTranslation:
         return (taken * inside[..., None]).permute(0, 3, 1, 2).contiguous()
 
 
+@validated
 @dataclass(frozen=True)
 class HorizontalFlip:
     """Mirrored with this probability."""
 
-    probability: float = 0.5
+    probability: Share = 0.5
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """Each image or its mirror image."""
@@ -83,6 +82,7 @@ class HorizontalFlip:
         return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
+@validated
 @dataclass(frozen=True)
 class Cutout:
     """A black square of side ``size`` around a random pixel, cut off at the border (DeVries & Taylor 2017).
@@ -90,11 +90,7 @@ class Cutout:
     16 for CIFAR-10, 8 for CIFAR-100, 20 for SVHN there.
     """
 
-    size: int = 16
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"the side of a cutout must be positive, got {self.size}")
+    size: Count = 16
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """Each image with its own square."""
@@ -114,6 +110,7 @@ class Mixed(NamedTuple):
     targets: Tensor
 
 
+@validated
 @dataclass(frozen=True)
 class Mixup:
     """Convex combinations of examples and of their targets (Zhang et al. 2018), a share ``~ Beta(α, α)`` each.
@@ -123,12 +120,8 @@ class Mixup:
         per_batch: one share for the whole batch, as published; else one an example.
     """
 
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     per_batch: bool = True
-
-    def __post_init__(self) -> None:
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ValueError(f"mixup's alpha must be positive and finite, got {self.alpha}")
 
     def __call__(self, images: Tensor, targets: Tensor, keys: Tensor) -> Mixed:
         """``targets`` are probabilities ``[B, K]``; partners come from the batch."""
@@ -141,7 +134,7 @@ class Mixup:
         )
 
 
-def _beta(alpha: float, keys: Tensor) -> Tensor:
+def _beta(alpha: Positive, keys: Tensor) -> Tensor:
     """``Beta(α, α)`` by keys ``[B]``, float64: the inverse of its distribution function, tabulated."""
     if alpha == 1:
         return random.uniform(keys, dtype=torch.float64)
@@ -152,10 +145,11 @@ def _beta(alpha: float, keys: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _beta_quantiles(alpha: float, points: int = 4097) -> Tensor:
+def _beta_quantiles(alpha: Positive, points: int = 4097) -> Tensor:
     return torch.from_numpy(stats.beta(alpha, alpha).ppf(torch.linspace(0, 1, points).double().numpy()))
 
 
+@validated
 @dataclass(frozen=True)
 class ImageAugmentation:
     """What happens to training images around their perturbation.

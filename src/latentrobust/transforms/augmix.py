@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Count, Natural, Range, validated
 from latentrobust.transforms import random
 from latentrobust.transforms.sampling import affine_lookup
 
@@ -94,6 +96,7 @@ def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
     return affine_lookup(images, theta)
 
 
+@validated
 @dataclass(frozen=True)
 class AugMix:
     """``(1 − m)·x + m·Σ wᵢ·chainᵢ(x)`` with ``w ~ Dirichlet(1, …)``, ``m ~ Beta(1, 1)``.
@@ -106,16 +109,9 @@ class AugMix:
         severity: of the operations, 1 to 10.
     """
 
-    width: int = 3
-    depth: int = 0
-    severity: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 0 or not 0.1 <= self.severity <= 10:
-            raise ValueError(
-                "AugMix needs width ≥ 1, depth ≥ 0 and severity in [0.1, 10], got"
-                f" {self.width}, {self.depth}, {self.severity}"
-            )
+    width: Count = 3
+    depth: Natural = 0
+    severity: Annotated[float, Range(0.1, 10)] = 3.0
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """Each image with its own chains."""

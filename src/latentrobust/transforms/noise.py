@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Positive, validated
 from latentrobust.transforms.random import uniform
 
 
+@validated
 @dataclass(frozen=True)
 class UniformNoise:
     """Uniform noise in [−radius, radius] a pixel, the result clamped to [0, 1] (Wong & Kolter, appendix E.1: ℓ∞, 0.3).
@@ -18,12 +19,8 @@ class UniformNoise:
     An offset is the noise before clamping, of the image's shape.
     """
 
-    radius: float = 0.3
+    radius: Positive = 0.3
     name: str = "linf"
-
-    def __post_init__(self) -> None:
-        if not (self.radius > 0 and math.isfinite(self.radius)):
-            raise ValueError(f"the noise radius must be positive and finite, got {self.radius}")
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
         """Noise ``[*batch, *image]`` for keys ``[*batch]``."""

@@ -6,22 +6,21 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
+from latentrobust.arguments import Side, validated
 from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
-from latentrobust.errors import InputError
 from latentrobust.transforms.random import permutation
 
 TEST = 297
 SPLIT_SEED = 0  # of the data set: every run tests on the same digits
 
 
-def digits(side: int = 28) -> Images:
+@validated
+def digits(side: Side = 28) -> Images:
     """8×8 digits (Alpaydin & Kaynak 1998, UCI) upsampled bilinearly to ``side``: 1,500 to learn from, 297 to test on.
 
     Raises:
         InputError: for a side below 8.
     """
-    if side < 8:
-        raise InputError(f"digits are 8×8 pixels and can only be enlarged, got side={side}")
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] / 16
     large = F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False).clamp(0, 1)

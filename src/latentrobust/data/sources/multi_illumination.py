@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import Level, validated
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
 from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
@@ -22,14 +23,15 @@ _IMAGE = re.compile(r"dir_(\d+)_mip(\d+)\.jpg")
 _MAP = re.compile(r"materials_mip(\d+)\.png")
 
 
-def mip_size(level: int) -> tuple[int, int]:
+def mip_size(level: Level) -> tuple[int, int]:
     """Height and width of the images at a MIP level: 4000×6000, halved so often."""
     return 4000 >> level, 6000 >> level
 
 
+@validated
 def multi_illumination(
     root: str,
-    level: int = 5,
+    level: Level = 5,
     materials: bool = True,
     incomplete: Incomplete = "error",
     test: str = "everett",
@@ -61,10 +63,6 @@ def multi_illumination(
         InputError: naming the scene and what is wrong with it; for a split without scenes, or a level that does not
             exist.
     """
-    if not (isinstance(level, int) and 0 <= level <= 8) or incomplete not in ("error", "skip"):
-        raise InputError(
-            f"multi-illumination needs a level from 0 to 8 and incomplete error or skip; got {level}, {incomplete!r}"
-        )
     folder = Path(root) / "multi_illumination"
     if download:
         fetch_scenes(scenes or scene_names(), level, folder, materials, url)
@@ -119,7 +117,7 @@ def find_scenes(folder: Path) -> dict[str, Path]:
     return found
 
 
-def scene_files(folder: Path, level: int, materials: bool = True) -> SceneFiles:
+def scene_files(folder: Path, level: Level, materials: bool = True) -> SceneFiles:
     """The files that a scene at a level is made of.
 
     Raises:
@@ -146,7 +144,7 @@ def scene_files(folder: Path, level: int, materials: bool = True) -> SceneFiles:
     return SceneFiles(folder.name, tuple(chosen), labels)
 
 
-def _nearest(folder: Path, what: str, levels: dict[int, Path], level: int) -> Path:
+def _nearest(folder: Path, what: str, levels: dict[int, Path], level: Level) -> Path:
     """The file of a level, or of the next larger images."""
     larger = [other for other in levels if other <= level]
     if not larger:
@@ -178,7 +176,7 @@ def _check_size(path: Path) -> None:
         raise InputError(f"{path} is a {mode} image; maps of materials are indexed (palette) PNGs")
 
 
-def read_scene(scene: SceneFiles, level: int) -> tuple[Tensor, Tensor | None]:
+def read_scene(scene: SceneFiles, level: Level) -> tuple[Tensor, Tensor | None]:
     """Images uint8 ``[25, 3, H, W]`` and materials uint8 ``[H, W]`` at a level.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latentrobust.arguments import Count, Seed, Side, validated
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -34,7 +35,8 @@ HEIGHT = 192  # photos are shrunk to it, so that a patch shows something
 TEST_SHARE = 0.25  # of the width, at the right: no test patch shares a pixel with a training patch
 
 
-def photos(side: int = 32, train: int = 4000, test: int = 1000, seed: int = 0) -> Images:
+@validated
+def photos(side: Side = 32, train: Count = 4000, test: Count = 1000, seed: Seed = 0) -> Images:
     """Random square patches of two photographs, or ten where scikit-image is installed: uint8 ``[N, 3, side, side]``.
 
     Test patches come from the right quarter of each photo, training patches from the rest.
@@ -42,13 +44,13 @@ def photos(side: int = 32, train: int = 4000, test: int = 1000, seed: int = 0) -
     Raises:
         InputError: for sizes that do not fit.
     """
-    if not 8 <= side <= HEIGHT // 4 or train < 1 or test < 1:
-        raise InputError(f"photos need side in [8, {HEIGHT // 4}] and positive counts, got {side}, {train}, {test}")
+    if side > HEIGHT // 4:
+        raise InputError(f"photos: side must be at most {HEIGHT // 4}, got {side}")
     pictures = [picture for name in PHOTOS if (picture := _photo(name)) is not None]
     return Images(*(_patches(pictures, side, count, seed, number) for number, count in enumerate((train, test))))
 
 
-def _patches(pictures: list[Tensor], side: int, count: int, seed: int, split: int) -> Split:
+def _patches(pictures: list[Tensor], side: Side, count: int, seed: Seed, split: int) -> Split:
     labels = torch.arange(count) % len(pictures)
     place = random.uniform(random.example_keys(seed, torch.arange(count), Purpose.PHOTOS, split), (2,), torch.float64)
     patches = torch.empty(count, 3, side, side, dtype=torch.uint8)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Count, Level255, Seed, validated
 from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
 from latentrobust.data.sources.scenes import SceneSplits, decoded, header, resized
 from latentrobust.errors import InputError
@@ -21,15 +22,16 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 
 
+@validated
 def scene_folder(
     folder: str,
-    validation: int | Sequence[str] = 1,
-    test: int | Sequence[str] = 1,
+    validation: Count | Sequence[str] = 1,
+    test: Count | Sequence[str] = 1,
     size: Sequence[int] | None = None,
     incomplete: Incomplete = "error",
-    background: int = 255,
+    background: Level255 = 255,
     cache: str | None = None,
-    split_seed: int = 0,
+    split_seed: Seed = 0,
 ) -> SceneSplits:
     """Scenes from ``<folder>/<scene>/<light>.png`` (or jpg, bmp, tif, webp), packed into memory-mapped files.
 
@@ -50,10 +52,6 @@ def scene_folder(
     Raises:
         InputError: naming the scene and what is wrong with it.
     """
-    if incomplete not in ("error", "skip"):
-        raise InputError(f"data.source.incomplete must be error or skip, got {incomplete!r}")
-    if isinstance(background, bool) or not isinstance(background, int) or not 0 <= background <= 255:
-        raise InputError(f"data.source.background must be a grey level from 0 to 255, got {background!r}")
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"data.source.folder={folder} is no folder: give one with a folder a scene")
@@ -157,12 +155,12 @@ def _target(size: Sequence[int] | None, own: tuple[int, int]) -> tuple[int, int]
     return int(size[0]), int(size[1])
 
 
-def _read(scene: SceneFiles, mode: str, size: tuple[int, int], background: int) -> tuple[Tensor, None]:
+def _read(scene: SceneFiles, mode: str, size: tuple[int, int], background: Level255) -> tuple[Tensor, None]:
     return torch.stack([resized(decoded(path, mode, background), size) for path in scene.images]), None
 
 
 def _split(
-    scenes: Sequence[SceneFiles], validation: int | Sequence[str], test: int | Sequence[str], seed: int
+    scenes: Sequence[SceneFiles], validation: Count | Sequence[str], test: Count | Sequence[str], seed: int
 ) -> dict[str, list[SceneFiles]]:
     """Named scenes first, then as many drawn as were asked for; the rest is for training."""
     by_name = {scene.name: scene for scene in scenes}
@@ -177,8 +175,6 @@ def _split(
         free = [name for name in free if name not in names]
     for split, count in wanted.items():
         if isinstance(count, int):
-            if count < 1:
-                raise InputError(f"data.source.{split} must be positive, got {count}")
             chosen[split], free = free[:count], free[count:]
     if not free or not all(chosen.values()):
         raise InputError(

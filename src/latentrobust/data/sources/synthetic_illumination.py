@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Range, Seed, Side, validated
 from latentrobust.data.materials import MATERIALS
 from latentrobust.data.sources.scenes import Scenes, SceneSplits
-from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.rendering import PATTERNS, Look, Surfaces, light_directions, render
@@ -55,15 +55,16 @@ WALLS = ("Brick", "Painted", "Wood")
 OBJECTS = tuple(name for name in NAMES if name not in ("Brick", "Painted", "Tile"))
 
 
+@validated
 def synthetic_illumination(
-    height: int = 32,
-    width: int = 48,
-    train: int = 400,
-    validation: int = 25,
-    test: int = 30,
-    lights: int = 25,
-    supersample: int = 2,
-    seed: int = 0,
+    height: Side = 32,
+    width: Side = 48,
+    train: Count = 400,
+    validation: Count = 25,
+    test: Count = 30,
+    lights: Annotated[int, Range(2)] = 25,
+    supersample: Count = 2,
+    seed: Seed = 0,
 ) -> SceneSplits:
     """Random scenes of spheres and boxes on a ground before a wall, each of one of eleven materials.
 
@@ -80,11 +81,6 @@ def synthetic_illumination(
     Raises:
         InputError: for sizes and counts that do not fit.
     """
-    if min(height, width) < 8 or min(train, validation, test) < 1 or lights < 2 or supersample < 1:
-        raise InputError(
-            "synthetic illumination needs images of 8 pixels or more each way, a scene a split, two lights and a ray a"
-            f" pixel; got {height}×{width}, {train}, {validation}, {test} scenes, {lights} lights, {supersample}"
-        )
     return _rendered(height, width, (train, validation, test), lights, supersample, seed)
 
 
@@ -103,7 +99,7 @@ def _rendered(
     return SceneSplits(train, validation, test, names, "Rendered scenes, not photographs.")
 
 
-def _scenes(keys: Tensor, height: int, width: int, lights: int, supersample: int) -> tuple[Tensor, Tensor]:
+def _scenes(keys: Tensor, height: Side, width: Side, lights: Count, supersample: Count) -> tuple[Tensor, Tensor]:
     """Images uint8 ``[B, L, 3, H, W]`` and materials uint8 ``[B, H, W]`` of scenes by key."""
     surfaces, materials = _furnished(keys)
     fine = (height * supersample, width * supersample)

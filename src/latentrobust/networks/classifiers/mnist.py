@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Shape
 from latentrobust.networks.classifiers.normalize import normalized
 
 
@@ -35,8 +36,8 @@ class LeNet5(nn.Module):
 
 
 def lenet5(
-    image_shape: tuple[int, ...] = (1, 28, 28),
-    classes: int = 10,
+    image_shape: Shape = (1, 28, 28),
+    classes: Count = 10,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
@@ -44,7 +45,7 @@ def lenet5(
     return normalized(LeNet5(tuple(image_shape), classes), mean, std)
 
 
-def mnist_classifier(image_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> nn.Module:
+def mnist_classifier(image_shape: Shape = (1, 28, 28), classes: Count = 10) -> nn.Module:
     """Two 4×4 convolutions of stride 2 (32, 64 channels), one hidden layer of 1,024 (Wong & Kolter, published code)."""
     channels, height, width = image_shape
     return nn.Sequential(
@@ -89,6 +90,6 @@ class StandardCNN(nn.Module):
         return self.logits(self.representation(x.flatten(1)))
 
 
-def standard_cnn(image_shape: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> nn.Module:
+def standard_cnn(image_shape: Shape = (1, 28, 28), classes: Count = 10) -> nn.Module:
     """The classifier of Stutz et al., with no nonlinearity between its two linear layers, as published."""
     return StandardCNN(tuple(image_shape), classes)

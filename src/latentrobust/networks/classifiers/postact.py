@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count
 from latentrobust.networks.classifiers.normalize import normalized
 
 
@@ -56,8 +57,8 @@ class ResNet(nn.Module):
 
 
 def resnet18(
-    classes: int = 10,
-    channels: int = 3,
+    classes: Count = 10,
+    channels: Count = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
@@ -66,8 +67,8 @@ def resnet18(
 
 
 def resnet20(
-    classes: int = 10,
-    channels: int = 3,
+    classes: Count = 10,
+    channels: Count = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:

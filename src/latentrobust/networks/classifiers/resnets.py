@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Share
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers.normalize import CIFAR_MEAN, CIFAR_STD, normalized
 
@@ -74,11 +75,11 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet(
-    depth: int = 28,
-    width: int = 10,
-    classes: int = 10,
-    channels: int = 3,
-    dropout: float = 0.0,
+    depth: Count = 28,
+    width: Count = 10,
+    classes: Count = 10,
+    channels: Count = 3,
+    dropout: Share = 0.0,
     mean: Sequence[float] | None = CIFAR_MEAN,
     std: Sequence[float] | None = CIFAR_STD,
 ) -> nn.Module:
@@ -128,8 +129,8 @@ class PreActResNet(nn.Module):
 
 
 def preactresnet18(
-    classes: int = 10,
-    channels: int = 3,
+    classes: Count = 10,
+    channels: Count = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from latentrobust.arguments import Count
 from latentrobust.networks.classifiers.normalize import normalized
 from latentrobust.networks.unet import UNetPaths, map_sizes
 
@@ -22,9 +23,9 @@ class UNet(UNetPaths):
 
 
 def unet(
-    image_channels: int = 3,
-    classes: int = 36,
-    channels: Sequence[int] = (64, 128, 256, 512, 512),
+    image_channels: Count = 3,
+    classes: Count = 36,
+    channels: Sequence[Count] = (64, 128, 256, 512, 512),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Shape
 from latentrobust.networks.cvae.base import CVAE, probabilities
 
 
@@ -46,7 +47,7 @@ class Generator(nn.Module):
         return probabilities(self.conv5(torch.cat([x, hidden], 1)))
 
 
-def mnist_conv(image_shape: tuple[int, ...] = (1, 28, 28)) -> CVAE:
+def mnist_conv(image_shape: Shape = (1, 28, 28)) -> CVAE:
     """The published network, for one-channel images whose sides are multiples of 4.
 
     Raises:

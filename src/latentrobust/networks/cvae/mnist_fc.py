@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Shape
 from latentrobust.networks.cvae.base import CVAE, probabilities
 
 
@@ -36,7 +37,7 @@ class Generator(nn.Module):
         return probabilities(self.fc4(hidden)).reshape_as(x)
 
 
-def mnist_fc(image_shape: tuple[int, ...] = (1, 28, 28), hidden: int = 784, latent: int = 784) -> CVAE:
+def mnist_fc(image_shape: Shape = (1, 28, 28), hidden: Count = 784, latent: Count = 784) -> CVAE:
     """The published sizes by default; ``latent`` units in a flat latent space."""
     pixels = prod(image_shape)
     return CVAE(

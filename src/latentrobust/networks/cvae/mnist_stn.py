@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Shape
 from latentrobust.networks.cvae.base import CVAE, probabilities
 from latentrobust.transforms.sampling import affine_lookup
 
@@ -76,7 +77,7 @@ class Generator(nn.Module):
         return probabilities(self.conv(self.block(warped)))
 
 
-def mnist_stn(image_shape: tuple[int, ...] = (1, 42, 42), latent: int = 128, transformers: int = 5) -> CVAE:
+def mnist_stn(image_shape: Shape = (1, 42, 42), latent: Count = 128, transformers: Count = 5) -> CVAE:
     """The published sizes by default, for square one-channel images.
 
     Raises:

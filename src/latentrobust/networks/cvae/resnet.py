@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Shape
 from latentrobust.networks.cvae.base import CVAE, bounded_logvar, probabilities
 
 
@@ -61,7 +62,7 @@ class Generator(nn.Module):
 
 
 def resnet(
-    image_shape: tuple[int, ...] = (3, 32, 32), latent: int = 512, wide: int = 64, narrow: int = 16, blocks: int = 4
+    image_shape: Shape = (3, 32, 32), latent: Count = 512, wide: int = 64, narrow: int = 16, blocks: Count = 4
 ) -> CVAE:
     """The published sizes by default."""
     channels, height, width = image_shape

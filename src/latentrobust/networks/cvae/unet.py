@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Shape
 from latentrobust.networks.cvae.base import CVAE, bounded_logvar, probabilities
 from latentrobust.networks.unet import DownPath, UNetPaths, map_sizes
 
@@ -76,7 +77,7 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def unet(
-    image_shape: tuple[int, ...] = (3, 125, 187),
+    image_shape: Shape = (3, 125, 187),
     channels: Sequence[int] = (64, 128, 256, 512, 512),
     latents: Sequence[int] = (128, 64, 32, 16, 16),
     pool: Sequence[Sequence[int]] | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Natural, NonNegative, Positive, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.base import Chain, Flow, FlowNetwork
 from latentrobust.networks.precision import at_least_float32
@@ -100,11 +101,6 @@ class FullyConnectedFlow(FlowNetwork):
         self, image_shape: tuple[int, ...], classes: int, blocks: int, hidden: int, clamp: float, noise: float
     ) -> None:
         super().__init__(image_shape, classes)
-        if blocks < 1 or hidden < 1 or classes < 0 or not clamp > 0 or not noise >= 0:
-            raise InputError(
-                "a fully connected flow needs blocks, hidden ≥ 1, classes, noise ≥ 0 and clamp > 0; got"
-                f" {blocks}, {hidden}, {classes}, {noise}, {clamp}"
-            )
         numbers, self.noise = math.prod(self.image_shape), noise
         layers: list[Flow] = []
         for number in range(blocks):
@@ -136,12 +132,12 @@ class FullyConnectedFlow(FlowNetwork):
 
 
 def fully_connected(
-    image_shape: tuple[int, ...] = (1, 28, 28),
-    classes: int = 10,
-    blocks: int = 12,
-    hidden: int = 512,
-    clamp: float = 2.0,
-    noise: float = 0.1,
+    image_shape: Shape = (1, 28, 28),
+    classes: Natural = 10,
+    blocks: Count = 12,
+    hidden: Count = 512,
+    clamp: Positive = 2.0,
+    noise: NonNegative = 0.1,
 ) -> FlowNetwork:
     """The flow of Yüksel et al. for MNIST and Fashion-MNIST, or another size."""
     return FullyConnectedFlow(tuple(image_shape), classes, blocks, hidden, clamp, noise)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.arguments import Count, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.actnorm import ActNorm
 from latentrobust.networks.flows.base import Chain, Flow, FlowNetwork
@@ -158,10 +159,10 @@ class Glow(FlowNetwork):
 
 
 def glow(
-    image_shape: tuple[int, ...] = (3, 32, 32),
-    levels: int = 3,
-    steps: int = 32,
-    hidden: int = 512,
+    image_shape: Shape = (3, 32, 32),
+    levels: Count = 3,
+    steps: Count = 32,
+    hidden: Count = 512,
     lu: bool = False,
     scale: Scale = "learned",
 ) -> FlowNetwork:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Count
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -52,12 +53,8 @@ class Attack(ABC):
     """
 
     criterion: Criterion | None = None
-    chunk: int = 256
+    chunk: Count = 256
     checks: bool = True
-
-    def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise InputError(f"an attack's chunk must be positive, got {self.chunk}")
 
     @abstractmethod
     def search(self, problem: Problem, ball: LatentBall) -> None:

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentrobust.errors import InputError, warn
+from latentrobust.arguments import Count, Natural, Positive, validated
+from latentrobust.errors import warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import FixedStep, Projection, Rule, climb
 from latentrobust.perturbation_sets.ball import LatentBall
@@ -38,21 +39,13 @@ class GradientAttack(Attack):
         targets: for the targeted loss, the so many most likely wrong classes one after the other.
     """
 
-    steps: int = 50
+    steps: Natural = 50
     start: Start = "random"
-    restarts: int = 1
+    restarts: Count = 1
     loss: str | Loss = "cross_entropy"
-    targets: int = 9
+    targets: Count = 9
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 0 or self.restarts < 1 or self.targets < 1:
-            raise InputError(
-                "an attack needs steps ≥ 0, restarts ≥ 1, targets ≥ 1;"
-                f" got {self.steps}, {self.restarts}, {self.targets}"
-            )
-        if self.start not in STARTS:
-            raise InputError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.loss != TARGETED:
             named_loss(self.loss)
 
@@ -92,6 +85,7 @@ def _towards(target: Tensor) -> IndexedLoss:
     return lambda logits, y, index: targeted_dlr(logits, y, target[index])
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class PGD(GradientAttack):
     """Projected gradient descent on the model's success (Madry et al. 2018; Wong & Kolter, appendix D).
@@ -100,12 +94,7 @@ class PGD(GradientAttack):
         relative_step: step length as a share of the radius; the paper's evaluation takes ε/20.
     """
 
-    relative_step: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.relative_step > 0 and math.isfinite(self.relative_step)):
-            raise InputError(f"relative_step must be positive and finite, got {self.relative_step}")
+    relative_step: Positive = 0.05
 
     def check(self) -> None:
         """Warn where a walk from the centre cannot reach the border."""
@@ -120,6 +109,7 @@ class PGD(GradientAttack):
         return FixedStep(ball, self.relative_step)
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class APGD(GradientAttack):
     """PGD with momentum and a step that halves when progress stalls (Croce & Hein 2020, algorithm 1), from 2ε."""
@@ -134,7 +124,7 @@ class _AdaptiveStep:
 
     MOMENTUM, PROGRESS = 0.75, 0.75
 
-    def __init__(self, ball: LatentBall, steps: int) -> None:
+    def __init__(self, ball: LatentBall, steps: Natural) -> None:
         self.ball = ball
         self.checkpoints = _checkpoints(steps)
         self.iteration = 0
@@ -181,7 +171,7 @@ class _AdaptiveStep:
         return torch.where(chosen.reshape(-1, *[1] * len(self.ball.shape)), a, b)
 
 
-def _checkpoints(steps: int) -> dict[int, int]:
+def _checkpoints(steps: Natural) -> dict[int, int]:
     """The iterations at which APGD looks back, and how many iterations lie between each and the one before."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentrobust.arguments import Count, Natural, validated
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ball import LatentBall
@@ -24,6 +25,7 @@ FIRST_SHARE = 0.8
 TILES = 5  # along each side of an extreme offset in ℓ2
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch(Attack):
     """Random offsets, then random blocks of the worst one pushed to the border of the ball; needs no gradient.
@@ -37,13 +39,8 @@ class RandomSearch(Attack):
         refinements: changes after that, kept where they are worse; the changed share falls from 0.8 as in Square.
     """
 
-    draws: int = 50
-    refinements: int = 450
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.draws < 0 or self.refinements < 0:
-            raise InputError(f"RandomSearch needs draws and refinements ≥ 0, got {self.draws} and {self.refinements}")
+    draws: Natural = 50
+    refinements: Natural = 450
 
     def search(self, problem: Problem, ball: LatentBall) -> None:
         """Draw, then refine."""
@@ -142,6 +139,7 @@ def _unit(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     return tensor / length.clamp_min(torch.finfo(tensor.dtype).tiny)
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class WorstOf(Attack):
     """Several attacks one after the other, each on what the others left standing: the worst case over all.
@@ -152,7 +150,6 @@ class WorstOf(Attack):
     attacks: Sequence[Attack]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.attacks:
             raise InputError("WorstOf needs at least one attack")
 
@@ -167,15 +164,16 @@ class WorstOf(Attack):
             attack.search(problem, ball)
 
 
+@validated
 def latent_autoattack(
     *,
-    steps: int = 50,
-    restarts: int = 5,
-    targets: int = 9,
-    draws: int = 100,
-    refinements: int = 900,
+    steps: Natural = 50,
+    restarts: Count = 5,
+    targets: Count = 9,
+    draws: Natural = 100,
+    refinements: Natural = 900,
     criterion: Criterion | None = None,
-    chunk: int = 256,
+    chunk: Count = 256,
     checks: bool = True,
 ) -> WorstOf:
     """The ready-made strong evaluation: PGD, APGD on cross-entropy and on the targeted loss, random search.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -10,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Count, Positive, PositiveShare, RadiusName, Share, validated
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import FixedStep, Projection, climb, frozen, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import SetAt
-from latentrobust.robustness.attacks.gradient import STARTS, Start
+from latentrobust.robustness.attacks.gradient import Start
 from latentrobust.robustness.criteria import logits_of
 from latentrobust.robustness.training.base import Examples, Setting, TrainingPerturbation, checked_norm
 from latentrobust.transforms import random
@@ -23,6 +23,7 @@ from latentrobust.transforms import random
 NUDGE = 1e-3  # share of the radius by which a search leaves a centre where the loss is flat
 
 
+@validated
 class Adversarial(TrainingPerturbation):
     """PGD in the latent space of the set: the inner maximisation of algorithm 1 (Wong & Kolter, appendix D).
 
@@ -41,23 +42,16 @@ class Adversarial(TrainingPerturbation):
 
     def __init__(
         self,
-        radius: float | str | None = None,
-        steps: int = 7,
-        relative_step: float = 0.2,
+        radius: Positive | RadiusName | None = None,
+        steps: Count = 7,
+        relative_step: Positive = 0.2,
         start: Start = "zero",
         keep_best: bool = False,
         norm: Norm | None = None,
         labels: Literal["given", "predicted"] = "given",
-        ratio: float = 1.0,
+        ratio: Share = 1.0,
     ) -> None:
         super().__init__(ratio)
-        if labels not in ("given", "predicted"):
-            raise InputError(f"training_perturbation.labels must be given or predicted, got {labels!r}")
-        if steps < 1 or not (relative_step > 0 and math.isfinite(relative_step)) or start not in STARTS:
-            raise InputError(
-                f"an adversary needs steps ≥ 1, relative_step > 0, start in {', '.join(STARTS)};"
-                f" got {steps}, {relative_step}, {start!r}"
-            )
         if steps * relative_step < 1:
             warn(
                 f"the adversary's {steps} steps of {relative_step:g} times the radius do not reach across it: it trains"
@@ -109,6 +103,7 @@ class CatastrophicOverfittingError(RuntimeError):
     """One-step adversarial training has stopped to give robustness. The message says what to do."""
 
 
+@validated
 class FastAdversarial(Adversarial):
     """One long step from a random start (Wong, Rice & Kolter 2020), with a detector of catastrophic overfitting.
 
@@ -130,20 +125,15 @@ class FastAdversarial(Adversarial):
 
     def __init__(
         self,
-        radius: float | str | None = None,
-        relative_step: float = 1.25,
-        check_every: int = 100,
-        check_steps: int = 10,
-        check_size: int = 64,
-        tolerance: float = 0.4,
-        ratio: float = 1.0,
+        radius: Positive | RadiusName | None = None,
+        relative_step: Positive = 1.25,
+        check_every: Count = 100,
+        check_steps: Count = 10,
+        check_size: Count = 64,
+        tolerance: PositiveShare = 0.4,
+        ratio: Share = 1.0,
     ) -> None:
         super().__init__(radius, 1, relative_step, "random", ratio=ratio)
-        if check_every < 1 or check_steps < 1 or check_size < 1 or not 0 < tolerance < 1:
-            raise InputError(
-                "fast_adversarial needs check_every, check_steps, check_size ≥ 1 and tolerance in (0, 1); got"
-                f" {check_every}, {check_steps}, {check_size}, {tolerance}"
-            )
         self.check_every, self.check_size, self.tolerance = check_every, check_size, tolerance
         self.strong = Adversarial(radius, check_steps, relative_step=2.5 / check_steps, keep_best=True)
         self._batches = 0

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Share, validated
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
@@ -99,9 +100,7 @@ class TrainingPerturbation(ABC):
         ratio: the probability with which each example is perturbed, drawn by its key.
     """
 
-    def __init__(self, ratio: float = 1.0) -> None:
-        if not 0 <= ratio <= 1:
-            raise InputError(f"training_perturbation.ratio must be in [0, 1], got {ratio}")
+    def __init__(self, ratio: Share = 1.0) -> None:
         self.ratio = ratio
 
     @abstractmethod
@@ -131,6 +130,7 @@ class Unperturbed(TrainingPerturbation):
         return at.examples.x
 
 
+@validated
 class PairedData(TrainingPerturbation):
     """The data's own perturbed images: plain data augmentation, no set needed."""
 
@@ -141,6 +141,7 @@ class PairedData(TrainingPerturbation):
         return at.examples.x_tilde
 
 
+@validated
 class Schedule(TrainingPerturbation):
     """Several perturbations one after the other, each for its number of epochs; the last one to the end.
 

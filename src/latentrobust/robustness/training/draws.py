@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentrobust.errors import InputError
+from latentrobust.arguments import Count, Positive, Probability, RadiusName, Share, validated
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.radii import certified_radii
@@ -17,6 +16,7 @@ from latentrobust.robustness.training.base import Setting, TrainingPerturbation,
 from latentrobust.transforms import random
 
 
+@validated
 class Sample(TrainingPerturbation):
     """Draws from the set's prior cut to a radius: CVAE augmentation (Wong & Kolter, appendix D).
 
@@ -25,7 +25,7 @@ class Sample(TrainingPerturbation):
         ratio: share perturbed.
     """
 
-    def __init__(self, radius: float | str | None = None, ratio: float = 1.0) -> None:
+    def __init__(self, radius: Positive | RadiusName | None = None, ratio: Share = 1.0) -> None:
         super().__init__(ratio)
         self.radius = radius
 
@@ -36,6 +36,7 @@ class Sample(TrainingPerturbation):
             return s.decode(s.draw(random.fold_in(at.examples.keys, Purpose.DRAW), ball).to(s.offset_dtype))
 
 
+@validated
 class Gaussian(TrainingPerturbation):
     """Normal noise in ``u``, as a smoothed model will see (Wong & Kolter, appendix D).
 
@@ -51,16 +52,14 @@ class Gaussian(TrainingPerturbation):
 
     def __init__(
         self,
-        sigma: float | None = None,
-        target: float | str | None = None,
-        n: int = 10_000,
-        alpha: float = 0.001,
+        sigma: Positive | None = None,
+        target: Positive | RadiusName | None = None,
+        n: Count = 10_000,
+        alpha: Probability = 0.001,
         adaptive: bool = True,
-        ratio: float = 1.0,
+        ratio: Share = 1.0,
     ) -> None:
         super().__init__(ratio)
-        if sigma is not None and not (sigma > 0 and math.isfinite(sigma)):
-            raise InputError(f"sigma must be positive and finite, got {sigma}")
         self.sigma, self.target = sigma, target
         self.procedure = GroupSequential(n, alpha) if adaptive else Fixed(n, alpha)
 
@@ -79,6 +78,7 @@ class Gaussian(TrainingPerturbation):
             return s.decode(u.to(s.offset_dtype))
 
 
+@validated
 class RandomizedLA(TrainingPerturbation):
     """``radius · N(0, I)`` around each image's latent, then projected: Randomized-LA (Yüksel et al., section 2).
 
@@ -90,9 +90,9 @@ class RandomizedLA(TrainingPerturbation):
 
     def __init__(
         self,
-        radius: float | str | None = None,
+        radius: Positive | RadiusName | None = None,
         norm: Literal["l2", "linf"] | None = "linf",
-        ratio: float = 1.0,
+        ratio: Share = 1.0,
     ) -> None:
         super().__init__(ratio)
         self.radius, self.norm = radius, checked_norm(norm)

@@ -1,0 +1,116 @@
+"""What would go wrong late in a run, looked for before it begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from latentrobust.errors import InputError, collecting
+from latentrobust.measure import check_evaluation
+from latentrobust.perturbation_sets import PerturbationSet, PixelBall
+from latentrobust.run_folder import writes
+from latentrobust.session import Session
+from latentrobust.stages import variants
+from latentrobust.values import check_values
+
+
+def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Session) -> None:
+    """Build every part of a training run and look at how they fit together, before any work.
+
+    Args:
+        cfg: the run's configuration.
+        perturbations: the set, where one is given.
+        shared: the run's session; its data is read.
+
+    Raises:
+        InputError: for values that cannot be used, also together.
+    """
+    trains = cfg.get("task") is not None
+    with collecting(inherit=False), warnings.catch_warnings():  # said again when the work begins
+        warnings.simplefilter("ignore")
+        if writes():  # one process: data may have to be downloaded first
+            shared.data.prepare_data()
+            shared.data.setup()
+        names = []
+        if cfg.get("learner") is not None:
+            _check_stage(cfg, instantiate(cfg.learner, _convert_="all"), shared, "learner")
+        for name, variant in variants(cfg) if trains else ():
+            names.append(name)
+            check_values(variant)
+            # A set that is still to be learned: its images are those of the data, whatever its offsets.
+            stand_in = PixelBall((1, 1, 1)) if cfg.get("learner") is not None else None
+            task = instantiate(variant.task, perturbations=perturbations or stand_in, _convert_="all")
+            _check_stage(variant, task, shared, f"models.{name}.task" if name else "task")
+        if cfg.test:
+            check_evaluation(cfg, perturbations, names, shared.data)
+    check_optimized_metric(cfg, names)
+
+
+def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> None:
+    """One learner or task, with its trainer, its optimisers and what its callbacks look at."""
+    trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, callbacks=[], _convert_="all")
+    if writes():
+        module.check_data(shared.data)
+    if hasattr(module, "check_epochs"):
+        module.check_epochs(trainer)
+    try:
+        module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{where}.optimizer: {error}") from None
+    for name, callback in (cfg.callbacks or {}).items():
+        watched = (callback or {}).get("monitor")
+        if watched is not None and not _is_among(str(watched), module.LOGGED):
+            raise InputError(
+                f"callbacks.{name}.monitor={watched} is not logged here: {', '.join(module.LOGGED)} are"
+                f"{'; choose callbacks=classification' if where.endswith('task') else ''}"
+            )
+    for callback in (cfg.callbacks or {}).values():
+        if callback is not None:
+            instantiate(callback)
+
+
+def check_optimized_metric(cfg: DictConfig, models: list[str]) -> None:
+    """Refuse a name that the run's ``metrics.json`` will not have.
+
+    Raises:
+        InputError: naming what there will be.
+    """
+    wanted = cfg.get("optimized_metric")
+    if wanted is None:
+        return
+    there = list(_measured(cfg, models))
+    if not _is_among(wanted, there):
+        raise InputError(f"optimized_metric={wanted}: this run measures {', '.join(there)}")
+
+
+def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
+    """Names in ``metrics.json``, with patterns for numbers and for names that depend on the data."""
+    if cfg.get("learner") is not None:
+        yield from ("fit_seconds", "epochs", "steps")
+    if cfg.get("learner") is not None or cfg.get("perturbation_set") is not None:
+        yield "radius"
+    trained = ("fit_seconds", "steps", "fit_accuracy", "fit_loss") if cfg.get("task") is not None else ()
+    evaluation = cfg.evaluation if cfg.get("test", True) else {}
+    if evaluation:
+        yield "test_seconds"
+    if evaluation.get("quality") is not None:
+        yield from ("quality/*", "latent_norm/*", "exact/quality/*")
+    if evaluation.get("density") is not None:
+        yield from ("bits_per_dim", "round_trip_error")
+    measured = ["accuracy/*", "loss/clean", "miou/*", "accuracy_known/*", "mce", "mce/relative"] if evaluation else []
+    measured += ["robust/*"] if evaluation.get("robust") is not None else []
+    measured += ["certified/*", "smoothed/*"] if evaluation.get("certify") is not None else []
+    for name in models:
+        prefix = f"{name}/" if name else ""
+        yield from (f"{prefix}{metric}" for metric in (*trained, *measured))
+
+
+def _is_among(name: str, patterns: Any) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
