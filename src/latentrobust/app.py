@@ -18,7 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, requeue
 from latentrobust.run_folder import say, writes
@@ -28,6 +28,7 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _DISK = (
     errno.ENOENT,
     errno.ENOSPC,
@@ -38,6 +39,9 @@ _DISK = (
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
 )
 
 
@@ -140,13 +144,15 @@ def is_bad_input(error: BaseException) -> bool:
 def _line(error: BaseException) -> str:
     """An exception as one line, with its cause where that says more."""
     cause = error.__cause__
+    if isinstance(error, InputError):
+        return one_line(error)
     if isinstance(error, InstantiationException) and cause is not None:
         key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "")
-        return " ".join(f"{cause} {f'({key})' if key else ''}".split())
+        return one_line(f"{cause} {f'({key})' if key else ''}")
     if isinstance(error, OSError) and error.errno in _DISK and error.filename:
         disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
         return f"cannot use {error.filename}: {error.strerror}{disk}"
-    return " ".join(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}".split())
+    return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
 
 
 def _stop(message: str, code: int) -> None:
@@ -183,6 +189,8 @@ def check_trainer(cfg: DictConfig) -> None:
             f"trainer.precision={precision} loses what float16 cannot hold, and is hundreds of times slower on a CPU:"
             " use bf16-mixed or 32-true"
         )
+    if precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
     if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy._core import multiarray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from latentrobust.app import BAD_INPUT, is_bad_input
-from latentrobust.errors import InputError
+from latentrobust.data.sources.pickles import NUMBERS
+from latentrobust.errors import InputError, one_line
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.classifiers.normalize import STANDARDISATION
 from latentrobust.networks.flows.published import (
@@ -31,16 +30,6 @@ from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import check_finite, read_checkpoint, save_perturbation_set
 from latentrobust.tasks.store import save_model
-
-# The learning rate in their optimiser state came from NumPy. Files written under NumPy 1 name its scalar type by the
-# old module path; these are data types only, no callables beyond NumPy's own reconstruction of a number.
-SAFE_GLOBALS: list[Any] = [
-    multiarray.scalar,
-    (multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype("float64")),
-]
-
 
 # Of Yüksel et al., who standardise images outside the checkpoint; and networks that were published without
 # normalisation: the small CNNs of either project, and the segmentation UNet.
@@ -148,7 +137,7 @@ def _normalisation(
 
 def _published_state(path: str | Path) -> tuple[dict[str, torch.Tensor], bool]:
     """Weights by name, and whether they lay behind the standardising wrapper of the flow project."""
-    checkpoint = read_checkpoint(path, SAFE_GLOBALS)
+    checkpoint = read_checkpoint(path, NUMBERS)
     bare = checkpoint if all(isinstance(value, torch.Tensor) for value in checkpoint.values()) else None
     state = checkpoint.get("model_state_dict", checkpoint.get("model", bare))
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -225,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if not (is_bad_input(error) or isinstance(error, ValueError)):
             raise
-        print(f"latentrobust convert: {error}", file=sys.stderr)
+        print(f"latentrobust convert: {one_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 

@@ -6,6 +6,7 @@ beside the figures.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,15 @@ from contextvars import ContextVar
 
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2."""
+
+
+def one_line(message: object) -> str:
+    """A message as one line, without the passwords of addresses in it, and without advice to load files unsafely."""
+    line = " ".join(str(message).split())
+    line = re.sub(r"(\w+://)[^/\s@]*:[^/\s@]*@", r"\1…@", line)
+    if "weights_only" in line:  # what PyTorch says of any file that it cannot read
+        line = "it is damaged, or asks for more than numbers"
+    return line
 
 
 class RobustnessWarning(UserWarning):

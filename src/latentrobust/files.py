@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PARTIAL = ".partial"
 """Ending of the hidden files that are not whole yet; a process that was killed may leave one behind."""
@@ -47,6 +48,43 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
+
+
+def read_text(path: Path, most: int = 1 << 20) -> str:
+    """A small text file.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file: a pipe would be waited for.
+        ValueError: if it is larger than ``most`` bytes, or no text.
+    """
+    size = regular(path).stat().st_size
+    if size > most:
+        raise ValueError(f"{path} has {size:,} bytes, where at most {most:,} are expected")
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path, most: int = 1 << 20) -> Any:
+    """What a small JSON file holds.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: if it is too large, nested too deeply, or damaged.
+    """
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+
+
+def regular(path: Path) -> Path:
+    """The path itself.
+
+    Raises:
+        OSError: if it is there and is neither a file nor a link to one.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path
 
 
 def sync_folder(folder: Path) -> None:

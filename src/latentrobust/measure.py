@@ -17,10 +17,10 @@ from torch import nn
 from latentrobust.app import resolved
 from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.errors import InputError, collecting, note
-from latentrobust.files import replacing
 from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.reporting.density import density_section
+from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.html import Section, write_report
 from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.models import models_section
@@ -263,17 +263,16 @@ def _write(
     per_example: Mapping[str, Sequence[Any]],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
+    if per_example:  # what was measured first, then pictures of it
+        write_csv(folder / "per_example.csv", per_example)
+    write_metrics(folder, metrics, warnings)
     figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
-        with replacing(folder / "figures" / f"{name}.png") as file:
-            figure.savefig(file, dpi=110, format="png")
-    if per_example:
-        write_csv(folder / "per_example.csv", per_example)
+        write_figure(figure, folder / "figures" / f"{name}.png")
     data = shared.data
     about = f"{data.name} ({', '.join(data.kinds)}), {data.count('test')} test pairs. {data.note}".strip()
     write_report(folder / "report.html", sections, about, folder / "figures", shared.configuration, warnings)
-    write_metrics(folder, metrics, warnings)
     return figures
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -40,7 +42,7 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
             shared.data.setup()
         names = []
         if cfg.get("learner") is not None:
-            _check_stage(cfg, instantiate(cfg.learner, _convert_="all"), shared, "learner")
+            _check_stage(cfg, instantiate(_to_begin(cfg), _convert_="all"), shared, "learner")
         for name, variant in variants(cfg) if trains else ():
             names.append(name)
             check_values(variant)
@@ -51,6 +53,15 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
         if cfg.test:
             check_evaluation(cfg, perturbations, names, shared.data)
     check_optimized_metric(cfg, names)
+
+
+def _to_begin(cfg: DictConfig) -> DictConfig:
+    """The learner; one that goes on from a checkpoint does not need the set any more that its weights came from."""
+    learner = copy.deepcopy(cfg.learner)
+    resumes = cfg.ckpt_path is not None or (Path(cfg.paths.output_dir) / "checkpoints" / "last.ckpt").is_file()
+    if resumes and learner.get("init_from") is not None:
+        learner.init_from = None
+    return learner
 
 
 def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> None:

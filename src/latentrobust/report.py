@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from latentrobust.app import BAD_INPUT, is_bad_input
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, one_line
 from latentrobust.reporting import aggregate
+from latentrobust.reporting.figures import write_figure
 from latentrobust.run_folder import write_csv, write_text
 
 DEFAULT_METRICS = ("accuracy/clean", "*/accuracy/clean", "bits_per_dim", "robust/full", "*/robust/full")
@@ -47,7 +48,7 @@ def report(
     write_text(place / "report.tex", aggregate.latex(summary))
     for metric in summary.metrics if axis is not None else ():
         picture = aggregate.figure(summary, str(axis), metric)
-        picture.savefig(place / f"{metric.replace('/', '_')}.png", dpi=110)
+        write_figure(picture, place / f"{metric.replace('/', '_')}.png")
     return summary
 
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, OSError) as error:
         if not is_bad_input(error):
             raise
-        print(f"latentrobust report: {error}", file=sys.stderr)
+        print(f"latentrobust report: {one_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     heads, rows = aggregate.cells(summary)
     table = Table(caption=" ".join(f"{key}={value}" for key, value in summary.constant.items()) or None)

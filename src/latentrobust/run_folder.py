@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError
 
-from latentrobust.errors import InputError
-from latentrobust.files import remove_partial, replacing
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import read_json, read_text, remove_partial, replacing
 from latentrobust.interrupts import interruptible, settle
 from latentrobust.lock import FolderLock, died, holder_of
 
@@ -92,8 +92,8 @@ def of_a_run(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        found: Any = OmegaConf.to_container(OmegaConf.create(read_text(path)), resolve=False)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException):
         return None
     mine = isinstance(found, dict) and "overrides" in found and isinstance(found.get("paths"), dict)
     return {str(name): value for name, value in found.items()} if mine else None
@@ -263,7 +263,7 @@ def run_folder(
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def writes() -> bool:
@@ -305,7 +305,9 @@ def write_metrics(folder: Path, metrics: Mapping[str, float], warnings: Sequence
 
 def read_metrics(folder: Path) -> tuple[dict[str, float], list[str]]:
     """What `write_metrics` wrote, null as NaN, and the warnings."""
-    found = json.loads((folder / "metrics.json").read_text())
+    found = read_json(folder / "metrics.json", 1 << 26)
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / 'metrics.json'} holds no object")
     warnings = found.pop("warnings", [])
     return {name: math.nan if value is None else value for name, value in found.items()}, warnings
 

@@ -59,13 +59,13 @@ def train(cfg: DictConfig) -> Run:
     Raises:
         InputError: for values, files or folders that cannot be used.
     """
-    check_values(cfg)
     learns, trains = cfg.get("learner") is not None, cfg.get("task") is not None
     if not learns and not trains:
         raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
     missing = [name for name in REPLACED if cfg.get(name) is None]
     if trains and missing:
         raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
+    check_values(cfg)
     configuration = resolved(cfg)
     check_trainer(cfg)
     if learns and is_given(cfg):

@@ -50,7 +50,6 @@ FURTHER: dict[type, dict[str, Any]] = {
     Trainer: {
         "max_epochs": Count,
         "max_steps": Steps,
-        "precision": Literal["32-true", "bf16-mixed", "32", "bf16", 32],
         "accelerator": Literal["auto", "cpu", "gpu", "cuda"],
         "devices": Count | str,
         "num_nodes": Count,

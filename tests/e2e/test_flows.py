@@ -155,7 +155,7 @@ def test_vae_gans_and_training_on_their_manifold(run):
         (["experiment=mnist/randomized_la", *CLASSIFIER], "no perturbation set is named"),
         ([*FLOW, "data.canvas=32"], "the flow is for"),
         ([*FLOW, "learner.network.classes=7"], "learner.network.classes=10"),
-        ([*FLOW, "learner.radius=-1"], "learner.radius positive"),
+        ([*FLOW, "learner.radius=-1"], "learner.radius must be a number above 0"),
         ([*FLOW, "data.train_size=100000"], "is 100000 of the 1300"),
         ([*FLOW, "learner.scheduler.values=[]"], "a schedule needs"),
         (

@@ -255,7 +255,7 @@ def test_catastrophic_overfitting_ends_the_run(run, tmp_path, monkeypatch):
         (["model.classes=4"], "the model has 4 classes, the data 10"),
         (["evaluation.certify.n=5"], "can certify nothing"),
         (["evaluation.robust.radii=[p50]"], "stores no latent norms"),
-        (["evaluation.robust.radii=[-0.1]"], "not negative"),
+        (["evaluation.robust.radii=[-0.1]"], "whose entry 0 is a number at least 0"),
         (["training_perturbation.ratio=2"], "ratio"),
         (["~perturbation_set"], "select_on=robust needs"),
         (["evaluation.certified_models=[x]"], "certified_models names x"),

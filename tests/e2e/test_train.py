@@ -197,7 +197,7 @@ def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):
             r"images \[1, 42, 42\], the network is for \[1, 28, 28\]",
         ),
         (["trainer.precision=16-mixed"], "hundreds of times slower"),
-        (["evaluation.quality.settings.draws=0"], "draws ≥ 1"),
+        (["evaluation.quality.settings.draws=0"], "draws must be a whole number at least 1, got 0"),
         (["trainer.strategy=ddp_spawn"], "use ddp"),
         (["ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     ],

@@ -14,10 +14,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from latentrobust.data.arrays import read_array
 from latentrobust.data.download import Remote, fetch
 from latentrobust.data.sources.base import Split
 from latentrobust.data.sources.cifar import unpack
 from latentrobust.errors import InputError
+from latentrobust.files import read_json, replacing
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, check, make, textures
@@ -137,9 +139,8 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
             written.append(name)
     labels = folder / "labels.npy"
     repeats = len(plan.severities) if plan.layout == "archive" else 1
-    partial = folder / ".labels.part.npy"
-    np.save(partial, np.tile(images.labels.numpy().astype(np.uint8), repeats))
-    partial.replace(labels)
+    with replacing(labels) as file:
+        np.save(file, np.tile(images.labels.numpy().astype(np.uint8), repeats))
     return written
 
 
@@ -148,18 +149,17 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
             raise ValueError("not a manifest")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable ({error}): delete the folder to make it again") from None
     return found
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    partial = folder / f".{MANIFEST}.part"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.replace(folder / MANIFEST)
+    with replacing(folder / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def _content(images: Split) -> str:
@@ -205,6 +205,10 @@ class Corrupted:
         for kind in kinds:
             for severity in severities:
                 self._open(kind, severity)
+        for name in sorted({place[0].name for k in kinds for s in severities if (place := self._place(k, s))}):
+            known = self.about.get("files", {}).get(name)
+            if self.about and _digest(self.folder / name) != known:
+                raise InputError(f"{self.folder / name} is not what its {MANIFEST} says: it was changed or damaged")
         others = "these corruptions are of other images, or of the same in another order"
         stored = self.folder / "labels.npy"
         if stored.is_file():
@@ -213,8 +217,8 @@ class Corrupted:
                 found, np.tile(images.labels.cpu().numpy(), len(found) // self.count)
             ):
                 raise InputError(f"{stored} does not have the labels of the data: {others}")
-        if self.about and (self.about["split"] != split or self.about["images"] != _content(images)):
-            raise InputError(f"{self.folder} was made of the {self.about['split']} split of other data: {others}")
+        if self.about and (self.about.get("split") != split or self.about.get("images") != _content(images)):
+            raise InputError(f"{self.folder} was made of the {self.about.get('split')} split of other data: {others}")
 
     def rows(self, kind: str, severity: int, rows: Tensor) -> Tensor:
         """The images ``rows [B]``: uint8 ``[B, 3, H, W]``."""
@@ -248,13 +252,7 @@ class Corrupted:
 
 def _load(path: Path) -> np.ndarray:
     """An array, mapped into memory."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("an archive of several arrays")
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is truncated or not a NumPy file ({error}): make or download it again") from None
-    return array
+    return read_array(path, "r")
 
 
 def _misplaced(root: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import re
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from latentrobust.data.download import continue_download
+from latentrobust.data.sources.scenes import DAMAGED
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
 
@@ -148,7 +150,7 @@ def _unpack(archive: Path, level: int, scene: Path) -> None:
                 _check_image(content)
                 with replacing(scene / name) as file:
                     file.write(content)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise _DamagedError(str(error)) from None
 
 
@@ -156,5 +158,5 @@ def _check_image(content: bytes) -> None:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
-    except (OSError, SyntaxError, zlib.error) as error:  # Pillow's words for a damaged file
+    except DAMAGED as error:
         raise _DamagedError(f"an image cannot be decoded: {error}") from None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from latentrobust.arguments import check, hints_of
+from latentrobust.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -30,3 +34,40 @@ def build_named(
         raise ValueError(f"{what} {name!r}: {error}") from None
     network.description = {"name": name, "arguments": given}  # type: ignore[assignment]
     return network
+
+
+MOST_NUMBERS = 1 << 27
+"""Of an image that a stored network may be for."""
+
+
+def check_size(build: Callable[..., nn.Module], description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse a description of a network that is larger than the weights stored with it, before it takes any memory.
+
+    Args:
+        build: of the registry.
+        description: name and arguments.
+        weights: that were stored with it.
+
+    Raises:
+        InputError: if it is larger, or describes no network.
+    """
+    if not isinstance(description.get("name"), str) or not isinstance(description.get("arguments"), Mapping):
+        raise InputError("it names no network")
+    shape = description["arguments"].get("image_shape")
+    if isinstance(shape, list) and all(isinstance(side, int) for side in shape) and math.prod(shape) > MOST_NUMBERS:
+        raise InputError(f"it is for images {shape}")
+    left = sum(tensor.numel() for tensor in weights.values())
+    parts = len(weights)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left, parts
+        left, parts = left - (parameter.numel() if parameter is not None else 0), parts - 1
+        if left < 0 or parts < 0:
+            raise InputError("its configuration describes a larger network than the one whose weights are stored")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            build(description["name"], **description["arguments"])
+    finally:
+        handle.remove()

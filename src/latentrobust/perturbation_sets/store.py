@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save
 
 import latentrobust
 from latentrobust.arguments import Positive
-from latentrobust.errors import InputError, warn
-from latentrobust.files import PARTIAL, about, replacing, sync_folder
+from latentrobust.errors import InputError, one_line, warn
+from latentrobust.files import PARTIAL, about, read_json, regular, replacing, sync_folder
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
+from latentrobust.networks.registry import check_size
 from latentrobust.networks.vae_gan import VAEGAN
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.cvae import CVAESet
@@ -202,7 +203,7 @@ def restore_perturbation_set(
         configuration, state = _read_checkpoint(path)
     else:
         raise InputError(f"no perturbation set at {path}: expected a set's folder, a run's folder or a .ckpt file")
-    perturbations = _build(configuration, radius, network, path)
+    perturbations = _build(configuration, radius, network, path, state)
     try:
         perturbations.load_state_dict(state)
     except RuntimeError as error:
@@ -258,8 +259,8 @@ def read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, torc
         InputError: if they are missing or damaged.
     """
     try:
-        configuration = json.loads((folder / CONFIG).read_text())
-        state = load_file(folder / WEIGHTS)
+        configuration = read_json(folder / CONFIG)
+        state = load_file(regular(folder / WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot read the {what} in {folder}: {_line(error)}") from None
     if not isinstance(configuration, dict):
@@ -271,8 +272,22 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
         raise InputError(f"{path} is not a checkpoint of a perturbation-set learner")
-    state = checkpoint["state_dict"]
+    state = tensors_of(checkpoint, path)
     return checkpoint[CHECKPOINT_KEY], {name: value for name, value in state.items() if name.startswith("network.")}
+
+
+def tensors_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The ``state_dict`` of a checkpoint.
+
+    Raises:
+        InputError: if there is none, or it holds anything but tensors by name.
+    """
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path} is damaged: its state_dict does not hold tensors by name")
+    return dict(state)
 
 
 def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> dict[str, Any]:
@@ -283,7 +298,7 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
     """
     try:
         with torch.serialization.safe_globals(safe_globals or []):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(regular(Path(path)), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen types for damaged and refused files
@@ -296,7 +311,11 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
 
 
 def _build(
-    configuration: dict[str, Any], radius: float | None, network: LearnedNetwork | None, path: Path
+    configuration: dict[str, Any],
+    radius: float | None,
+    network: LearnedNetwork | None,
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
 ) -> PerturbationSet:
     try:
         if configuration["format"] != FORMAT:
@@ -309,7 +328,7 @@ def _build(
         if not (isinstance(chosen, int | float) and chosen > 0 and math.isfinite(chosen)):
             raise InputError(f"the radius of {path} must be positive and finite, got {chosen}")
         if kind in _LEARNED:
-            perturbations = _learned(configuration, chosen, network, path)
+            perturbations = _learned(configuration, chosen, network, path, weights)
         elif kind == "rts":
             transform = RotationTranslationScale(**configuration["transform"])
             perturbations = RTSSet(image_shape, transform, chosen, likelihood)
@@ -329,10 +348,14 @@ def _build(
 
 
 def _learned(
-    configuration: dict[str, Any], radius: float, network: LearnedNetwork | None, path: Path
+    configuration: dict[str, Any],
+    radius: float,
+    network: LearnedNetwork | None,
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
 ) -> PerturbationSet:
     build, of = _LEARNED[configuration["kind"]]
-    network = network or _named_network(build, configuration["network"], path)
+    network = network or _named_network(build, configuration["network"], path, weights)
     if not isinstance(network, of):
         raise InputError(f"{path} holds a {configuration['kind']} set, network= is a {type(network).__name__}")
     perturbations: PerturbationSet
@@ -347,13 +370,16 @@ def _learned(
     return perturbations
 
 
-def _named_network(build: Callable[..., Any], description: dict[str, Any] | None, path: Path) -> Any:
+def _named_network(
+    build: Callable[..., Any], description: dict[str, Any] | None, path: Path, weights: Mapping[str, torch.Tensor]
+) -> Any:
     if description is None:
         raise InputError(f"{path} was learned with a network from outside this package: pass it as network=")
+    check_size(build, description, weights)
     return build(description["name"], **description["arguments"])
 
 
 def _line(error: BaseException) -> str:
     """An exception's first line, with its type."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return one_line(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)

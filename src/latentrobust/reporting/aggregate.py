@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from scipy import stats
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import natural
 from latentrobust.reporting.figures import plain
 from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text, own_places
@@ -133,8 +133,9 @@ def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
             continue
         try:
             runs.append(_read(run))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{run} holds a damaged config.yaml or metrics.json: {error}") from None
+        except Exception as error:  # whatever a damaged file makes of it: one run is no reason to lose the others
+            warn(f"{run} is left out: its config.yaml or metrics.json is damaged ({one_line(error)})")
+            others.append(run)
     if not runs:
         raise InputError(f"no finished run at or below {folder}")
     last: dict[tuple[str, str], Finished] = {}

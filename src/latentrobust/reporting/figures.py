@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from latentrobust.data.pairs import Pairs
+from latentrobust.files import replacing
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.transforms import random
@@ -281,3 +284,24 @@ def plain(figure: Figure, axis: Axes) -> Figure:
     """The figure with its axis freed of needless lines."""
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all; names in it are shown as they are, whatever ``$`` they have.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    logarithmic = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if axis.get_scale() != "linear"  # whose numbers are written as powers, in mathematical type
+        for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))
+    }
+    for text in figure.findobj(Text):
+        if text not in logarithmic:
+            text.set_parse_math(False)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+    return path

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from latentrobust.files import natural
-from latentrobust.run_folder import DONE, FAILED, write_csv
+from latentrobust.run_folder import DONE, FAILED, of_a_run, read_metrics, write_csv
 
 
 class SweepTable(Callback):
@@ -36,10 +36,12 @@ def write_sweep_table(folder: Path) -> Path:
         if not (run / "config.yaml").is_file():
             continue
         state = next((marker for marker in (DONE, FAILED) if (run / marker).is_file()), "UNFINISHED")
-        configuration = OmegaConf.load(run / "config.yaml")
+        # Not resolved: what is stored may ask for variables of whoever looks at it.
+        configuration = of_a_run(run) or {}
         row: dict[str, Any] = {"run": run.name, "state": state}
-        row["overrides"] = " ".join(OmegaConf.select(configuration, "overrides") or [])
-        metrics = run / "metrics.json"
-        rows.append(row | (json.loads(metrics.read_text()) if metrics.is_file() else {}))
+        row["overrides"] = " ".join(map(str, configuration.get("overrides") or []))
+        with suppress(OSError, ValueError):
+            row |= read_metrics(run)[0]
+        rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return write_csv(folder / "sweep.csv", {name: [row.get(name, "") for row in rows] for name in names})

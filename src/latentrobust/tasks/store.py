@@ -11,11 +11,13 @@ from torch import nn
 import latentrobust
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
+from latentrobust.networks.registry import check_size
 from latentrobust.perturbation_sets.store import (
     check_finite,
     read_checkpoint,
     read_folder,
     stored_at,
+    tensors_of,
     warn_unfinished,
     write_folder,
 )
@@ -80,6 +82,7 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
         if not isinstance(description, dict):
             raise InputError(f"{path} holds weights of a network from outside this package: pass it as network")
         try:
+            check_size(build, description, state)
             network = build(description["name"], **description["arguments"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the configuration of {path} is damaged: {error}") from None
@@ -95,10 +98,12 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     checkpoint = read_checkpoint(path)
     if isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
-        state = checkpoint["state_dict"]
+        state = tensors_of(checkpoint, path)
         weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         return checkpoint[CHECKPOINT_KEY], weights
     state = checkpoint.get("state_dict", checkpoint.get("model_state_dict", checkpoint))
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise InputError(f"{path} is neither a checkpoint of a classifier nor a state dict")
     return {}, state

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +83,7 @@ def unpack(archive: Path, folder: Path, members: list[str]) -> None:
                 partial.replace(target)
     except KeyError:
         raise InputError(f"{archive} lacks {member}: is it another archive?") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, RecursionError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{archive} is truncated or damaged ({error}): delete it to download it again") from None
 
 

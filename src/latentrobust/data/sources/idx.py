@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from latentrobust.data.download import Remote, fetch
 from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
 from latentrobust.errors import InputError
+from latentrobust.files import regular
 
 _UINT8 = 0x08
 _NAMES = {
@@ -40,6 +43,9 @@ _FASHION = Remote(
 )
 
 
+MOST_DIMENSIONS, MOST_BYTES = 4, 1 << 33
+
+
 def read_idx(path: str | Path) -> np.ndarray:
     """An IDX file of unsigned bytes, gzipped or not, as an array of the shape its header states.
 
@@ -48,9 +54,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+        raw = _unzipped(regular(path).read_bytes())
     except FileNotFoundError:
         raise InputError(f"no IDX file at {path}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -59,15 +63,30 @@ def read_idx(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} is not an IDX file: it starts with {raw[:4]!r}")
     kind, dimensions = raw[2], raw[3]
     header = 4 + 4 * dimensions
-    if kind != _UINT8 or len(raw) < header:
+    if kind != _UINT8 or len(raw) < header or dimensions > MOST_DIMENSIONS:
         raise InputError(f"{path} is not an IDX file of unsigned bytes (type 0x{kind:02x}, {len(raw)} bytes)")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    if len(raw) - header != np.prod(shape, dtype=np.int64):
+    if len(raw) - header != math.prod(shape):
         raise InputError(
             f"{path} is truncated or damaged: its header promises {list(shape)}, {len(raw) - header} bytes follow;"
             " delete it to download it again"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def _unzipped(raw: bytes) -> bytes:
+    """What a gzip file holds, up to a byte more than its IDX header promises; other bytes as they are."""
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    with gzip.open(io.BytesIO(raw)) as content:
+        start = content.read(4 + 4 * MOST_DIMENSIONS)
+        dimensions = start[3] if len(start) > 3 else 0
+        if dimensions > MOST_DIMENSIONS or len(start) < 4 + 4 * dimensions:
+            return start
+        promised = math.prod(struct.unpack(f">{dimensions}I", start[4 : 4 + 4 * dimensions]))
+        if promised > MOST_BYTES:
+            return start
+        return start + content.read(max(4 + 4 * dimensions + promised + 1 - len(start), 0))
 
 
 def mnist(root: str, download: bool = True) -> Images:

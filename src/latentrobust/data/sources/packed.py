@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -17,9 +17,10 @@ from numpy.lib import format as npy
 from rich.progress import track
 from torch import Tensor
 
+from latentrobust.data.arrays import read_array
 from latentrobust.data.sources.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
-from latentrobust.files import replacing
+from latentrobust.files import read_json, replacing
 
 FORMAT = 3
 Incomplete = Literal["error", "skip"]
@@ -50,13 +51,17 @@ def usable_scenes(
         InputError: for a scene that is refused and may not be left out.
     """
     usable, left_out = [], []
+    first: InputError | None = None
     for name, folder in folders.items():
         try:
             usable.append(files(folder))
-        except InputError:
+        except InputError as error:
             if incomplete == "error":
                 raise
+            first = first or error
             left_out.append(name)
+    if first is not None and not usable:
+        raise InputError(f"none of the {len(left_out)} scenes can be used; of the first: {first}")
     return usable, left_out
 
 
@@ -79,6 +84,7 @@ class Packing:
     shape: tuple[int, ...]
     what: str = ""
     incomplete: Incomplete = "error"
+    _refused: list[InputError] = field(default_factory=list, init=False, compare=False)  # why scenes were left out
 
     def pack_all(
         self, parts: Mapping[str, Sequence[SceneFiles]], lights: tuple[str, ...], left_out: Sequence[str]
@@ -100,7 +106,8 @@ class Packing:
         """
         stem = f"{split}-{self._fingerprint(scenes)}"
         images, materials, index = (self.folder / f"{stem}{end}" for end in (".npy", ".materials.npy", ".json"))
-        if not index.is_file():  # written last
+        about = _index(index)
+        if about is None:  # written last
             try:
                 self._write(split, scenes, images, materials, index)
             except OSError as error:
@@ -108,13 +115,17 @@ class Packing:
                     f"cannot pack scenes into {self.folder} ({error.strerror or error}): name a folder with"
                     " data.source.cache=…"
                 ) from None
-        about = json.loads(index.read_text())
-        try:
-            # Copy-on-write, for PyTorch has no read-only tensors; nothing writes.
-            stored = torch.from_numpy(np.load(images, mmap_mode="c"))
-            labels = torch.from_numpy(np.load(materials)) if about["materials"] else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"the packed scenes {images} cannot be read ({error}): delete {index}") from None
+            about = _index(index)
+        assert about is not None
+        remedy = f"delete {index}, and it is packed again"
+        # Copy-on-write, for PyTorch has no read-only tensors; nothing writes.
+        pictures = read_array(images, "c", remedy)
+        if pictures.dtype != np.uint8 or pictures.shape != (len(about["scenes"]), *self.shape):
+            raise InputError(f"{images} has {pictures.dtype} {list(pictures.shape)}, unlike its index: {remedy}")
+        stored = torch.from_numpy(pictures)
+        labels = torch.from_numpy(read_array(materials, None, remedy)) if about["materials"] else None
+        if labels is not None and labels.shape != (len(stored), *self.shape[-2:]):
+            raise InputError(f"{materials} has {list(labels.shape)}, unlike its index: {remedy}")
         return Packed(Scenes(stored, labels, tuple(about["scenes"])), tuple(about["left_out"]))
 
     def _fingerprint(self, scenes: Sequence[SceneFiles]) -> str:
@@ -142,7 +153,9 @@ class Packing:
                     names.append(scene.name)
                     labels.append(own)
                 if not names:
-                    raise InputError(f"none of the {len(scenes)} {split} scenes can be used: {', '.join(left_out[:5])}")
+                    raise InputError(
+                        f"none of the {len(scenes)} {split} scenes can be used; of {left_out[0]}: {self._refused[0]}"
+                    )
                 file.seek(0)
                 self._header(file, len(names))
         has_maps = labels[0] is not None
@@ -167,10 +180,11 @@ class Packing:
             for scene, job in [(scene, pool.submit(work, scene)) for scene in part]:
                 try:
                     result = job.result()
-                except InputError:
+                except InputError as error:
                     if self.incomplete == "error":
                         raise
                     left_out.append(scene.name)
+                    self._refused.append(error)
                 else:
                     yield scene, result
 
@@ -178,6 +192,17 @@ class Packing:
         # NumPy pads it so that another count takes the same room.
         shape = (count, *self.shape)
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _index(path: Path) -> dict[str, Any] | None:
+    """What a pack holds; None where that is not written down, or damaged, so that it is packed again."""
+    try:
+        found = read_json(path, 1 << 26)
+        names = [*found["scenes"], *found["left_out"]]
+        whole = isinstance(found["materials"], bool) and all(isinstance(name, str) for name in names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if whole and found["scenes"] else None
 
 
 def _stamps(paths: Sequence[Path | None]) -> list[Any]:

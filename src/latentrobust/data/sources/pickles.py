@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from latentrobust.errors import InputError
+from latentrobust.files import regular
 
 
 class _DType:
@@ -58,6 +59,21 @@ def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
+def _frombuffer(content: object, kind: object, shape: object, order: object) -> _Array:
+    """What protocol 5 writes arrays by."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", bytes(content) if isinstance(content, bytearray) else content))
+    return array
+
+
+def _scalar(kind: object, content: object) -> float | int | bool:
+    """One number of NumPy's."""
+    array = _Array()
+    array.__setstate__((1, (1,), kind, False, content))
+    assert array.value is not None
+    return array.value[0].item()
+
+
 def _latin1(text: str, encoding: str) -> bytes:
     """What protocol 2 writes bytes by; other codecs could do more than that."""
     if encoding != "latin1" or not isinstance(text, str):
@@ -71,7 +87,19 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _latin1,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
 }
+
+NUMBERS: list[tuple[Any, str]] = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_DType, "numpy.dtype"),
+    (_latin1, "_codecs.encode"),
+]
+"""What checkpoints with numbers of NumPy's ask for (a learning rate, a loss), as ``torch.load`` takes stand-ins."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -92,7 +120,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        found = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        found = _ArraysOnly(io.BytesIO(regular(path).read_bytes()), encoding="latin1").load()
     except FileNotFoundError:
         raise InputError(f"no data file at {path}") from None
     except pickle.UnpicklingError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import regular
 
 
 class Scenes(NamedTuple):
@@ -38,6 +41,11 @@ class SceneSplits(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
+# What Pillow raises for files that it cannot read, and for those that are pictures of gigabytes.
+DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error,
+    Image.DecompressionBombError, MemoryError,
+)  # fmt: skip
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 
 
@@ -55,13 +63,13 @@ def header(path: Path) -> Header:
         InputError: if it is no image, or holds several pages or frames, of which nobody says which one is meant.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(regular(path)) as picture:
             frames = getattr(picture, "n_frames", 1)
             size, mode = (picture.height, picture.width), picture.mode
             turned = picture.getexif().get(ORIENTATION) in QUARTER_TURNS
             format_ = picture.format
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} is not an image: {error}") from None
+    except DAMAGED as error:
+        raise InputError(f"{path} is not an image: {one_line(error)}") from None
     if frames > 1 and format_ != "MPO":  # a camera's JPEG with previews behind the photograph
         raise InputError(f"{path} has {frames} pages or frames: save the one that is meant as an image of its own")
     return Header(size[::-1] if turned else size, mode)
@@ -77,7 +85,7 @@ def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
         InputError: if it cannot be read.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(regular(path)) as picture:
             if mode is not None:
                 picture = ImageOps.exif_transpose(picture)  # noqa: PLW2901 - the file is closed by the outer one
                 if picture.has_transparency_data:
@@ -87,8 +95,8 @@ def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
                 if not picture.mode.startswith("I;16"):
                     picture = picture.convert(mode)  # noqa: PLW2901
             array = np.array(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a damaged PNG
-        raise InputError(f"{path} cannot be read: {error}") from None
+    except DAMAGED as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in either byte order
         array = np.rint(array / 257).astype(np.uint8)
     if mode is None:

@@ -1,0 +1,28 @@
+"""NumPy's files, read as arrays of numbers and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import regular
+
+
+def read_array(
+    path: Path, mode: Literal["r", "c"] | None = None, remedy: str = "make or download it again"
+) -> np.ndarray:
+    """An array, mapped into memory where a mode is given.
+
+    Raises:
+        InputError: if the file is missing, damaged, or holds anything but one array of numbers.
+    """
+    try:
+        array = np.load(regular(path), mmap_mode=mode, allow_pickle=False)
+    except Exception as error:  # a damaged header raises almost anything, from SyntaxError to struct.error
+        raise InputError(f"{path} is truncated or not a NumPy file ({one_line(error)}): {remedy}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise InputError(f"{path} does not hold one array of numbers: {remedy}")
+    return array
