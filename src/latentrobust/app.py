@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
-from latentrobust.interrupts import PeerLostError, Stopped, requeue
+from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
 from latentrobust.run_folder import say, writes
+from latentrobust.streams import prepare_streams
 
 _HERE = Path(__file__).resolve().parent
 CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir()), _HERE / "conf")
@@ -45,11 +48,29 @@ _DISK = (
 )
 
 
+def _started(pattern: str) -> str:
+    """The time, as ``strftime`` writes it, for names of folders; of torchrun's start where that started this process.
+
+    Its processes would otherwise each name a folder by their own clock.
+    """
+    moment = datetime.now()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = Path(f"/proc/{os.getppid()}")
+        if parent.is_dir():
+            moment = datetime.fromtimestamp(parent.stat().st_mtime)
+    return moment.strftime(pattern)
+
+
+OmegaConf.register_new_resolver("started", _started, use_cache=True, replace=True)
+
+
 def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     """Compose ``conf/<name>.yaml`` with the command line and call ``task`` for each job.
 
     Exits with 0 when done, 1 when failed, 2 for bad input (one line on standard error), 130 when interrupted.
     """
+    prepare_streams()
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a trace
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a trace and exit with 1: the handling is below
 
     failures: list[Exception] = []
@@ -66,6 +87,8 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
             _queue_again(cfg, stopped)
             raise
         except Exception as error:
+            if (stopped := requested()) is not None:  # another's code has made an error of it
+                raise stopped from None
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 # Hydra shows this only after the last job; say it now, with the job that it belongs to.
                 print(f"latentrobust {name}: job {HydraConfig.get().job.num} failed: {_line(error)}", file=sys.stderr)
@@ -74,7 +97,8 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
             return None
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        with interruptible():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         if failures:
             raise failures[0]
     except KeyboardInterrupt as interrupt:

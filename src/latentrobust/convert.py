@@ -29,6 +29,7 @@ from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import check_finite, read_checkpoint, save_perturbation_set
+from latentrobust.streams import prepare_streams
 from latentrobust.tasks.store import save_model
 
 # Of Yüksel et al., who standardise images outside the checkpoint; and networks that were published without
@@ -192,6 +193,7 @@ def _image_shape(network: str, arguments: dict[str, Any]) -> tuple[int, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.convert", description=__doc__)
     parser.add_argument("checkpoint", help="a published .pth or .pt file")
     parser.add_argument("out", help="folder to write: config.json and model.safetensors")

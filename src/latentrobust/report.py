@@ -15,6 +15,7 @@ from latentrobust.errors import InputError, one_line
 from latentrobust.reporting import aggregate
 from latentrobust.reporting.figures import write_figure
 from latentrobust.run_folder import write_csv, write_text
+from latentrobust.streams import prepare_streams
 
 DEFAULT_METRICS = ("accuracy/clean", "*/accuracy/clean", "bits_per_dim", "robust/full", "*/robust/full")
 
@@ -54,6 +55,7 @@ def report(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.report", description=__doc__)
     parser.add_argument("folder", help="of a sweep, or any folder with runs below it")
     parser.add_argument("--metric", action="append", metavar="NAME", help="in metrics.json; * stands for anything")

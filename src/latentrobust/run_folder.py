@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import read_json, read_text, remove_partial, replacing
-from latentrobust.interrupts import interruptible, settle
+from latentrobust.interrupts import interruptible, requested, settle
 from latentrobust.lock import FolderLock, died, holder_of
 
 LOG = logging.getLogger(__name__)
@@ -252,10 +252,13 @@ def run_folder(
             yield claimed
         except BaseException as error:
             settle()
-            claimed.fail(_reason(error))
+            reason = _reason(requested() or error)
+            LOG.error(reason)
+            claimed.fail(reason)
             claimed.end()
             raise
         settle()
+        LOG.info("done")
         _mark(claimed.path, DONE, "")
         claimed.end()
 

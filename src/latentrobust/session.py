@@ -20,6 +20,9 @@ from latentrobust.data.datamodule import PairsDataModule
 from latentrobust.interrupts import PeerLostError, requested, settle
 from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
 from latentrobust.reporting.terminal import print_configuration
+from latentrobust.run_folder import writes
+
+LOG = logging.getLogger(__name__)
 
 
 class Session:
@@ -66,7 +69,7 @@ class Session:
         trainer = instantiate(
             cfg.trainer,
             logger=loggers or False,
-            callbacks=[*callbacks, StopsBetweenSteps()],
+            callbacks=[*callbacks, StopsBetweenSteps(), Diary(prefix)],
             accelerator=accelerator,
             plugins=[*instantiate(cfg.trainer.get("plugins") or [], _convert_="all"), WholeFiles()],
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -87,6 +90,34 @@ class Session:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
             logger.finalize("finished")
+
+
+class Diary(pl.Callback):
+    """Writes each epoch's values to ``app.log``, for those who look at a run without having had its terminal.
+
+    Args:
+        name: of what is trained; may be empty.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From where to where."""
+        self._tell(f"training from epoch {trainer.current_epoch} to {trainer.max_epochs}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All values that are known now."""
+        values = (f"{name} {float(value):.5g}" for name, value in sorted(trainer.callback_metrics.items()))
+        self._tell(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {', '.join(values)}")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is measured."""
+        self._tell(f"{type(pl_module).__name__} begins")
+
+    def _tell(self, line: str) -> None:
+        if writes():
+            LOG.info("%s%s", f"{self.name}: " if self.name else "", line)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from latentrobust.app import resolved
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, collecting, note
 from latentrobust.interrupts import finishing_steps, requested
 from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
 from latentrobust.parts import MODEL_FILES, Part, key_of
@@ -63,6 +63,7 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[Perturb
     part = Part(folder, "set", key_of(resolved(cfg), SET_KEYS))
     if part.is_finished and place.is_dir():
         say(f"the set in {place} is finished: it is not learned again")
+        _note(part)
         network = None
         if not _is_described(place):  # of a network from elsewhere
             network = instantiate(cfg.learner, _convert_="all").network
@@ -72,11 +73,12 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[Perturb
         with open_dict(cfg):
             cfg.learner.init_from = None  # the weights are the checkpoint's
     shared.seed()
-    learner: Any = instantiate(cfg.learner, _convert_="all")
-    trainer = shared.trainer(cfg)
     started = time.perf_counter()
-    _fit(trainer, learner, shared, checkpoint)
-    perturbations = _learned(trainer, learner, shared)
+    with collecting() as about:
+        learner: Any = instantiate(cfg.learner, _convert_="all")
+        trainer = shared.trainer(cfg)
+        _fit(trainer, learner, shared, checkpoint)
+        perturbations = _learned(trainer, learner, shared)
     if trainer.is_global_zero:
         sets.save_perturbation_set(perturbations, place)
     made = Made(
@@ -88,7 +90,7 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[Perturb
         getattr(learner, "history", None),
         learner,
     )
-    part.finish({"metrics": made.metrics, "history": made.history})
+    part.finish({"metrics": made.metrics, "history": made.history, "warnings": about})
     return perturbations, made
 
 
@@ -166,12 +168,14 @@ def train_model(
     part = Part(own.path, f"model-{name}" if name else "model", key_of(resolved(cfg), MODEL_KEYS, set=of_set))
     if part.is_finished and place.is_dir():
         say(f"the model in {place} is finished: it is not trained again")
+        _note(part)
         network = None if _is_described(place) else instantiate(cfg.model, _convert_="all")
         return models.restore_model(place, network=network), _made(part)
     stale = [home] if name else [*(home / file for file in MODEL_FILES), place]
     checkpoint = _where_to_begin(cfg, part, home, own, stale)
     shared.seed()
-    task: ClassificationTask = instantiate(cfg.task, perturbations=perturbations, _convert_="all")
+    with collecting() as about:
+        task: ClassificationTask = instantiate(cfg.task, perturbations=perturbations, _convert_="all")
     if not task.model.training:  # a stored one, to be trained further; Lightning leaves it as it is
         task.model.train()
     if cfg.task.select_on == "robust" and (cfg.callbacks or {}).get("best") is not None:
@@ -181,7 +185,8 @@ def train_model(
             cfg.callbacks.best.every_n_epochs = math.lcm(every, cfg.task.attack_every_n_epochs)
     trainer = shared.trainer(cfg, prefix=name)
     started = time.perf_counter()
-    _fit(trainer, task, shared, checkpoint)
+    with collecting() as while_training:
+        _fit(trainer, task, shared, checkpoint)
     prefix = f"{name}/" if name else ""
     seconds = time.perf_counter() - started + _earlier_seconds(trainer)
     times = {f"{prefix}fit_seconds": seconds, f"{prefix}steps": float(trainer.global_step)}
@@ -192,7 +197,7 @@ def train_model(
     model = task.model.eval().cpu()
     if trainer.is_global_zero:
         models.save_model(model, place, image_shape=task.image_shape, classes=task.classes, data=task.data_name)
-    part.finish({"metrics": times, "history": None})
+    part.finish({"metrics": times, "history": None, "warnings": [*about, *while_training]})
     return model, Made(times, None, task)
 
 
@@ -226,6 +231,12 @@ def _is_readable(checkpoint: Path) -> bool:
 def _is_described(place: Path) -> bool:
     """Whether a folder says which of this package's networks its weights are for."""
     return isinstance(sets.read_folder(place, "network")[0].get("network"), dict)
+
+
+def _note(part: Part) -> None:
+    """The warnings that an earlier process has had about a part."""
+    for message in part.result["warnings"]:
+        note(message)
 
 
 def _made(part: Part) -> Made:

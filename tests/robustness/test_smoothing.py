@@ -333,9 +333,9 @@ def test_all_pixels_at_once_need_a_fixed_number_of_draws():
     [
         ({"n": 5}, "n = 5 draws can certify nothing"),
         ({"alpha": 0.7}, "alpha must be in"),
-        ({"n0": 0}, "n0 must be positive"),
-        ({"targets": [-1.0]}, "not negative"),
-        ({"targets": [float("nan")]}, "not negative"),
+        ({"n0": 0}, "n0 must be a whole number at least 1, got 0"),
+        ({"targets": [-1.0]}, "entry 0 is a number at least 0"),
+        ({"targets": [float("nan")]}, "entry 0 is a number at least 0"),
     ],
 )
 def test_bad_budgets_are_refused(small_set, change, message):
@@ -359,7 +359,7 @@ def test_more_bad_input(small_set):
     small_set.needs_label = True
     with pytest.raises(InputError, match="would know the answer"):
         SmoothedModel(model, small_set, 1.0)
-    with pytest.raises(InputError, match="noise level"):
+    with pytest.raises(InputError, match="radius must be a number above 0"):
         noise_level(-1.0)
 
 

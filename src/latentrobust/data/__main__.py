@@ -12,7 +12,8 @@ from latentrobust.data.corrupted import Plan, checked, write_corrupted
 from latentrobust.data.scene_download import URL, fetch_scenes
 from latentrobust.data.sources import Images, cifar10, cifar100, photos, svhn
 from latentrobust.data.sources.multi_illumination import scene_names
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, one_line
+from latentrobust.streams import prepare_streams
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -66,6 +67,7 @@ def _root(arguments: argparse.Namespace) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0 when done, 2 for bad input (one line on standard error), 130 when interrupted."""
+    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser(
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("latentrobust data: interrupted; repeat the command to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (InputError, OSError) as error:
-        print(f"latentrobust data: {error}", file=sys.stderr)
+        print(f"latentrobust data: {one_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 

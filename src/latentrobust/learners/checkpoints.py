@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torchmetrics import MeanMetric
 
 from latentrobust.files import replacing
 from latentrobust.interrupts import requested
@@ -87,6 +89,8 @@ class LastCheckpoint(ModelCheckpoint):
     _logged: dict[str, Any] | None = None
     _resumed = False
     _generators: dict[str, Any] | None = None
+    _means: dict[str, dict[str, Any]] | None = None  # to be saved
+    _begun_means: dict[str, dict[str, Any]] | None = None  # of the epoch that is gone on with
     _started = 0.0
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
@@ -106,21 +110,33 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         self._logged = None
 
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Add what the first part of a resumed epoch has had to its means; save where it is time to."""
+        if self._begun_means is not None:
+            _add_means(trainer, self._begun_means)
+            self._begun_means = None
+        self._means = _means(trainer)
+        super().on_train_batch_end(trainer, pl_module, *args)
+        self._means = None
+
     def stop(self, trainer: pl.Trainer) -> None:
         """Save after a step, in the middle of an epoch; not where several processes would have to agree on it."""
         if self.dirpath is not None and trainer.world_size == 1 and trainer.global_step != self._last_global_step_saved:
             name = f"{self.filename}{self.FILE_EXTENSION}"
+            self._means = _means(trainer)
             self._save_checkpoint(trainer, str(Path(self.dirpath) / name))
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's, what the loggers are about to be told, the time spent, and the state of PyTorch's generators."""
         seconds = self.earlier_seconds + time.perf_counter() - self._started
         generators = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if _has_cuda() else []}
-        return {**super().state_dict(), "logged": self._logged, "seconds": seconds, "generators": generators}
+        own = {"logged": self._logged, "seconds": seconds, "generators": generators, "means": self._means}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning's; the rest waits for `on_train_start`."""
         self._resumed, self._generators = True, state_dict.get("generators")
+        self._begun_means = state_dict.get("means")
         self._logged, self.earlier_seconds = state_dict.get("logged"), state_dict.get("seconds", 0.0)
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
@@ -159,6 +175,26 @@ class StopsBetweenSteps(pl.Callback):
         """Leave: a validation is made again."""
         if (stopped := requested()) is not None:
             raise stopped
+
+
+def _means(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
+    """The sums and weights of all means over the epoch so far, which Lightning keeps and does not save."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, logged in (trainer._results or {}).items():
+        if logged.meta.on_epoch and logged.is_tensor and logged.meta.is_mean_reduction:
+            found[key] = {"value": logged.value.clone(), "cumulated_batch_size": logged.cumulated_batch_size.clone()}
+        elif logged.meta.on_epoch and isinstance(getattr(logged, "value", None), MeanMetric):
+            found[key] = {name: value.clone() for name, value in logged.value.metric_state.items()}
+    return found
+
+
+def _add_means(trainer: pl.Trainer, means: Mapping[str, Mapping[str, Any]]) -> None:
+    for key, state in means.items():
+        logged: Any = trainer._results.get(key) if trainer._results else None
+        if logged is not None:
+            holder = logged if logged.is_tensor else logged.value
+            for name, value in state.items():
+                setattr(holder, name, getattr(holder, name) + value.to(holder.device))
 
 
 def _has_cuda() -> bool:

@@ -39,6 +39,8 @@ def build_named(
 MOST_NUMBERS = 1 << 27
 """Of an image that a stored network may be for."""
 
+MARGIN = 4
+
 
 def check_size(build: Callable[..., nn.Module], description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Refuse a description of a network that is larger than the weights stored with it, before it takes any memory.
@@ -56,14 +58,15 @@ def check_size(build: Callable[..., nn.Module], description: Mapping[str, Any], 
     shape = description["arguments"].get("image_shape")
     if isinstance(shape, list) and all(isinstance(side, int) for side in shape) and math.prod(shape) > MOST_NUMBERS:
         raise InputError(f"it is for images {shape}")
-    left = sum(tensor.numel() for tensor in weights.values())
-    parts = len(weights)
+    # Several times what is stored: a set need not keep all of its network.
+    left = MARGIN * sum(tensor.numel() for tensor in weights.values()) + 1_000_000
+    parts = MARGIN * len(weights) + 1_000
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left, parts
         left, parts = left - (parameter.numel() if parameter is not None else 0), parts - 1
         if left < 0 or parts < 0:
-            raise InputError("its configuration describes a larger network than the one whose weights are stored")
+            raise InputError("its configuration describes a far larger network than the one whose weights are stored")
 
     handle = register_module_parameter_registration_hook(count)
     try:

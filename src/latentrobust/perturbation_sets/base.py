@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Natural, validated
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.likelihood import Likelihood
@@ -25,11 +30,29 @@ def check_labels(y: Tensor, classes: int) -> None:
         raise InputError(f"the set knows {classes} classes, got labels from {int(y.min())} to {int(y.max())}")
 
 
+def _with_fitting_offsets(decode: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    @functools.wraps(decode)
+    def fitting(self: SetAt, u: Tensor) -> Tensor:
+        shape = (len(self.x), *self.ball.shape)
+        if not isinstance(u, Tensor) or tuple(u.shape[-len(shape) :]) != shape:
+            got = list(u.shape) if isinstance(u, Tensor) else f"a {type(u).__name__}"
+            raise InputError(f"offsets must be {list(shape)} for {len(self.x)} images, or more of these; got {got}")
+        return decode(self, u)
+
+    return fitting
+
+
 class SetAt(ABC):
     """S(x): a perturbation set conditioned once on a batch ``x [B, *image]``.
 
     Offsets ``u`` are in the unit of the ball; every dimension before their shape is batch, the last of those being B.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What a set defines is asked with tensors that fit, whatever it would make of others."""
+        super().__init_subclass__(**kwargs)
+        if "decode" in vars(cls):
+            setattr(cls, "decode", _with_fitting_offsets(vars(cls)["decode"]))  # noqa: B010
 
     def __init__(self, x: Tensor, ball: LatentBall) -> None:
         self.x = x
@@ -67,7 +90,8 @@ class SetAt(ABC):
         """Of offsets for these images: theirs, but never half precision."""
         return torch.promote_types(self.x.dtype, torch.float32)
 
-    def sample(self, count: int, keys: Tensor | None = None, ball: LatentBall | None = None) -> Tensor:
+    @validated
+    def sample(self, count: Natural, keys: Tensor | None = None, ball: LatentBall | None = None) -> Tensor:
         """``count`` draws an example from the set's own prior: ``[count, B, *shape]``.
 
         Args:
@@ -141,13 +165,18 @@ class PerturbationSet(nn.Module, ABC):
         """S(x) for images ``x [B, *image]`` in [0, 1], and their labels ``y [B]`` where the set needs them.
 
         Raises:
-            ValueError: if the images have another shape than the set's, or labels are missing.
+            InputError: if the images have another shape than the set's, or labels are missing.
         """
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(x)
+        if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+            got = str(x.dtype) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InputError(f"the set is for floating-point images in [0, 1], got {got}")
         if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(f"the set is for images {list(self.image_shape)}, got a batch {list(x.shape)}")
+            raise InputError(f"the set is for images {list(self.image_shape)}, got a batch {list(x.shape)}")
         if not self.needs_label:
             return self.condition(x)
         if y is None or y.shape != x.shape[:1] or y.dtype.is_floating_point:
             got = "none" if y is None else f"{y.dtype} {list(y.shape)}"
-            raise ValueError(f"the set is conditioned on labels: give {len(x)} whole numbers as y, got {got}")
+            raise InputError(f"the set is conditioned on labels: give {len(x)} whole numbers as y, got {got}")
         return self.condition(x, y.long())

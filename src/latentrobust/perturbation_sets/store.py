@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 import latentrobust
-from latentrobust.arguments import Positive
+from latentrobust.arguments import Positive, validated
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import PARTIAL, about, read_json, regular, replacing, sync_folder
 from latentrobust.networks import cvae, flows, vae_gan
@@ -134,6 +134,7 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
     raise InputError(f"cannot save a {type(perturbations).__name__}: only sets of this package have a format on disk")
 
 
+@validated
 def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) -> Path:
     """Write the set as a folder, which appears whole or not at all; an older one there is replaced.
 
@@ -173,6 +174,7 @@ def write_folder(
     return folder
 
 
+@validated
 def load_perturbation_set(
     path: str | Path | None, *, radius: Positive | None = None, network: LearnedNetwork | None = None
 ) -> PerturbationSet:

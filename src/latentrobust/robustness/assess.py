@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arguments import Seed, validated
 from latentrobust.errors import InputError, collecting
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, Table, is_right
+from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.smoothing import PROMISE
 
 __all__ = ["CertifySettings", "Report", "RobustSettings", "assess"]
@@ -57,14 +59,15 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
+@validated
 def assess(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Tensor],
     perturbations: PerturbationSet,
     data: Iterable[Sequence[Tensor]] | Sequence[Tensor],
     *,
     robust: RobustSettings | None = RobustSettings(),  # noqa: B008 - frozen
     certify: CertifySettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     journal: str | Path | None = None,
 ) -> Report:
     """How robust anybody's model is over a perturbation set.
@@ -83,6 +86,7 @@ def assess(
     Raises:
         InputError: for radii, labels, images or models that do not fit, in one line.
     """
+    model, perturbations = as_model(model), check_set(perturbations)
     with collecting() as found:
         report = _assess(model, perturbations, data, robust, certify, seed, journal)
     return replace(report, warnings=list(found), only_pgd=robust is not None and robust.only_pgd)
@@ -100,14 +104,16 @@ def _assess(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     perturbations = perturbations.to(device)
     path = Path(journal) if journal is not None else None
-    whole = isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Tensor)
+    whole = isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Tensor | np.ndarray)
     count = len(data[0]) if whole else None  # type: ignore[index]
     limits = [limit for limit in (count, certify.examples if certify else None) if limit is not None]
     assessor: Assessor | None = None
     rows: dict[str, list[dict[str, Tensor]]] = {"accuracy": [], "robust": [], "certified": []}
     count = 0
     for batch in _batches(data):
-        x, y, *rest = (part.to(device) for part in batch)
+        x = as_images(batch[0], model, perturbations)
+        y = as_labels(batch[1], x)
+        rest = [as_images(part, model, perturbations, "x_tilde") for part in batch[2:]]
         subjects = Subjects(x, y, torch.arange(count, count + len(x), device=device), rest[0] if rest else None)
         count += len(x)
         if assessor is None:
@@ -141,14 +147,18 @@ def _assess(
 
 
 def _batches(data: Any) -> Iterable[Sequence[Tensor]]:
-    if isinstance(data, Sequence) and data and all(isinstance(part, Tensor) for part in data):
+    expected = "data must be (x, y) or (x, y, x_tilde), tensors or arrays of one length, or batches of them"
+    if isinstance(data, Sequence) and data and all(isinstance(part, Tensor | np.ndarray) for part in data):
         data = [data]
+    if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
+        raise InputError(f"{expected}; got a {type(data).__name__}")
     for batch in data:
         if (
             not isinstance(batch, Sequence)
             or len(batch) not in (2, 3)
-            or not all(isinstance(part, Tensor) and len(part) == len(batch[0]) for part in batch)
+            or not all(isinstance(part, Tensor | np.ndarray) and part.ndim and len(part) for part in batch)
+            or len({len(part) for part in batch}) != 1
         ):
-            raise InputError("data must be (x, y) or (x, y, x_tilde), tensors of one length, or batches of them")
+            raise InputError(expected)
         for start in range(0, len(batch[0]), 256):
             yield [part[start : start + 256] for part in batch]

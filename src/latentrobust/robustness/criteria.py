@@ -58,11 +58,12 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
     """
     try:
         return logits_of(model, images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, InputError):
         raise
-    except RuntimeError as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the model fails on images {list(images.shape)}: {line}") from error
+    except Exception as error:  # somebody's model: whatever it raises
+        line = str(error).splitlines()[0] if str(error) else ""
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        raise InputError(f"the model fails on images {list(images.shape)}: {kind}{line}") from error
 
 
 class Criterion(Protocol):
@@ -141,6 +142,8 @@ def _check(logits: Tensor, y: Tensor, expected: str, dimensions: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != dimensions or len(logits) != len(y) or logits.shape[1] < 2:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the model must return logits {expected} for {len(y)} images, got {shape}")
+    if not logits.dtype.is_floating_point:
+        raise InputError(f"the model must return floating-point logits, got {logits.dtype}")
     if y.dtype.is_floating_point or y.shape != logits.shape[:1] + logits.shape[2:]:
         raise InputError(f"labels {list(y.shape)} of {y.dtype} do not fit logits {list(logits.shape)}")
     if not bool(logits.isfinite().all()):

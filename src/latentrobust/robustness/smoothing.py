@@ -8,7 +8,7 @@ outside the set, and nothing about a deployed model that sees only a perturbed i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,12 +17,14 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from latentrobust.arguments import Count, NonNegative, Positive, Probability, validated
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_deterministic, check_images
 from latentrobust.robustness.criteria import answer
+from latentrobust.robustness.inputs import as_images, as_model, check_keys, check_set
 from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
@@ -119,6 +121,7 @@ def level_for(radius: float, sigma: float) -> float:
     return max(float(stats.norm.cdf(radius / sigma)), math.nextafter(0.5, 1))
 
 
+@validated
 class SmoothedModel:
     """A model that votes over noisy offsets.
 
@@ -134,23 +137,23 @@ class SmoothedModel:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[Tensor], Tensor],
         perturbations: PerturbationSet,
-        sigma: float,
+        sigma: Positive,
         *,
-        batch: int = 512,
+        batch: Count = 512,
     ) -> None:
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise InputError(f"sigma must be positive and finite, got {sigma}")
-        if batch < 1:
-            raise InputError(f"batch must be positive, got {batch}")
+        model, perturbations = as_model(model), check_set(perturbations)
         if perturbations.needs_label:
             raise InputError(
                 "a set that needs the true label cannot be certified: the certificate would know the answer"
             )
         self.model, self.perturbations, self.sigma, self.batch = model, perturbations, sigma, batch
 
-    def predict(self, x: Tensor, keys: Tensor | None = None, *, n: int = 100, alpha: float = 0.001) -> Prediction:
+    @validated
+    def predict(
+        self, x: Tensor, keys: Tensor | None = None, *, n: Count = 100, alpha: Probability = 0.001
+    ) -> Prediction:
         """PREDICT: the most frequent class of ``n`` draws, or an abstention by the two-sided binomial test.
 
         Args:
@@ -163,6 +166,7 @@ class SmoothedModel:
             InputError: for ``n`` and ``alpha`` that always abstain, or a model that does not fit.
         """
         check_prediction_budget(n, alpha)
+        x = as_images(x, self.model, self.perturbations)
         keys = _keys(x, keys)
         with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
             check_images(x)
@@ -177,16 +181,17 @@ class SmoothedModel:
         p = torch.from_numpy(p_value).to(counts.device)
         return Prediction(torch.where(p <= alpha, top.indices[:, 0], ABSTAIN), p, counts)
 
+    @validated
     def certify(
         self,
         x: Tensor,
         keys: Tensor | None = None,
         *,
-        n0: int = 100,
-        n: int = 10_000,
-        alpha: float = 0.001,
+        n0: Count = 100,
+        n: Count = 10_000,
+        alpha: Probability = 0.001,
         adaptive: bool = False,
-        targets: Sequence[float] = (),
+        targets: Sequence[NonNegative] = (),
     ) -> Certificate:
         """CERTIFY: a class from ``n0`` draws, a bound on its probability from further ones, and the radius.
 
@@ -206,8 +211,7 @@ class SmoothedModel:
             InputError: for ``n`` and ``alpha`` that can certify nothing, or a model that does not fit.
         """
         procedure: Procedure = GroupSequential(n, alpha) if adaptive else Fixed(n, alpha)
-        if n0 < 1:
-            raise InputError(f"n0 must be positive, got {n0}")
+        x = as_images(x, self.model, self.perturbations)
         levels = [level_for(radius, self.sigma) for radius in (0.0, *targets)]
         keys = _keys(x, keys)
         with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
@@ -281,7 +285,7 @@ def _keys(x: Tensor, keys: Tensor | None) -> Tensor:
     if not len(x):
         raise InputError("there are no images to certify")
     if keys is not None:
-        return keys
+        return check_keys(keys, x)
     return random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.CERTIFICATES)
 
 

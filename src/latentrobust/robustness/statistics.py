@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from latentrobust.arguments import Count, Positive, Probability, validated
 from latentrobust.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -173,7 +174,10 @@ def holm_rejections(p_values: ArrayLike, alpha: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def noise_level(radius: float, n: int = 10_000, alpha: float = 0.001, procedure: Procedure | None = None) -> float:
+@validated
+def noise_level(
+    radius: Positive, n: Count = 10_000, alpha: Probability = 0.001, procedure: Procedure | None = None
+) -> float:
     """The smallest σ with which ``n`` unanimous draws certify ``radius``: ``r / Φ⁻¹(bound)`` (Wong & Kolter, app. D).
 
     Args:
@@ -185,8 +189,6 @@ def noise_level(radius: float, n: int = 10_000, alpha: float = 0.001, procedure:
     Raises:
         InputError: for a radius that is not positive and finite, or a budget that certifies nothing.
     """
-    if not (radius > 0 and math.isfinite(radius)):
-        raise InputError(f"a noise level needs a positive, finite radius, got {radius}")
     draws, spent = (procedure or Fixed(n, alpha)).looks[-1]
     bound = float(lower_bound(draws, draws, spent))
     sigma = radius / float(stats.norm.ppf(bound))

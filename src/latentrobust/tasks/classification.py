@@ -100,8 +100,6 @@ class ClassificationTask(pl.LightningModule):
         # A figure that is not a number must show.
         self.fit_metrics = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in ("accuracy", "loss")})
         self.fitted: dict[str, float] = {}  # these two, of the last epoch that has ended
-        self._resumed: dict[str, dict[str, Tensor]] = {}
-        self._epoch_ended = True
 
     @property
     def perturbations(self) -> PerturbationSet | None:
@@ -167,22 +165,12 @@ class ClassificationTask(pl.LightningModule):
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
         return self.learning_rate.of(self.make_optimizer(self.model.parameters()))
 
-    def on_train_start(self) -> None:
-        """Resumed in the middle of an epoch, its means go on too."""
-        for name, state in self._resumed.items():
-            metric: Any = self.fit_metrics[name]
-            for key, value in state.items():
-                setattr(metric, key, value.to(self.device))
-        self._resumed = {}
-
     def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
-        self._epoch_ended = False
 
     def on_train_epoch_end(self) -> None:
         """Keep accuracy and loss on the images that were trained on."""
-        self._epoch_ended = True
         self.fitted = {name: float(metric.compute()) for name, metric in self.fit_metrics.items()}  # type: ignore[operator]
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
@@ -268,16 +256,13 @@ class ClassificationTask(pl.LightningModule):
         self.log(f"val/accuracy/{name}", metric, on_epoch=True, batch_size=max(len(right), 1))  # type: ignore[arg-type]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's configuration, and the means of the epoch so far; plain containers only."""
+        """Add the model's configuration and the last epoch's values; plain containers only."""
         checkpoint[CHECKPOINT_KEY] = describe_model(self.model, self.image_shape, self.classes, self.data_name)
         checkpoint["fitted"] = dict(self.fitted)
-        metrics: Any = self.fit_metrics
-        ended = self._epoch_ended
-        checkpoint["means"] = {} if ended else {name: dict(metric.metric_state) for name, metric in metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the means."""
-        self.fitted, self._resumed = dict(checkpoint.get("fitted", {})), dict(checkpoint.get("means", {}))
+        """Take up the values: the training may have ended already."""
+        self.fitted = dict(checkpoint.get("fitted", {}))
 
 
 def check_centred(data: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import latentrobust
+from latentrobust.arguments import validated
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
 from latentrobust.networks.registry import check_size
@@ -41,6 +42,7 @@ def describe_model(model: nn.Module, image_shape: tuple[int, ...], classes: int,
     }
 
 
+@validated
 def save_model(model: nn.Module, folder: str | Path, *, image_shape: tuple[int, ...], classes: int, data: str) -> Path:
     """Write a classifier as a folder, which appears whole or not at all; an older one there is replaced.
 
@@ -51,6 +53,7 @@ def save_model(model: nn.Module, folder: str | Path, *, image_shape: tuple[int, 
     return write_folder(folder, describe_model(model, image_shape, classes, data), model.state_dict(), "model")
 
 
+@validated
 def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Module:
     """The classifier stored at ``path``, in evaluation mode, on the CPU.
 

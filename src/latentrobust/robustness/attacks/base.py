@@ -18,6 +18,7 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_images, check_model, check_offsets
 from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy, logits_of
+from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_keys, check_set
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
 
@@ -62,7 +63,7 @@ class Attack(ABC):
 
     def __call__(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[Tensor], Tensor],
         perturbations: PerturbationSet,
         x: Tensor,
         y: Tensor,
@@ -90,12 +91,18 @@ class Attack(ABC):
         Raises:
             InputError: for radii that are negative or not finite, labels, images or logits that do not fit.
         """
+        model, perturbations = as_model(model), check_set(perturbations)
         chosen = _checked_radii(radii, perturbations)
-        if len(x) != len(y) or not len(x):
+        x = as_images(x, model, perturbations)
+        if x_tilde is not None:
+            x_tilde = as_images(x_tilde, model, perturbations, "x_tilde")
+        if not len(x) or len(x) != len(y):
             raise InputError(f"an attack needs as many labels as images, and at least one; got {len(y)} and {len(x)}")
+        y = as_labels(y, x)
         y = y if y.dtype.is_floating_point else y.long()
         if keys is None:
             keys = random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.ASSESSMENT)
+        check_keys(keys, x)
         found = []
         with frozen(model, perturbations), torch.inference_mode(False), torch.no_grad():
             if self.checks:
@@ -240,7 +247,8 @@ def _float(logits: Tensor) -> Tensor:
 
 
 def _checked_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> list[float]:
-    chosen = [resolve_radius(radius, perturbations)[1] for radius in ([None] if radii is None else radii)]
+    several = [radii] if radii is None or isinstance(radii, int | float | str) else radii
+    chosen = [resolve_radius(radius, perturbations)[1] for radius in several]
     if not chosen:
         raise InputError("an attack needs at least one radius")
     largest, own = max(chosen), perturbations.ball.radius

@@ -1,0 +1,115 @@
+"""The door of the Python interface: models, sets, images and labels as users have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets.base import PerturbationSet
+
+
+class _Function(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+
+def as_model(model: Any) -> nn.Module:
+    """A model as a module; a function from images to logits is wrapped.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(model, PerturbationSet):
+        raise InputError("model is a perturbation set: the model comes first, then the set")
+    if isinstance(model, nn.Module):
+        return model
+    if callable(model) and not isinstance(model, type):
+        return _Function(model)
+    raise InputError(f"model must be a torch.nn.Module or a function from images to logits, got {_kind(model)}")
+
+
+def check_set(perturbations: Any) -> PerturbationSet:
+    """A perturbation set, itself.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(perturbations, PerturbationSet):
+        remedy = ": load it with latentrobust.load_perturbation_set" if isinstance(perturbations, str) else ""
+        raise InputError(f"perturbations must be a perturbation set, got {_kind(perturbations)}{remedy}")
+    return perturbations
+
+
+def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = None, name: str = "x") -> Tensor:
+    """Images as a float tensor ``[B, *image]`` on the model's device; arrays and double precision are converted.
+
+    Raises:
+        InputError: for whole numbers, whose scale nobody knows, and for anything but a batch of the set's images.
+    """
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(x)
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} must be a tensor or an array of images, got {_kind(x)}")
+    if not x.dtype.is_floating_point:
+        raise InputError(f"{name} must be floating-point images in [0, 1], got {x.dtype}: divide by the largest level")
+    if perturbations is not None:
+        shape = tuple(perturbations.image_shape)
+        if tuple(x.shape) == shape:
+            raise InputError(
+                f"{name} must be a batch [B, {', '.join(map(str, shape))}], got one image: give {name}[None]"
+            )
+        if tuple(x.shape[1:]) != shape:
+            raise InputError(f"the set is for images {list(shape)}, got a batch {list(x.shape)} as {name}")
+    weight = next((part for part in model.parameters() if part.dtype.is_floating_point), None)
+    if weight is None:
+        return x
+    return x.to(
+        weight.device, torch.promote_types(weight.dtype, torch.float32) if x.dtype == torch.float64 else x.dtype
+    )
+
+
+def as_labels(y: Any, x: Tensor, name: str = "y") -> Tensor:
+    """Labels as a tensor on the images' device.
+
+    Raises:
+        InputError: for anything that is not one whole number per image or pixel (or probabilities ``[B, classes]``).
+    """
+    if isinstance(y, np.ndarray | list | tuple):
+        try:
+            y = torch.as_tensor(np.asarray(y))
+        except (TypeError, ValueError):
+            raise InputError(f"{name} must be whole numbers, got {_kind(y)}") from None
+    if not isinstance(y, Tensor):
+        raise InputError(f"{name} must be a tensor of labels, got {_kind(y)}")
+    if y.dim() == 0 or len(y) != len(x):
+        raise InputError(f"{name} must hold a label for each of {len(x)} images, got {list(y.shape)}")
+    if y.dtype == torch.bool or y.dtype.is_complex:
+        raise InputError(f"{name} must be whole numbers, got {y.dtype}")
+    return y.to(x.device)
+
+
+def check_keys(keys: Tensor, x: Tensor) -> Tensor:
+    """Random keys, themselves.
+
+    Raises:
+        InputError: if there is not one for each image.
+    """
+    if not isinstance(keys, Tensor) or keys.shape != x.shape[:1] or keys.dtype.is_floating_point:
+        got = f"{keys.dtype} {list(keys.shape)}" if isinstance(keys, Tensor) else _kind(keys)
+        raise InputError(f"keys must be whole numbers, one for each of {len(x)} images, got {got}")
+    return keys
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
