@@ -4,15 +4,16 @@ VENV ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
+CAMPAIGN_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.latentrobust-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format notebooks clean
+.PHONY: help setup demo test campaign lint format notebooks clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
-	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_ARGS / TEST_ARGS=passed on"
+	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_ARGS / TEST_ARGS / CAMPAIGN_ARGS=passed on"
 
 setup: $(READY)  ## create the virtual environment and install what is missing
 
@@ -29,6 +30,9 @@ demo: $(READY)  ## learn a set from real digits; train, attack, certify classifi
 
 test: $(READY)  ## run the test suite, a process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(TEST_ARGS)
+
+campaign: $(READY)  ## kill, starve and mislead runs for an hour, and count which promises hold (docs/reliability.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(CAMPAIGN_ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -61,6 +61,21 @@ def test_the_library_does_without_hydra_wandb_and_lightning():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_every_module_can_be_the_first_that_is_imported(repository):
+    """A circle of imports shows only to whoever enters it at the wrong place."""
+    code = (
+        "import importlib, pathlib, sys\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "for path in sorted(root.rglob('*.py')):\n"
+        "    name = '.'.join(path.relative_to(root).with_suffix('').parts).removesuffix('.__init__')\n"
+        "    if not name.endswith('__main__'):\n"
+        "        for known in [known for known in sys.modules if known.startswith('latentrobust')]:\n"
+        "            del sys.modules[known]\n"
+        "        importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(repository / "src")], check=True)
+
+
 def test_no_absolute_paths_of_a_machine_in_tracked_text(repository):
     pattern = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/")
     for folder in ("src", "conf", "docs", "notebooks"):

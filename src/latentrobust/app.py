@@ -87,8 +87,8 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
             _queue_again(cfg, stopped)
             raise
         except Exception as error:
-            if (stopped := requested()) is not None:  # another's code has made an error of it
-                raise stopped from None
+            if (signalled := requested()) is not None:  # another's code has made an error of it
+                raise signalled from None
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 # Hydra shows this only after the last job; say it now, with the job that it belongs to.
                 print(f"latentrobust {name}: job {HydraConfig.get().job.num} failed: {_line(error)}", file=sys.stderr)

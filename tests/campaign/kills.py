@@ -26,12 +26,10 @@ def results(folder: Path):
     for log in sorted(folder.rglob("logs/metrics.csv")):
         if ".earlier" in log.parts:
             continue
+        place = log.parent.parent.relative_to(folder)
         for row in csv.DictReader(log.open()):
-            for name, value in row.items():
-                if value and name.endswith(("val/loss", "val/accuracy/clean", "train/accuracy", "train/bits_per_dim")):
-                    found[f"{log.parent.parent.name if log.parent.parent != folder else ''} {name} {row['step']}"] = (
-                        value
-                    )
+            values = {name: value for name, value in row.items() if value and name.endswith(LOGGED)}
+            found |= {f"{place} {name} at step {row['step']}": value for name, value in values.items()}
     return found
 
 
@@ -111,9 +109,7 @@ class Kills:
         elif command.code == 130 and begun:
             said = marker.read_text().strip() if marker.is_file() else "no FAILED"
             broken = None if said.startswith("interrupted by") else said
-        self.tally.add(
-            Outcome("TERM, INT and USR1 end a run within 10 s, marked", f"{folder} ({seconds:.1f} s)", broken)
-        )
+        self.tally.add(Outcome(STOPS, f"{folder} ({seconds:.1f} s)", broken))
 
 
 def two_at_once(place, tally, times):

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from latentrobust.data.download import continue_download
-from latentrobust.data.sources.scenes import DAMAGED
+from latentrobust.data.pictures import DAMAGED
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
 

@@ -50,6 +50,7 @@ class CertificateJournal:
             # A last line without its end was cut off, even where what is there can be read.
             lines = text.splitlines() if text.endswith("\n") or not text else [*text.splitlines()[:-1], ""]
         records = [_checked(line) for line in lines]
+        records[1:] = [record if record is not None and _is_certificate(record) else None for record in records[1:]]
         damaged = sum(record is None for record in records)
         header = (records[0] or {}).get("settings") if records else None
         if header is not None:
@@ -117,4 +118,11 @@ def _line(record: Mapping[str, Any]) -> str:
 
 def _checked(line: str) -> dict[str, Any] | None:
     stored, _, text = line.partition(" ")
-    return json.loads(text) if stored == f"{zlib.crc32(text.encode()):08x}" else None
+    if stored != f"{zlib.crc32(text.encode()):08x}":
+        return None
+    record = json.loads(text)
+    return record if isinstance(record, dict) else None
+
+
+def _is_certificate(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("index"), int) and isinstance(record.get("values"), dict)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.data.pictures import DAMAGED
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import regular
 
@@ -41,11 +40,6 @@ class SceneSplits(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-# What Pillow raises for files that it cannot read, and for those that are pictures of gigabytes.
-DAMAGED = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error,
-    Image.DecompressionBombError, MemoryError,
-)  # fmt: skip
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 
 
