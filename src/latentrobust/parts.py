@@ -87,6 +87,7 @@ class Part:
         """Write down that it is done, with its numbers, and with arrays where there are any."""
         if not writes():
             return
+        self._record.parent.mkdir(exist_ok=True)
         if values is not None:
             buffer = io.BytesIO()
             torch.save(_tensors(values), buffer)

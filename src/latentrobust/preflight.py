@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
             stand_in = PixelBall((1, 1, 1)) if cfg.get("learner") is not None else None
             task = instantiate(variant.task, perturbations=perturbations or stand_in, _convert_="all")
             _check_stage(variant, task, shared, f"models.{name}.task" if name else "task")
+        check_shares(cfg, shared, ("validation", "test") if cfg.test else ("validation",))
         if cfg.test:
             check_evaluation(cfg, perturbations, names, shared.data)
     check_optimized_metric(cfg, names)
@@ -85,6 +86,23 @@ def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> N
     for callback in (cfg.callbacks or {}).values():
         if callback is not None:
             instantiate(callback)
+
+
+def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> None:
+    """Refuse more processes than there are pairs: one without any would leave the others waiting.
+
+    Raises:
+        InputError: naming the split.
+    """
+    if not writes():
+        return
+    trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, callbacks=[], _convert_="all")
+    shared.data.setup()
+    for split in splits:
+        if (count := shared.data.count(split)) < trainer.world_size:
+            raise InputError(
+                f"data has {count} {split} pairs for {trainer.world_size} processes: use fewer, or more of the data"
+            )
 
 
 def check_optimized_metric(cfg: DictConfig, models: list[str]) -> None:

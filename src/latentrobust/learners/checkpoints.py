@@ -88,6 +88,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     _logged: dict[str, Any] | None = None
     _resumed = False
+    _steps = 0
     _generators: dict[str, Any] | None = None
     _means: dict[str, dict[str, Any]] | None = None  # to be saved
     _begun_means: dict[str, dict[str, Any]] | None = None  # of the epoch that is gone on with
@@ -97,11 +98,17 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()
+        self._steps = _steps(trainer)
         super()._save_checkpoint(trainer, filepath)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock starts."""
+        """The clock starts; the logs come to the moment of the checkpoint, also where no step is left to make."""
         self._started = time.perf_counter()
+        if self._resumed and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if (go_on := getattr(logger, "go_on", None)) is not None:  # one that keeps what is there
+                    go_on(self._steps, self._logged)
+        self._logged = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, with the epoch's values: the loggers get them after this."""
@@ -130,29 +137,25 @@ class LastCheckpoint(ModelCheckpoint):
         """Lightning's, what the loggers are about to be told, the time spent, and the state of PyTorch's generators."""
         seconds = self.earlier_seconds + time.perf_counter() - self._started
         generators = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if _has_cuda() else []}
-        own = {"logged": self._logged, "seconds": seconds, "generators": generators, "means": self._means}
-        return {**super().state_dict(), **own}
+        own = {"logged": self._logged, "steps": self._steps, "seconds": seconds, "means": self._means}
+        return {**super().state_dict(), **own, "generators": generators}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning's; the rest waits for `on_train_start`."""
+        """Lightning's; the rest waits for its hooks."""
         self._resumed, self._generators = True, state_dict.get("generators")
+        self._steps = int(state_dict.get("steps", 0))
         self._begun_means = state_dict.get("means")
         self._logged, self.earlier_seconds = state_dict.get("logged"), state_dict.get("seconds", 0.0)
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring logs and generators (a model may have dropout) to the moment of the checkpoint that is resumed from."""
+        """Bring generators (a model may have dropout) to the moment of the checkpoint that is resumed from."""
         super().on_train_start(trainer, pl_module)
         if self._generators is not None:
             torch.set_rng_state(self._generators["cpu"].cpu())
             for number, state in enumerate(self._generators["cuda"][: torch.cuda.device_count()]):
                 torch.cuda.set_rng_state(state.cpu(), number)
             self._generators = None
-        if self._resumed and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if (go_on := getattr(logger, "go_on", None)) is not None:  # one that keeps what is there
-                    go_on(_steps(trainer), self._logged)
-        self._logged = None
 
 
 class StopsBetweenSteps(pl.Callback):

@@ -1,0 +1,345 @@
+"""Runs that were cut, and go on; runs that are told to stop, or have surroundings that could fail them."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+
+from latentrobust import measure, stages
+from latentrobust.app import _line
+from latentrobust.errors import InputError
+from latentrobust.evaluate import evaluate
+from latentrobust.train import train
+
+from ..campaign.configurations import MODEL, SET, SEVERAL
+from ..conftest import compose_in_process
+from .test_commands import ENVIRONMENT, command, one_line
+from .test_train import contents, stable
+
+
+def start(folder, *overrides, entry="train"):
+    cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
+    return (train if entry == "train" else evaluate)(cfg)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of a set and three models that was left alone."""
+    yield start(tmp_path_factory.mktemp("runs") / "whole", *SEVERAL)
+    GlobalHydra.instance().clear()
+
+
+class CutError(RuntimeError):
+    pass
+
+
+def cut(*_, **__):
+    raise CutError
+
+
+def counted(monkeypatch, where, name):
+    calls, real = [], getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *a, **k: calls.append(a) or real(*a, **k))
+    return calls
+
+
+def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
+    """Cut at the second model, then at its measurement: what was finished is not done again."""
+    folder, fits = tmp_path / "cut", counted(monkeypatch, stages, "_fit")
+    save = stages.models.save_model
+    with monkeypatch.context() as broken:
+        broken.setattr(stages.models, "save_model", lambda *a, **k: cut() if len(fits) == 3 else save(*a, **k))
+        with pytest.raises(CutError):
+            start(folder, *SEVERAL)
+    assert (folder / "FAILED").read_text().startswith("CutError")
+    assert len(fits) == 3  # the set, two models
+    with monkeypatch.context() as broken:
+        broken.setattr(measure, "_write", cut)
+        with pytest.raises(CutError):
+            start(folder, *SEVERAL)
+    assert len(fits) == 5  # the end of the second, and the third
+    tests = counted(monkeypatch, measure, "run_trainer")
+    capsys.readouterr()
+    again = start(folder, *SEVERAL)
+    assert len(fits) == 5
+    assert not tests
+    assert "holds this run, unfinished (it ended with: CutError" in capsys.readouterr().out
+    assert stable(folder) == stable(whole.folder)
+    assert again.warnings == whole.warnings
+    assert not (folder / "FAILED").exists()
+    for name in ("per_example.csv", "report.html"):
+        assert (folder / name).stat().st_size > 1000
+    assert (folder / "per_example.csv").read_text() == (whole.folder / "per_example.csv").read_text()
+    pictures = {path.name for path in (whole.folder / "figures").iterdir()}
+    assert {path.name for path in (folder / "figures").iterdir()} == pictures
+
+
+def test_another_configuration_keeps_the_parts_that_it_does_not_change(whole, tmp_path, monkeypatch):
+    folder = tmp_path / "changed"
+    shutil.copytree(whole.folder, folder)
+    (folder / "DONE").unlink()
+    text = (folder / "config.yaml").read_text().replace(str(whole.folder), str(folder))
+    (folder / "config.yaml").write_text(text)
+    fits = counted(monkeypatch, stages, "_fit")
+    changed = start(folder, *SEVERAL, "models.adversarial.training_perturbation.steps=2")
+    assert len(fits) == 1
+    assert changed.metrics["standard/accuracy/clean"] == whole.metrics["standard/accuracy/clean"]
+    assert (folder / ".earlier" / "1" / "models" / "adversarial" / "checkpoints" / "last.ckpt").is_file()
+    assert (folder / ".earlier" / "1" / "metrics.json").is_file()
+
+
+def test_models_over_a_set_that_was_learned_before(whole, tmp_path):
+    given = [o for o in SEVERAL if not o.startswith("learner")]
+    again = start(tmp_path / "again", *given, "~learner", f"perturbation_set.path={whole.folder}")
+    for name in ("standard", "adversarial"):
+        for metric in ("accuracy/clean", "robust/full", "fit_loss"):
+            assert again.metrics[f"{name}/{metric}"] == whole.metrics[f"{name}/{metric}"], (name, metric)
+    with pytest.raises(InstantiationException, match="no perturbation set is named"):
+        start(tmp_path / "none", *given, "~learner")
+    with pytest.raises(InputError, match="a set is given and one is to be learned"):
+        start(tmp_path / "both", *SEVERAL, f"perturbation_set.path={whole.folder}")
+
+
+def test_a_trained_last_epoch_keeps_its_accuracy(tmp_path, monkeypatch):
+    """Killed after the last epoch, before the model was stored."""
+    complete = start(tmp_path / "complete", *MODEL, "test=false")
+    with monkeypatch.context() as broken:
+        broken.setattr(stages, "_best_checkpoint", cut)
+        with pytest.raises(CutError):
+            start(tmp_path / "cut", *MODEL, "test=false")
+    again = start(tmp_path / "cut", *MODEL, "test=false")
+    assert {"fit_accuracy", "fit_loss"} <= set(again.metrics)
+    assert stable(again.folder) == stable(complete.folder)
+    assert again.metrics["fit_seconds"] > 0
+
+
+def test_an_evaluation_goes_on(whole, tmp_path, monkeypatch):
+    chosen = [o for o in SEVERAL if o.startswith(("experiment", "data", "evaluation", "trainer.acc", "print"))]
+    model = whole.folder / "models" / "adversarial"
+    chosen += [f"perturbation_set.path={whole.folder}", "model=trained", f"model.path={model}", "callbacks=evaluate"]
+    complete = start(tmp_path / "complete", *chosen, entry="evaluate")
+    with monkeypatch.context() as broken:
+        broken.setattr(measure, "_model_test", cut)
+        with pytest.raises(CutError):
+            start(tmp_path / "cut", *chosen, entry="evaluate")
+    runs = counted(monkeypatch, measure, "run_trainer")
+    again = start(tmp_path / "cut", *chosen, entry="evaluate")
+    assert len(runs) == 1  # the model; the set was measured
+    assert stable(again.folder) == stable(complete.folder)
+
+
+def test_a_lost_row_of_the_last_epoch_comes_back(tmp_path):
+    """The process dies between the checkpoint of the last epoch and its row."""
+    run = start(tmp_path / "run", *SET)
+    log = run.folder / "logs" / "metrics.csv"
+    rows = list(csv.DictReader(log.open()))
+    lines = log.read_text().splitlines(keepends=True)
+    last = max(number for number, row in enumerate(rows) if row["train/loss"])
+    log.write_text("".join(lines[: last + 1]) + lines[last + 1][:20])
+    (run.folder / "DONE").unlink()
+    shutil.rmtree(run.folder / ".parts")
+    part = json.dumps({"key": _key_of(run)})
+    (run.folder / ".parts").mkdir()
+    (run.folder / ".parts" / "set.json").write_text(part)
+    again = start(tmp_path / "run", *SET)
+    found = [(row["step"], row["train/loss"]) for row in csv.DictReader(log.open()) if row["train/loss"]]
+    assert found == [(row["step"], row["train/loss"]) for row in rows if row["train/loss"]]
+    assert again.metrics["quality/pgd_ae"] == run.metrics["quality/pgd_ae"]
+
+
+def _key_of(run):
+    from latentrobust.app import resolved  # noqa: PLC0415
+    from latentrobust.parts import key_of  # noqa: PLC0415
+
+    cfg = compose_in_process("train", *SET, f"paths.output_dir={run.folder}")
+    return key_of(resolved(cfg), stages.SET_KEYS)
+
+
+def test_checkpoints_are_written_beside_their_target(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "tmp"
+    elsewhere.mkdir(mode=0o500)
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    run = start(tmp_path / "run", *SET, "test=false")
+    assert torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert not list(elsewhere.iterdir())
+    modes = {path.stat().st_mode & 0o777 for path in run.folder.rglob("*") if path.is_file()}
+    assert modes == {0o644}
+
+
+def test_a_best_checkpoint_elsewhere_is_not_followed(tmp_path):
+    first = start(tmp_path / "first", *SET, "test=false")
+    secret = tmp_path / "secret.ckpt"
+    secret.write_text("mine")
+    last = first.folder / "checkpoints" / "last.ckpt"
+    stored = torch.load(last, weights_only=True)
+    for state in stored["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = str(secret)
+    torch.save(stored, last)
+    (first.folder / "checkpoints" / "best.ckpt").unlink()
+    again = start(tmp_path / "again", *SET, "test=false", f"ckpt_path={last}")
+    copies = [path for path in again.folder.rglob("*") if path.is_file() and path.read_bytes() == b"mine"]
+    assert not copies
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    arguments = [sys.executable, "-m", "latentrobust.train", *SET, "trainer.max_epochs=3000", "paths.output_dir=run"]
+    first = subprocess.Popen(arguments, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "run" / ".lock").is_file():
+            time.sleep(0.1)
+        for changed in ([], ["seed=3"]):
+            second = command("train", *SET, *changed, "trainer.max_epochs=3000", "paths.output_dir=run", cwd=tmp_path)
+            assert second.returncode == 2
+            assert one_line(second.stderr), second.stderr
+            assert f"is in use by process {first.pid}" in second.stderr
+    finally:
+        first.send_signal(signal.SIGTERM)
+        _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert "interrupted by SIGTERM" in errors
+    assert (tmp_path / "run" / "FAILED").read_text() == "interrupted by SIGTERM\n"
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_either_process_ends_both(tmp_path, rank):
+    arguments = [sys.executable, "-m", "latentrobust.train", *SET, "trainer=ddp", "trainer.accelerator=cpu"]
+    arguments += ["trainer.max_epochs=5000", "paths.output_dir=run"]
+    first = subprocess.Popen(arguments, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.time() + 120
+        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and time.time() < deadline:
+            time.sleep(0.1)
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        os.kill(first.pid if rank == 0 else int(children[0]), signal.SIGTERM)
+        asked = time.time()
+        _, errors = first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert time.time() - asked < 10
+    assert first.returncode in (1, 130), errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "run" / "FAILED").is_file()
+    time.sleep(1)
+    assert not any(_runs(int(child)) for child in children)
+
+
+def _runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_more_processes_than_examples_are_refused(tmp_path):
+    done = command("train", *SET, "data.test_size=1", "evaluation.quality.detail=0", "trainer=ddp",
+                   "trainer.accelerator=cpu", "paths.output_dir=run", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "data has 1 test pairs for 2 processes" in done.stderr
+    assert one_line(done.stderr), done.stderr
+
+
+def test_torchrun_makes_one_folder(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    done = subprocess.run(
+        [*torchrun, "-m", "latentrobust.train", *SET, "test=false", "trainer=ddp", "trainer.accelerator=cpu"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = (tmp_path / "outputs" / "mnist" / "linf_fc").iterdir()
+    assert (folder / "DONE").is_file()
+
+
+def test_a_terminal_without_unicode_and_a_closed_pipe_fail_nothing(tmp_path):
+    shown = [option for option in SET if "progress" not in option and "print_config" not in option]
+    run = f"{sys.executable} -m latentrobust.train {' '.join(shown)} paths.output_dir=run | head -c 10"
+    run += "; exit ${PIPESTATUS[0]}"
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(
+        ["bash", "-c", run], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run" / "DONE").is_file()
+    told = (tmp_path / "run" / "app.log").read_text()
+    assert "training from epoch 0 to 2" in told
+    assert "epoch 2 of 2: train/beta" in told
+    assert "QualityTest begins" in told
+    assert told.rstrip().endswith("done")
+
+
+@pytest.mark.parametrize("group", ["logger", "evaluation/density", "callbacks"])
+def test_groups_may_be_null(tmp_path, group):
+    options = [option for option in SET if not option.startswith(group)]
+    done = command("train", *options, f"{group}=null", "trainer.max_epochs=1", "paths.output_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{group}=null" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.quality.settings.draws=1.5"], "evaluation.quality.settings.draws must be a whole number"),
+        (["seed=-1"], "seed must be a whole number at least 0"),
+        (["learner.optimizer.lr=-1"], "learner.optimizer.lr must be a number above 0"),
+        (["trainer.max_epochs=-1"], "trainer.max_epochs must be a whole number at least 1"),
+        (["trainer.precision=64-true"], "trainer.precision=64-true is not offered"),
+        (["data.test_size=0"], "data.test_size must be a whole number at least 1 or null"),
+        (["+learner.networc=1"], "has no option networc"),
+        (["callbacks.best.monitor=val/nonsense"], "monitor=val/nonsense is not logged here"),
+        (["optimized_metric=quality"], "optimized_metric=quality: this run measures"),
+        (["+trainer.nonsense=1"], "Trainer has no option nonsense"),
+        (["callbacks.best.mode=up"], "mode"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused_before_any_work(tmp_path, overrides, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "paper.pdf").write_text("months of work")
+    before = contents(tmp_path / "run")
+    with pytest.raises((InputError, InstantiationException)) as error:
+        start(tmp_path / "run", *SET, *overrides)
+    assert message in _line(error.value)
+    assert one_line(_line(error.value))
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner=null"], "nothing to train"),
+        (["task=null", "data=null"], "data=null leaves nothing to work with: choose one, such as data=digits"),
+        (["evaluation=3"], "group"),
+    ],
+)
+def test_wrong_groups_are_refused_in_one_line(tmp_path, overrides, message):
+    options = [option for option in SET if not option.startswith(overrides[0].partition("=")[0])]
+    done = command("train", *options, *overrides, "paths.output_dir=run", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert message in done.stderr
+    assert one_line(done.stderr), done.stderr
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+def test_whole_numbers_may_have_exponents(tmp_path):
+    run = start(tmp_path / "run", *MODEL, "evaluation.certify.n=1e2", "trainer.max_epochs=1e0", "data.test_size=1.2e1")
+    assert run.metrics["certified/examples"] == 4
+    same = start(tmp_path / "run", *MODEL, "trainer.max_epochs=1")
+    assert same.metrics == run.metrics
+    assert not same.modules  # nothing was done again
+
+
+def test_what_the_third_model_lacks_is_said_before_the_first_trains(tmp_path):
+    with pytest.raises(InstantiationException, match=r"select_on=robust needs a perturbation_set and a task"):
+        start(tmp_path / "run", *SEVERAL, "models.adversarial.task.select_on=robust", "task.validation_attack=null")
+    assert not (tmp_path / "run" / "checkpoints").exists()

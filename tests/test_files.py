@@ -1,0 +1,62 @@
+import errno
+import os
+import stat
+
+import pytest
+
+from latentrobust.app import _line
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import disk_of, read_json, read_text, remove_partial, replacing
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+        file.write(bytes([104, 97][: 1 // 0]))
+    assert path.read_text() == "before"
+    with replacing(path) as file:
+        file.write(b"after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert os.listdir(tmp_path) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_full_disk_names_file_and_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as error, replacing(tmp_path / "file") as file:
+        file.write(b"x")
+    assert error.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+    assert str(tmp_path / "file") in _line(error.value)
+    assert "the disk at /" in _line(error.value)
+    assert "MiB free" in disk_of(tmp_path / "not" / "there")
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".x-123.partial").write_text("half")
+    (tmp_path / ".y-1.partial").mkdir()
+    (tmp_path / ".y-1.partial" / "z").write_text("half")
+    (tmp_path / "kept.partial").write_text("somebody's")
+    remove_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept.partial"]
+
+
+def test_small_files_are_small_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file"):
+        read_text(tmp_path / "pipe")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"nested too deeply|Expecting"):
+        read_json(tmp_path / "deep")
+    (tmp_path / "large").write_text(" " * 2000)
+    with pytest.raises(ValueError, match="2,000 bytes"):
+        read_text(tmp_path / "large", most=1000)
+
+
+def test_messages_keep_passwords_and_bad_advice_to_themselves():
+    assert one_line("no answer from https://me:secret@host/x\n  at all") == "no answer from https://…@host/x at all"
+    assert "weights_only" not in one_line("Weights only load failed: set `weights_only=False`")
+    assert _line(InputError("http://a:b@c")) == "http://…@c"

@@ -1,0 +1,69 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from latentrobust.interrupts import Stopped, finishing_steps, interruptible, requested, requeue, settle
+
+
+def told(number, seconds):
+    os.kill(os.getpid(), number)
+    time.sleep(seconds)
+
+
+def told_and_careless():
+    with suppress(KeyboardInterrupt):
+        told(signal.SIGTERM, 1)
+    time.sleep(2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_at_once(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"interrupted by {number.name}"), interruptible():
+        told(number, 5)
+    assert signal.getsignal(number) is before
+    assert requested() is None
+
+
+def test_a_step_may_end_first_and_not_for_ever(monkeypatch):
+    monkeypatch.setattr("latentrobust.interrupts.GRACE", 0.3)
+    with interruptible(), finishing_steps():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requested().signal == signal.SIGTERM
+        settle()
+    began = time.monotonic()
+    with pytest.raises(Stopped), interruptible(), finishing_steps():
+        told(signal.SIGTERM, 5)
+    assert time.monotonic() - began < 2
+
+
+def test_what_swallows_the_exception_meets_it_again(monkeypatch):
+    monkeypatch.setattr("latentrobust.interrupts.GRACE", 0.2)
+    with pytest.raises(Stopped), interruptible():
+        told_and_careless()
+
+
+def test_slurm_is_asked_to_queue_the_job_again(tmp_path):
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    code = "from latentrobust.interrupts import requeue; print(requeue())"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+
+    def ask(**more):
+        run = [sys.executable, "-c", code]
+        return subprocess.check_output(run, cwd=tmp_path, env={**environment, **more}, text=True).strip()
+
+    assert ask() == "job 17 is queued again"
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    assert ask(SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2") == "job 5_2 is queued again"
+    assert "is no number of a job" in ask(SLURM_JOB_ID="17; rm -rf x")
+
+
+def test_without_slurm_nothing_is_asked(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert requeue().startswith("not queued again")
