@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import warnings
 
 import pytest
 from scipy import stats
 
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.report import report
 from latentrobust.reporting import aggregate
+from latentrobust.reporting.sweep import write_sweep_table
 
 
 def put(configuration, key, value):
@@ -146,5 +148,29 @@ def test_nothing_to_report(tmp_path):
     with pytest.raises(InputError, match=r"no run has a metric robust/\*; there are accuracy/clean"):
         report(tmp_path, ["robust/*"])
     (tmp_path / "1" / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.warns(RobustnessWarning, match="damaged"), pytest.raises(InputError, match="no finished run"):
         report(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", "", "[" * 100_000])
+def test_one_damaged_run_is_left_out_and_named(tmp_path, broken):
+    for name in "12":
+        run(tmp_path, name, {"accuracy/clean": 0.5})
+    (tmp_path / "2" / "metrics.json").write_text(broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustnessWarning)
+        summary = report(tmp_path)
+    assert [interval.mean for _, metrics in summary.rows for interval in metrics.values()][:1] == [0.5]
+
+
+def test_what_others_wrote_is_not_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    folder = tmp_path / "0"
+    run(tmp_path, "0", {"accuracy/clean": 0.5})
+    text = "overrides: ['name=${oc.env:SECRET}']\npaths: {output_dir: x, data_dir: y}\nnote: ${oc.env:SECRET}\n"
+    (folder / "config.yaml").write_text(text)
+    report(tmp_path)
+    write_sweep_table(tmp_path)
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".csv", ".md", ".tex"))
+    assert "hunter2" not in written
+    assert "${oc.env:SECRET}" in (tmp_path / "sweep.csv").read_text()

@@ -13,10 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 
-class InputError(ValueError):
-    """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2."""
-
-
 def one_line(message: object) -> str:
     """A message as one line, without the passwords of addresses in it, and without advice to load files unsafely."""
     line = " ".join(str(message).split())
@@ -24,6 +20,13 @@ def one_line(message: object) -> str:
     if "weights_only" in line:  # what PyTorch says of any file that it cannot read
         line = "it is damaged, or asks for more than numbers"
     return line
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
 
 
 class RobustnessWarning(UserWarning):

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from latentrobust.data.arrays import read_array
-from latentrobust.data.corrupted import Corrupted
+from latentrobust.data.corrupted import MANIFEST, Corrupted
 from latentrobust.data.sources import scene_folder
 from latentrobust.data.sources.idx import read_idx
 from latentrobust.data.sources.pickles import read_pickle
@@ -94,7 +94,7 @@ def samples(place: Path):
     corrupted = place / "corrupted"
     corrupted.mkdir(exist_ok=True)
     np.save(corrupted / "fog_5.npy", np.zeros((2, 4, 4, 3), np.uint8))
-    (corrupted / "manifest.json").write_text(json.dumps({"files": {}, "split": "test", "images": ""}))
+    (corrupted / MANIFEST).write_text(json.dumps({"files": {}, "split": "test", "images": ""}))
     for scene in range(3):
         (place / "scenes" / f"s{scene}").mkdir(parents=True, exist_ok=True)
         for light in "ab":
@@ -117,7 +117,7 @@ def samples(place: Path):
         "run/config.yaml": lambda path: find_runs(path.parent),
         "run/metrics.json": lambda path: find_runs(path.parent),
         "corrupted/fog_5.npy": _corruptions,
-        "corrupted/manifest.json": _corruptions,
+        f"corrupted/{MANIFEST}": _corruptions,
         "scenes/s1/a.png": lambda path: scene_folder(str(path.parents[1])),
         "index of a pack": lambda path: scene_folder(str(path.parents[1])),
         "images of a pack": lambda path: scene_folder(str(path.parents[1])),

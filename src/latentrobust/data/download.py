@@ -39,14 +39,14 @@ def fetch(remote: Remote, name: str, folder: Path, download: bool) -> Path:
         raise InputError(f"{name} is missing and data.source.download is false: {remedy}")
     target, partial = folder / name, folder / f".{name}.part"
     try:
-        if target.is_file() and _md5(target) == md5:
+        if target.is_file() and file_md5(target) == md5:
             return target
         folder.mkdir(parents=True, exist_ok=True)
         columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         with Progress(*columns) as progress:
             task = progress.add_task(name)
             continue_download(url, partial, lambda have, total: progress.update(task, completed=have, total=total))
-        if _md5(partial) != md5:
+        if file_md5(partial) != md5:
             partial.unlink()
             raise InputError(f"{url} does not have the checksum md5 {md5}; nothing was kept: try again, or {remedy}")
         partial.replace(target)
@@ -88,6 +88,7 @@ def continue_download(url: str, partial: Path, tell: Callable[[int, int | None],
                     tell(have, total)
 
 
-def _md5(path: Path) -> str:
+def file_md5(path: Path) -> str:
+    """The MD5 sum of a file, as publishers of data name it."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "md5").hexdigest()

@@ -1,0 +1,101 @@
+"""The Python interface, given what people have."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import latentrobust as lr
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets import PixelBall
+from latentrobust.robustness.attacks import PGD
+
+SHAPE = (1, 6, 6)
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    x, y = torch.rand(5, *SHAPE), torch.randint(0, 3, (5,))
+    return model, PixelBall(SHAPE, "linf", 0.1), x, y
+
+
+ROBUST = lr.RobustSettings(attacks={"pgd": PGD(steps=2, relative_step=0.5)}, radii=[0.1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda m, s, x, y: (m, s, (x.numpy(), y.numpy())),
+        lambda m, s, x, y: (m, s, (x.double(), y)),
+        lambda m, s, x, y: (copy.deepcopy(m).double(), s, (x.double(), y)),
+        lambda m, s, x, y: (lambda images: m(images), s, (x, y)),  # noqa: PLW0108
+        lambda m, s, x, y: (lambda images: m(images).double(), s, (x, y)),
+        lambda m, s, x, y: (m, s, [(x[:2], y[:2]), (x[2:], y[2:], x[2:])]),
+        lambda m, s, x, y: (m, s, (x, y.int())),
+        lambda m, s, x, y: (m, s, (x, y.byte())),
+    ],
+)
+def test_what_people_have_is_taken(parts, given):
+    plain = lr.assess(parts[0], parts[1], parts[2:], robust=ROBUST).metrics
+    found = lr.assess(*given(*parts), robust=ROBUST).metrics
+    for name in plain:
+        assert found[name] == pytest.approx(plain[name]), name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, s, x, y: lr.assess(s, m, (x, y)), "the model comes first, then the set|must be a PerturbationSet"),
+        (lambda m, s, x, y: lr.assess(None, s, (x, y)), "model must be a Module or something that can be called"),
+        (lambda m, s, x, y: lr.assess(nn.Linear, s, (x, y)), "must be a torch.nn.Module or a function"),
+        (lambda m, s, x, y: lr.assess(m, "folder", (x, y)), "must be a PerturbationSet, got 'folder'"),
+        (lambda m, s, x, y: lr.assess(m, s, ((255 * x).byte(), y)), "floating-point images in .0, 1., got torch.uint8"),
+        (lambda m, s, x, y: lr.assess(m, s, (x[0], y[:1])), r"a batch \[B, 1, 6, 6\], got one image: give x\[None\]"),
+        (lambda m, s, x, y: lr.assess(m, s, {"x": x}), "data must be .* got a dict"),
+        (lambda m, s, x, y: lr.assess(m, s, [{"x": x}]), "data must be"),
+        (lambda m, s, x, y: lr.assess(m, s, None), "data must be"),
+        (lambda m, s, x, y: lr.assess(m, s, (x, y[:3])), "tensors or arrays of one length"),
+        (lambda m, s, x, y: lr.assess(m, s, (x[:0], y[:0])), "data must be"),
+        (lambda m, s, x, y: lr.assess(m, s, (x, y.bool())), "y must be whole numbers, got torch.bool"),
+        (lambda m, s, x, y: lr.assess(m, s, (x, y[:, None])), "do not fit logits"),
+        (lambda m, s, x, y: lr.assess(m, s, (x, y), robust=PGD()), "robust must be a RobustSettings"),
+        (lambda m, s, x, y: lr.assess(m, s, (x, y), seed=-1), "seed must be a whole number at least 0"),
+        (lambda m, s, x, y: lr.assess(lambda z: m(z).int(), s, (x, y)), "floating-point logits, got torch.int32"),
+        (lambda m, s, x, y: lr.assess(lambda z, q: z, s, (x, y)), "the model fails on images .*TypeError"),
+        (lambda m, s, x, y: PGD(steps=2)(s, m, x, y), "the model comes first"),
+        (lambda m, s, x, y: PGD(steps=2)(m, s, y, x), "floating-point images"),
+        (lambda m, s, x, y: PGD(steps=2)(m, s, x, y, keys=torch.zeros(2)), "keys must be whole numbers, one for each"),
+        (lambda m, s, x, y: PGD(steps=2.5), "PGD: steps must be a whole number at least 0, got 2.5"),
+        (lambda m, s, x, y: PGD(steps=float("nan")), "steps must be a whole number"),
+        (lambda m, s, x, y: lr.CertifySettings(n=float("inf")), "CertifySettings: n must be a whole number"),
+        (lambda m, s, x, y: lr.SmoothedModel(m, s, "a"), "SmoothedModel: sigma must be a number above 0"),
+        (lambda m, s, x, y: lr.SmoothedModel(m, s, 0.1).certify(x, torch.zeros(2).long()), "one for each of 5 images"),
+        (lambda m, s, x, y: lr.SmoothedModel(m, s, 0.1).predict(x, n=-1), "predict: n must be a whole number"),
+        (lambda m, s, x, y: lr.noise_level("a"), "noise_level: radius must be a number above 0"),
+        (lambda m, s, x, y: s.at(x).decode(torch.zeros(5, 3)), r"offsets must be \[5, 1, 6, 6\] for 5 images"),
+        (lambda m, s, x, y: s.at((255 * x).byte()), "floating-point images in .0, 1., got torch.uint8"),
+        (lambda m, s, x, y: s.at(x).sample(-1), "sample: count must be a whole number at least 0"),
+        (lambda m, s, x, y: lr.LatentBall(3, "l2", 1.0), "LatentBall: shape must be a list, got 3"),
+        (lambda m, s, x, y: lr.load_perturbation_set(3), "path must be text or a path or null, got 3"),
+        (lambda m, s, x, y: lr.load_model(None), "path must be text or a path, got None"),
+        (lambda m, s, x, y: lr.save_perturbation_set(m, "x"), "must be a PerturbationSet"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(parts, call, message):
+    with pytest.raises(InputError, match=message) as error:
+        call(*parts)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+def test_a_radius_alone_will_do(parts):
+    model, s, x, y = parts
+    attack = PGD(steps=5, relative_step=0.5)
+    for radii in (0.05, [0.05]):
+        assert attack(model, s, x, y, radii=radii).radii == (0.05,)
+    assert attack(model, s, x, y, radii="full").radii == (0.1,)
