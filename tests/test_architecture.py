@@ -26,6 +26,7 @@ EVERYWHERE = {
     "interrupts",
     "keys",
     "schedules",
+    "streams",
     "latentrobust",
 }  # and the package's own version
 
