@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
+DEMO_DIR ?= outputs/demo/latest
 TEST_ARGS ?=
 CAMPAIGN_ARGS ?=
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ READY := $(VENV)/.latentrobust-ready
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
-	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_ARGS / TEST_ARGS / CAMPAIGN_ARGS=passed on"
+	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_DIR=folder of the demo, DEMO_ARGS / TEST_ARGS / CAMPAIGN_ARGS=passed on"
 
 setup: $(READY)  ## create the virtual environment and install what is missing
 
@@ -25,8 +26,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## learn a set from real digits; train, attack, certify classifiers over it (under 6 minutes on two cores)
-	$(BIN)/python -m latentrobust.train experiment=demo $(DEMO_ARGS)
+demo: $(READY)  ## learn a set from real digits; train, attack, certify classifiers over it (under 6 minutes on two cores; interrupted, it goes on)
+	$(BIN)/python -m latentrobust.train experiment=demo paths.output_dir=$(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(READY)  ## run the test suite, a process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(TEST_ARGS)
