@@ -8,6 +8,9 @@ from html import unescape
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 from torch import nn
 
 from latentrobust import RobustSettings, assess
@@ -15,6 +18,7 @@ from latentrobust.perturbation_sets import PixelBall
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate
+from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.quality import _judged, _verdict
 from latentrobust.reporting.training import read_curves
 from latentrobust.robustness.attacks import APGD, PGD
@@ -161,3 +165,36 @@ def test_the_pgd_error_does_not_rise_with_the_radius(small_set):
         errors.append(found.values)
     assert (torch.stack(alone).diff(dim=0) > 1e-7).any()  # else the next line says little
     assert (torch.stack(errors).diff(dim=0) <= 1e-7).all()
+
+
+@pytest.mark.parametrize("name", ["$", "a$b$", "$\\frac{", "_^{}$$", "100 %"])
+def test_names_are_shown_as_they_are(tmp_path, name):
+    """Matplotlib would read what is between dollars as mathematics, and stop at what is none."""
+    rows = {name: [torch.rand(1, 4, 4)]}
+    figure = image_rows(rows, f"title {name}", [name])
+    assert write_figure(figure, tmp_path / "x.png").stat().st_size > 1000
+    axis = (other := Figure()).subplots()
+    axis.bar([name, "b"], [1, 100])
+    axis.set_yscale("log")  # whose numbers stay powers of ten
+    axis.legend([name])
+    write_figure(other, tmp_path / "y.png")
+    texts = [text.get_text() for text in other.findobj(Text)]
+    assert name in texts
+    assert any(r"10^{" in text for text in texts)
+
+
+def test_a_light_with_a_dollar_in_its_name_costs_no_run(tmp_path):
+    for scene in range(4):
+        (tmp_path / "scenes" / f"s{scene}").mkdir(parents=True)
+        for light in ("$a", "b$", "c"):
+            picture = Image.fromarray((torch.rand(8, 8) * 255).byte().numpy())
+            picture.save(tmp_path / "scenes" / f"s{scene}" / f"{light}.png")
+    cfg = compose_in_process(
+        "train", "data=scene_folder", f"data.source.folder={tmp_path}/scenes", "learner/network=mnist_fc",
+        "learner.network.image_shape=[1,8,8]", "learner.network.hidden=4", "learner.network.latent=2",
+        "data.batch_size=1", "trainer.max_epochs=1", "evaluation.quality.settings.steps=1", "trainer=cpu",
+        "callbacks.progress=null", "print_config=false", f"paths.output_dir={tmp_path}/run",
+    )  # fmt: skip
+    run = train(cfg)
+    assert (run.folder / "DONE").is_file()
+    assert "$a" in (run.folder / "metrics.json").read_text()

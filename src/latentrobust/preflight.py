@@ -20,7 +20,6 @@ from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.run_folder import writes
 from latentrobust.session import Session
 from latentrobust.stages import variants
-from latentrobust.values import check_values
 
 
 def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Session) -> None:
@@ -45,7 +44,6 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
             _check_stage(cfg, instantiate(_to_begin(cfg), _convert_="all"), shared, "learner")
         for name, variant in variants(cfg) if trains else ():
             names.append(name)
-            check_values(variant)
             # A set that is still to be learned: its images are those of the data, whatever its offsets.
             stand_in = PixelBall((1, 1, 1)) if cfg.get("learner") is not None else None
             task = instantiate(variant.task, perturbations=perturbations or stand_in, _convert_="all")

@@ -27,6 +27,7 @@ from latentrobust.run_folder import RunFolder, of_a_run, say
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
+from latentrobust.values import check_values
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
 WITH_RADIUS = ("Adversarial", "FastAdversarial", "Sample", "Gaussian")  # training perturbations within one
@@ -144,6 +145,7 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
                 replace = key in REPLACED or variant.get(key) is None
                 variant[key] = change if replace else OmegaConf.merge(variant[key], change)
             variant.paths.output_dir = str(Path(cfg.paths.output_dir) / "models" / str(name))
+        check_values(variant)
         yield str(name), variant
 
 
@@ -207,7 +209,8 @@ def _where_to_begin(cfg: DictConfig, part: Part, home: Path, own: RunFolder, sta
         part.begin()
         return str(cfg.ckpt_path)
     last = next((callback for callback in (cfg.callbacks or {}).values() if _is_last(callback)), None)
-    checkpoint = Path(last.dirpath) / f"{last.filename}.ckpt" if last is not None else home / "no checkpoint"
+    kept = last is not None and last.get("dirpath") is not None
+    checkpoint = Path(last.dirpath) / f"{last.filename}.ckpt" if kept else home / "no checkpoint"
     if part.is_begun and _is_readable(checkpoint):
         say(f"{part.name}: going on from {checkpoint}")
         return str(checkpoint)

@@ -1,12 +1,13 @@
 import json
 import os
 import pickle
+import resource
 import warnings
 
 import pytest
 import torch
 
-from latentrobust import load_perturbation_set, save_perturbation_set
+from latentrobust import load_model, load_perturbation_set, save_perturbation_set
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet, PixelBall, RTSSet
@@ -168,3 +169,54 @@ def test_a_set_of_a_run_that_did_not_finish_is_said_to_be(small_set, tmp_path):
         load_perturbation_set(save_perturbation_set(small_set, tmp_path / "shared"))
         (tmp_path / "config.yaml").write_text("somebody: else\n")  # no run has left this
         load_perturbation_set(tmp_path / "shared")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"hidden": 10**9},
+        {"latent": 10**12},
+        {"image_shape": [1, 10**5, 10**5]},
+        {"hidden": 2**40, "latent": 2**40},
+    ],
+)
+def test_a_configuration_cannot_ask_for_more_memory_than_its_weights(small_set, tmp_path, arguments):
+    folder = save_perturbation_set(small_set, tmp_path / "set")
+    file = folder / "config.json"
+    configuration = json.loads(file.read_text())
+    configuration["network"]["arguments"] |= arguments
+    file.write_text(json.dumps(configuration))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"far larger network|it is for images|damaged"):
+        load_perturbation_set(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, " " * (2 << 20), "[]", "", '{"format": NaN}'])
+def test_odd_configurations_are_one_line(small_set, tmp_path, content):
+    folder = save_perturbation_set(small_set, tmp_path / "set")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        load_perturbation_set(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("state", [None, [], {"network.x": 1}, {1: torch.ones(1)}, {"a": {"b": torch.ones(1)}}, "x"])
+@pytest.mark.parametrize("load", [load_perturbation_set, load_model])
+def test_checkpoints_with_odd_contents_are_one_line(tmp_path, state, load):
+    stored = {"perturbation_set": {"format": 1}, "classifier": {"network": None}, "state_dict": state}
+    torch.save(stored if state is not None else {"perturbation_set": {}, "classifier": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(InputError) as error:
+        load(tmp_path / "x.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def test_shared_folders_are_readable_for_everybody(small_set, tmp_path):
+    folder = save_perturbation_set(small_set, tmp_path / "set")
+    save_perturbation_set(small_set, folder)  # again, over it
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        "config.json": 0o644,
+        "model.safetensors": 0o644,
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -58,7 +58,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Adopt the saved state, its file copied into this run's folder."""
-        assert self.dirpath is not None
+        if self.dirpath is None:
+            return
         here = Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}"
         beside = self.resumed_from.with_name(here.name) if self.resumed_from is not None else here
         score = state_dict.get("best_model_score")

@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentrobust.files import natural
+from latentrobust.lock import died, holder_of
 from latentrobust.run_folder import DONE, FAILED, of_a_run, read_metrics, write_csv
 
 
@@ -35,7 +36,9 @@ def write_sweep_table(folder: Path) -> Path:
     for run in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural(path.name)):
         if not (run / "config.yaml").is_file():
             continue
-        state = next((marker for marker in (DONE, FAILED) if (run / marker).is_file()), "UNFINISHED")
+        state = next((marker for marker in (DONE, FAILED) if (run / marker).is_file()), None)
+        if state is None:
+            state = "RUNNING" if holder_of(run) else "DIED" if died(run) else "UNFINISHED"
         # Not resolved: what is stored may ask for variables of whoever looks at it.
         configuration = of_a_run(run) or {}
         row: dict[str, Any] = {"run": run.name, "state": state}
