@@ -209,8 +209,9 @@ def _where_to_begin(cfg: DictConfig, part: Part, home: Path, own: RunFolder, sta
         part.begin()
         return str(cfg.ckpt_path)
     last = next((callback for callback in (cfg.callbacks or {}).values() if _is_last(callback)), None)
-    kept = last is not None and last.get("dirpath") is not None
-    checkpoint = Path(last.dirpath) / f"{last.filename}.ckpt" if kept else home / "no checkpoint"
+    checkpoint = home / "no checkpoint"
+    if last is not None and last.get("dirpath") is not None:
+        checkpoint = Path(last.dirpath) / f"{last.filename}.ckpt"
     if part.is_begun and _is_readable(checkpoint):
         say(f"{part.name}: going on from {checkpoint}")
         return str(checkpoint)
