@@ -33,7 +33,7 @@ from latentrobust.run_folder import JOURNALS, RunFolder, say, write_csv, write_m
 from latentrobust.session import Session, run_trainer
 from latentrobust.stages import stored_training, trained_for, variants
 from latentrobust.tasks.density import DensityTest, History
-from latentrobust.tasks.quality import QualityTest
+from latentrobust.tasks.quality import QualityTest, check_same_images
 from latentrobust.tasks.robustness import ModelTest
 
 JOURNAL = "certificates.jsonl"
@@ -80,7 +80,9 @@ def check_evaluation(
         instantiate(evaluation.density, perturbations=perturbations)
     if evaluation.get("quality") is not None:
         instantiate(evaluation.quality.settings)
-        instantiate(evaluation.quality.exact, _convert_="all")
+        exact = instantiate(evaluation.quality.exact, _convert_="all")
+        if exact is not None and writes():
+            check_same_images(data, exact)
 
 
 def measure(

@@ -24,8 +24,9 @@ CAMPAIGNS = ("kills", "disks", "values", "files", "figures", "mutants")
 SIZES = {
     "short": {"kills": {"set": 1}, "stops": {"model": 1}, "twice": 1, "disks": (200,), "values": 24, "files": 300,
               "votes": 100_000, "certificates": 2_000, "steps": 400, "draws": 80_000, "mutants": 0},
-    "long": {"kills": {"set": 10, "model": 10, "flow": 10, "several": 10}, "elsewhere": {"set": 5, "several": 5},
-             "stops": {"set": 9, "model": 9, "flow": 3, "several": 9}, "twice": 10,
+    "long": {"kills": {"set": 10, "model": 10, "flow": 10, "several": 10, "evaluation": 5},
+             "elsewhere": {"set": 5, "several": 5},
+             "stops": {"set": 9, "model": 9, "flow": 3, "several": 9, "evaluation": 3}, "twice": 10,
              "disks": (50, 100, 200, 400, 700, 1000, 1500, 2000, 3000), "values": 1200, "files": 4000,
              "votes": 1_000_000, "certificates": 100_000, "steps": 2_000, "draws": 1_000_000, "mutants": 6},
 }  # fmt: skip

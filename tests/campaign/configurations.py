@@ -36,3 +36,11 @@ SEVERAL = [
 ]  # fmt: skip
 
 RUNS = {"set": SET, "model": MODEL, "flow": FLOW, "several": SEVERAL}
+
+
+def evaluation(made):
+    """Options of ``evaluate`` for the model that the run ``MODEL`` has left in a folder, with more to measure."""
+    kept = [option for option in MODEL if option.startswith(("experiment", "data", "perturbation_set", "evaluation"))]
+    longer = ["evaluation.certify.n=20000", "evaluation.certify.adaptive=false", "evaluation.certify.examples=12"]
+    return [*kept, *COMMON[:2], *longer, "callbacks=evaluate", "callbacks.progress=null", "model=trained",
+            f"model.path={made}"]  # fmt: skip

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from .commands import run, start
-from .configurations import RUNS
+from .configurations import RUNS, evaluation
 from .promises import Outcome
 
 PATIENCE = 300.0
@@ -47,7 +47,7 @@ class Kills:
 
     Args:
         place: folder to work in.
-        name: of the run, a key of `RUNS`.
+        name: of the run, a key of `RUNS`, or ``"evaluation"``.
         tally: of what is found.
         seed: of the moments.
         temporary: folder for TMPDIR on another file system, or None.
@@ -56,8 +56,12 @@ class Kills:
     def __init__(self, place, name, tally, seed=0, temporary=None):
         self.place, self.name, self.tally, self.temporary = place / name, name, tally, temporary
         self.random = random.Random(f"{seed} {name}")
+        self.entry, self.options = "train", RUNS.get(name)
+        if self.options is None:
+            run("train", [*RUNS["model"], "test=false", "paths.output_dir=made"], self.place)
+            self.entry, self.options = "evaluate", evaluation(self.place / "made")
         started = time.monotonic()
-        whole = run("train", [*RUNS[name], "paths.output_dir=whole"], self.place)
+        whole = run(self.entry, [*self.options, "paths.output_dir=whole"], self.place)
         self.seconds = time.monotonic() - started
         if whole.code != 0:
             raise RuntimeError(f"the uninterrupted run of {name} failed: {whole.errors[-500:]}")
@@ -66,11 +70,11 @@ class Kills:
     def once(self, number, how=signal.SIGKILL):
         """One run, interrupted up to three times, then left alone; whether it ends with the same results."""
         folder = f"{how.name}-{number}"
-        arguments = [*RUNS[self.name], f"paths.output_dir={folder}"]
+        arguments = [*self.options, f"paths.output_dir={folder}"]
         environment = {"TMPDIR": str(self.temporary)} if self.temporary is not None else None
         cut = 0
         for _ in range(self.random.randint(1, 3)):
-            command = start("train", arguments, self.place, environment)
+            command = start(self.entry, arguments, self.place, environment)
             deadline = time.monotonic() + self.random.uniform(0.05, 0.9) * self.seconds
             while command.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -81,7 +85,9 @@ class Kills:
                 cut += 1
                 if how != signal.SIGKILL:
                     self._judge_stop(command, how, folder, time.monotonic() - asked)
-        last = run("train", arguments, self.place, environment=environment)
+        if not cut:
+            return  # it was done before its time came
+        last = run(self.entry, arguments, self.place, environment=environment)
         where = " with TMPDIR elsewhere" if self.temporary is not None else ""
         promise = f"{how.name}{where}, then the same command: every metric equal ({self.name})"
         self.tally.add(Outcome(promise, f"{folder}, {cut} times", self._broken(last, self.place / folder)))
