@@ -132,7 +132,7 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         if not isinstance(changes, DictConfig):
             raise InputError(f"models.{name!s} must be options that change, got {changes!r}")
         for key, change in changes.items():
-            if change is not None and not isinstance(change, DictConfig):
+            if not isinstance(change, DictConfig):
                 raise InputError(f"models.{name!s}.{key!s} must be a group of options, got {change!r}")
         unknown = set(changes) - set(VARIANT_KEYS)
         if unknown:
