@@ -61,7 +61,7 @@ Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 Probability = PositiveShare
 Severity = Annotated[int, Range(1, 5)]
-Side = Annotated[int, Range(8)]
+Side = Annotated[int, Range(8, 4096)]
 Level = Annotated[int, Range(0, 8)]
 Level255 = Annotated[int, Range(0, 255)]
 
