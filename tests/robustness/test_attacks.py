@@ -12,6 +12,7 @@ from torch import nn
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, WorstOf, latent_autoattack
+from latentrobust.robustness.attacks.gradient import _checkpoints
 from latentrobust.robustness.attacks.losses import dlr, margin, ranked_targets, targeted_dlr
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.transforms import random
@@ -377,3 +378,9 @@ def test_a_tie_counts_as_fooled():
 def test_linear_model_of_the_fixture_is_not_trivial(linear, images):
     assert isinstance(linear, Linear)
     assert 0.1 < linear(images).argmax(1).double().mean() < 0.9
+
+
+def test_apgd_looks_back_where_it_was_published_to():
+    """Croce & Hein 2020, section 3.1: p₀ = 0, p₁ = 0.22, then by max(the last difference − 0.03, 0.06)."""
+    published = {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
+    assert _checkpoints(100) == published

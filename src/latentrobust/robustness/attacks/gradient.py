@@ -176,5 +176,6 @@ def _checkpoints(steps: Natural) -> dict[int, int]:
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    points = sorted({math.ceil(share * steps) for share in shares if share <= 1})
+    # Rounded first: 0.57 of 100 must not become 58 by a last digit.
+    points = sorted({math.ceil(round(share * steps, 6)) for share in shares if share <= 1})
     return {after: after - before for before, after in pairwise(points)}
