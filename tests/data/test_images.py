@@ -41,5 +41,5 @@ def test_bad_images_are_named(images, message):
 
 
 def test_digits_cannot_shrink():
-    with pytest.raises(InputError, match="side must be a whole number at least 8, got 4"):
+    with pytest.raises(InputError, match="side must be a whole number at least 8 and at most 4096, got 4"):
         digits(4)

@@ -119,7 +119,7 @@ def test_objects_stand_on_the_ground():
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(InputError, match="height must be a whole number at least 8, got 4"):
+    with pytest.raises(InputError, match="height must be a whole number at least 8 and at most 4096, got 4"):
         synthetic_illumination(4, 24)
     with pytest.raises(InputError, match="lights must be a whole number at least 2"):
         synthetic_illumination(lights=1)
