@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -74,10 +75,13 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a trace and exit with 1: the handling is below
 
     failures: list[Exception] = []
+    composed = False
     given = list(sys.argv)
     left_out = _without_null_groups()
 
     def job(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         sys.argv = given  # processes that DDP starts repeat the command
         _name_the_run(cfg)
         _leave_out(cfg, left_out)
@@ -107,7 +111,7 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         _stop(f"latentrobust {name}: {error}", FAILED)
     except Exception as error:
         # What Hydra raises while it composes, in whichever type, is about the overrides.
-        if not is_bad_input(error) and (failures or not isinstance(error, ValueError | TypeError)):
+        if not is_bad_input(error) and (composed or not isinstance(error, ValueError | TypeError)):
             raise
         _stop(f"latentrobust {name}: {_line(error)}", BAD_INPUT)
     finally:
@@ -124,7 +128,8 @@ def _without_null_groups() -> dict[str, str]:
     for argument in sys.argv[1:]:
         group, is_null, value = argument.partition("=")
         place, _, package = group.partition("@")
-        if is_null and value in ("null", "None") and (CONF / place).is_dir() and place:
+        named = re.fullmatch(r"\w+(/\w+)*", place) is not None
+        if is_null and value in ("null", "None") and named and (CONF / place).is_dir():
             left_out[package or place.replace("/", ".")] = argument
     sys.argv = [argument for argument in sys.argv if argument not in left_out.values()]
     return left_out

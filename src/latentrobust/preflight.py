@@ -75,15 +75,15 @@ def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> N
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{where}.optimizer: {error}") from None
     for name, callback in (cfg.callbacks or {}).items():
-        watched = (callback or {}).get("monitor")
+        if callback is None:
+            continue
+        watched = callback.get("monitor")
         if watched is not None and not _is_among(str(watched), module.LOGGED):
             raise InputError(
                 f"callbacks.{name}.monitor={watched} is not logged here: {', '.join(module.LOGGED)} are"
                 f"{'; choose callbacks=classification' if where.endswith('task') else ''}"
             )
-    for callback in (cfg.callbacks or {}).values():
-        if callback is not None:
-            instantiate(callback)
+        instantiate(callback)
 
 
 def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> None:

@@ -104,8 +104,14 @@ def effects(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat(dict(configuration), own_places(configuration)) if has_effect(key)}
 
 
-def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: bool = False) -> bool:
+def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: bool = False, held: bool = False) -> bool:
     """Whether a folder holds a finished run with this configuration, so that there is nothing to do.
+
+    Args:
+        folder: of the run.
+        configuration: resolved.
+        overwrite: whether a finished run may be moved aside.
+        held: whether this process has the folder's lock.
 
     Raises:
         InputError: if it holds a finished run with another configuration, which nobody asked to overwrite, or if
@@ -115,7 +121,7 @@ def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: boo
     earlier = of_a_run(folder)
     if earlier is None:
         return False
-    if writes() and (holder := holder_of(folder)) is not None:
+    if not held and writes() and (holder := holder_of(folder)) is not None:
         raise InputError(f"{folder} is in use by {holder}: wait for its end, or name another paths.output_dir")
     if not (folder / DONE).is_file() or overwrite:
         return False
@@ -169,7 +175,11 @@ class RunFolder:
                 if earlier is None:
                     self._refuse_foreign_files()
                 state = how_it_ended(self.path)
+                self._refuse_training(earlier, state)
                 self._lock.acquire()
+                # Again, now that nobody else can: another process may have ended here since the first look.
+                if is_done(self.path, self.configuration, self._overwrites, held=True):
+                    raise InputError(f"{self.path} was finished by another process: there is nothing left to do")
                 self._make_room(earlier, state)
                 write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(self.configuration))))
         except OSError as error:
@@ -191,16 +201,23 @@ class RunFolder:
             path.rename(target)
 
     def _refuse_foreign_files(self) -> None:
-        names = [
-            *RESULTS,
-            *(MADE if self.trains else ()),
-            *(PROGRESS if self.trains and not self.resumes else ()),
-            PARTS,
-        ]
-        there = [name for name in names if (self.path / name).exists()]
+        there = [name for name in (*RESULTS, *self._made()) if (self.path / name).exists()]
         if there:
             raise InputError(
                 f"{self.path} holds {', '.join(there)}, which no run has left: name another paths.output_dir"
+            )
+
+    @property
+    def _overwrites(self) -> bool:
+        return bool((self.configuration.get("paths") or {}).get("overwrite"))
+
+    def _refuse_training(self, earlier: Mapping[str, Any] | None, state: str) -> None:
+        """An evaluation that ends DONE would hide that the training in its folder never did."""
+        trained = earlier is not None and earlier.get("job_type") == "train"
+        if trained and not self.trains and not (self.path / DONE).is_file():
+            raise InputError(
+                f"{self.path} holds a training run that has not finished ({state}): finish it, or name another"
+                " paths.output_dir"
             )
 
     def _make_room(self, earlier: Mapping[str, Any] | None, state: str) -> None:
@@ -266,6 +283,8 @@ def run_folder(
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
+    if isinstance(error.__cause__, InputError):  # which Hydra has wrapped
+        error = error.__cause__
     return f"{type(error).__name__}: {one_line(error)}"
 
 

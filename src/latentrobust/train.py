@@ -72,6 +72,11 @@ def train(cfg: DictConfig) -> Run:
         raise InputError("a set is given and one is to be learned: drop one, by ~learner or perturbation_set=null")
     if learns and trains and cfg.ckpt_path is not None:
         raise InputError("ckpt_path resumes a run that learns a set or trains a model, not one that does both")
+    if learns and trains and not cfg.get("models"):
+        raise InputError(
+            "a run that learns a set and trains models gives these names, and so folders: models.<name>=… (see"
+            " experiment=demo); or train over a stored set: ~learner perturbation_set=trained perturbation_set.path=…"
+        )
     if is_done(cfg.paths.output_dir, configuration, bool(cfg.paths.get("overwrite"))):
         return finished(cfg, configuration)
     with (

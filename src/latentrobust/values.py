@@ -15,13 +15,10 @@ from torch.optim import Optimizer
 from latentrobust.arguments import Count, Natural, NonNegative, Positive, Range, Seed, Share, check, hints_of, maker_of
 from latentrobust.errors import InputError
 
-Key = str
 Steps = Annotated[int, Range(-1)]
-Part = Annotated[float, Range(0)]
-
 Options = Mapping[str, Any] | None
 
-TOP: dict[Key, Any] = {
+TOP: dict[str, Any] = {
     "name": str,
     "seed": Seed,
     "tags": Sequence[str],
@@ -78,9 +75,11 @@ FURTHER: dict[type, dict[str, Any]] = {
     },
 }
 REQUIRED = {
-    "data": "data=digits, for example",
-    "evaluation": "evaluation=set, for example",
+    "data": "data=digits",
+    "evaluation": "evaluation=set",
     "trainer": "trainer=default",
+    "paths": "paths=default",
+    "run": "run=default",
 }
 # What must be a group of options, or null.
 GROUPS = (

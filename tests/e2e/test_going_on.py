@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -111,6 +112,37 @@ def test_models_over_a_set_that_was_learned_before(whole, tmp_path):
         start(tmp_path / "both", *SEVERAL, f"perturbation_set.path={whole.folder}")
 
 
+def test_what_another_process_finished_meanwhile_is_not_moved_aside(tmp_path, monkeypatch):
+    """Both looked before either began; the second gets its turn when the first is done."""
+    first = start(tmp_path / "run", *SET, "test=false")
+    before = contents(first.folder)
+    monkeypatch.setattr("latentrobust.train.is_done", lambda *_: False)
+    with pytest.raises(InputError, match="was finished by another process"):
+        start(tmp_path / "run", *SET, "test=false")
+    with pytest.raises(InputError, match=r"holds a finished run with data\.seed=0\.0, not 3\.0"):
+        start(tmp_path / "run", *SET, "test=false", "seed=3")
+    assert contents(first.folder) == before
+
+
+def test_an_evaluation_does_not_hide_a_training_that_never_finished(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(stages, "_best_checkpoint", cut)
+        with pytest.raises(CutError):
+            start(tmp_path / "run", *SET)
+    before = contents(tmp_path / "run")
+    chosen = ["data=digits", "data/perturbation=linf", "data.test_size=4", "perturbation_set=pixel_ball", "trainer=cpu"]
+    chosen += ["perturbation_set.image_shape=[1,28,28]", "callbacks.progress=null"]
+    with pytest.raises(InputError, match=r"holds a training run that has not finished \(it ended with: CutError"):
+        start(tmp_path / "run", *chosen, entry="evaluate")
+    assert contents(tmp_path / "run") == before
+
+
+def test_models_beside_a_learned_set_have_names(tmp_path):
+    with pytest.raises(InputError, match=r"models\.<name>=…"):
+        start(tmp_path / "run", *[option for option in SEVERAL if "models." not in option], "~models")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_trained_last_epoch_keeps_its_accuracy(tmp_path, monkeypatch):
     """Killed after the last epoch, before the model was stored."""
     complete = start(tmp_path / "complete", *MODEL, "test=false")
@@ -167,13 +199,13 @@ def _key_of(run):
 
 
 def test_checkpoints_are_written_beside_their_target(tmp_path, monkeypatch):
-    elsewhere = tmp_path / "tmp"
-    elsewhere.mkdir(mode=0o500)
-    monkeypatch.setenv("TMPDIR", str(elsewhere))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    """Nothing is made in TMPDIR, not even for a moment."""
+    made, real = [], tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", lambda *a, **k: made.append(k.get("dir")) or real(*a, **k))
     run = start(tmp_path / "run", *SET, "test=false")
     assert torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
-    assert not list(elsewhere.iterdir())
+    assert run.folder / "checkpoints" in made
+    assert all(folder is not None and run.folder in (folder, *folder.parents) for folder in made)
     modes = {path.stat().st_mode & 0o777 for path in run.folder.rglob("*") if path.is_file()}
     assert modes == {0o644}
 

@@ -100,7 +100,9 @@ class LastCheckpoint(ModelCheckpoint):
             for logger in trainer.loggers:
                 logger.save()
         self._steps = _steps(trainer)
+        self._means = _means(trainer) if self._logged is None else None  # of an epoch that has not ended
         super()._save_checkpoint(trainer, filepath)
+        self._means = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock starts; the logs come to the moment of the checkpoint, also where no step is left to make."""
@@ -119,19 +121,16 @@ class LastCheckpoint(ModelCheckpoint):
         self._logged = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Add what the first part of a resumed epoch has had to its means; save where it is time to."""
+        """Add what the first part of a resumed epoch has had to its means; then save where it is time to."""
         if self._begun_means is not None:
             _add_means(trainer, self._begun_means)
             self._begun_means = None
-        self._means = _means(trainer)
         super().on_train_batch_end(trainer, pl_module, *args)
-        self._means = None
 
     def stop(self, trainer: pl.Trainer) -> None:
         """Save after a step, in the middle of an epoch; not where several processes would have to agree on it."""
         if self.dirpath is not None and trainer.world_size == 1 and trainer.global_step != self._last_global_step_saved:
             name = f"{self.filename}{self.FILE_EXTENSION}"
-            self._means = _means(trainer)
             self._save_checkpoint(trainer, str(Path(self.dirpath) / name))
 
     def state_dict(self) -> dict[str, Any]:
