@@ -17,7 +17,7 @@ ALLOWED = {
     "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "benchmark": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
-    "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder", "lock"},
+    "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder"},
 }
 EVERYWHERE = {
     "arguments",
@@ -25,6 +25,7 @@ EVERYWHERE = {
     "files",
     "interrupts",
     "keys",
+    "lock",
     "schedules",
     "streams",
     "latentrobust",

@@ -28,7 +28,8 @@ from latentrobust.networks.flows.published import (
 from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
-from latentrobust.perturbation_sets.store import check_finite, read_checkpoint, save_perturbation_set
+from latentrobust.perturbation_sets.store import save_perturbation_set
+from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
 from latentrobust.streams import prepare_streams
 from latentrobust.tasks.store import save_model
 

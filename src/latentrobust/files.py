@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 PARTIAL = ".partial"
 """Ending of the hidden files that are not whole yet; a process that was killed may leave one behind."""
@@ -85,6 +88,18 @@ def regular(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return path
+
+
+def write_tensors(path: Path, content: Any) -> None:
+    """Write what ``torch.save`` takes, whole or not at all.
+
+    Raises:
+        OSError: naming ``path``.
+    """
+    buffer = io.BytesIO()  # torch's own writer hides what the disk says
+    torch.save(content, buffer)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time writes to a run's folder."""
+"""One process at a time writes to a run's folder; what is known of one that is gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows has none; the process named in the file is asked for instead
     fcntl = None  # type: ignore[assignment]
 
-NAME = ".lock"
+NAME, FAILED = ".lock", "FAILED"
 HEARTBEAT, STALE = 20.0, 120.0
 """Seconds between two signs of life, and without one after which a process on another machine counts as dead."""
 
@@ -100,6 +100,17 @@ def died(folder: Path) -> str | None:
     """Which process has left a folder without a word, killed or crashed, in words; None where none did."""
     holder = _read(folder / NAME)
     return _words(holder) if holder is not None and holder_of(folder) is None else None
+
+
+def how_it_ended(folder: Path) -> str:
+    """What is known of a run that is not DONE, in words."""
+    marker = folder / FAILED
+    if marker.is_file():
+        return f"it ended with: {marker.read_text(errors='replace').strip()}"
+    if (holder := holder_of(folder)) is not None:
+        return f"{holder} is still at it"
+    killed = died(folder)
+    return f"{killed} died without a word" if killed is not None else "it has no DONE"
 
 
 def _locked(file: IO[str]) -> bool:

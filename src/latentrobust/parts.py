@@ -7,7 +7,6 @@ the package, and checksums of the set and the model that it is about.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ import torch
 
 import latentrobust
 from latentrobust.errors import InputError
-from latentrobust.files import replacing
-from latentrobust.perturbation_sets.store import read_checkpoint
+from latentrobust.files import read_json, replacing, write_tensors
+from latentrobust.perturbation_sets.stored import read_checkpoint
 from latentrobust.run_folder import PARTS, flat, has_effect, own_places, writes
 
 MODEL_FILES = ("checkpoints", "logs")
@@ -52,6 +51,7 @@ class Part:
         self.name, self.key = name, dict(key)
         self._record = folder / PARTS / f"{name}.json"
         self._values = folder / PARTS / f"{name}.pt"
+        self._loaded: dict[str, Any] = {}
         self._found = self._read()
 
     @property
@@ -71,12 +71,8 @@ class Part:
         return dict(self._found["result"])
 
     def values(self) -> dict[str, Any]:
-        """The tensors and arrays that `finish` was given.
-
-        Raises:
-            InputError: if the file is damaged.
-        """
-        return _arrays(read_checkpoint(self._values))
+        """The tensors and arrays that `finish` was given."""
+        return _arrays(self._loaded)
 
     def begin(self) -> None:
         """Write down that this part is being worked at."""
@@ -89,22 +85,19 @@ class Part:
             return
         self._record.parent.mkdir(exist_ok=True)
         if values is not None:
-            buffer = io.BytesIO()
-            torch.save(_tensors(values), buffer)
-            with replacing(self._values) as file:
-                file.write(buffer.getbuffer())
+            write_tensors(self._values, _tensors(values))
         self._write({"key": self.key, "result": dict(result)})
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._record.read_text())
+            found = read_json(self._record, 1 << 26)
         except (OSError, ValueError):
             return None
         if not isinstance(found, dict) or found.get("key") != self.key:
             return None
         if isinstance(found.get("result"), dict) and self._values.exists():
             try:
-                read_checkpoint(self._values)
+                self._loaded = read_checkpoint(self._values)
             except InputError:  # damaged: it is made again
                 return {"key": self.key}
         return found

@@ -25,10 +25,10 @@ from yaml import YAMLError
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import read_json, read_text, remove_partial, replacing
 from latentrobust.interrupts import interruptible, requested, settle
-from latentrobust.lock import FolderLock, died, holder_of
+from latentrobust.lock import FAILED, FolderLock, holder_of, how_it_ended
 
 LOG = logging.getLogger(__name__)
-DONE, FAILED, CONFIG = "DONE", "FAILED", "config.yaml"
+DONE, CONFIG = "DONE", "config.yaml"
 EARLIER = ".earlier"
 """Where a run's folder keeps what earlier runs left there, a numbered folder each."""
 
@@ -133,17 +133,6 @@ def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: boo
                 " paths.output_dir, or paths.overwrite=true to move it aside"
             )
     return True
-
-
-def how_it_ended(folder: Path) -> str:
-    """What is known of a run that is not DONE, in words."""
-    marker = folder / FAILED
-    if marker.is_file():
-        return f"it ended with: {marker.read_text(errors='replace').strip()}"
-    if (holder := holder_of(folder)) is not None:
-        return f"{holder} is still at it"
-    killed = died(folder)
-    return f"{killed} died without a word" if killed is not None else "it has no DONE"
 
 
 class RunFolder:

@@ -22,6 +22,7 @@ from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
 from latentrobust.parts import MODEL_FILES, Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
+from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import RunFolder, of_a_run, say
 from latentrobust.session import Session, run_trainer
@@ -226,7 +227,7 @@ def _is_last(callback: Any) -> bool:
 
 def _is_readable(checkpoint: Path) -> bool:
     try:
-        sets.read_checkpoint(checkpoint)
+        read_checkpoint(checkpoint)
     except InputError:
         return False
     return True
@@ -234,7 +235,7 @@ def _is_readable(checkpoint: Path) -> bool:
 
 def _is_described(place: Path) -> bool:
     """Whether a folder says which of this package's networks its weights are for."""
-    return isinstance(sets.read_folder(place, "network")[0].get("network"), dict)
+    return isinstance(read_folder(place, "network")[0].get("network"), dict)
 
 
 def _note(part: Part) -> None:
@@ -281,7 +282,7 @@ def stored_training(path: str | Path) -> Mapping[str, Any] | None:
 
 
 def _check_resumable(path: str, key: str) -> None:
-    if not {key, "pytorch-lightning_version"} <= set(sets.read_checkpoint(path)):
+    if not {key, "pytorch-lightning_version"} <= set(read_checkpoint(path)):
         raise InputError(f"ckpt_path={path} is a checkpoint of another model: it cannot be resumed here")
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets.store import read_checkpoint
+from latentrobust.perturbation_sets.stored import read_checkpoint
 
 from .commands import run
 from .configurations import RUNS

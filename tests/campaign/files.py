@@ -30,7 +30,8 @@ from latentrobust.data.sources.svhn import read_mat
 from latentrobust.errors import InputError
 from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets import CVAESet
-from latentrobust.perturbation_sets.store import load_perturbation_set, read_checkpoint, save_perturbation_set
+from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
+from latentrobust.perturbation_sets.stored import read_checkpoint
 from latentrobust.reporting.aggregate import find_runs
 from latentrobust.robustness.journal import CertificateJournal
 from latentrobust.tasks.store import load_model, save_model

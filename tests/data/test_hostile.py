@@ -26,7 +26,7 @@ from latentrobust.data.sources.idx import read_idx
 from latentrobust.data.sources.pickles import NUMBERS, read_pickle
 from latentrobust.data.sources.scenes import decoded, header
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets.store import read_checkpoint
+from latentrobust.perturbation_sets.stored import read_checkpoint
 
 
 def test_idx_sizes_that_overflow_are_not_believed(tmp_path):

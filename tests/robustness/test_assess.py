@@ -226,7 +226,7 @@ def test_certificates_of_another_version_are_not_taken_over(tmp_path, monkeypatc
 
 
 def test_progress_tells_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(module._Progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(module.Progress, "INTERVAL", 0.0)
     certify(Linear(), None)
     assert "certified 8 of 30, about 0:" in capsys.readouterr().err
 

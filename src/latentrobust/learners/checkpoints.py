@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torchmetrics import MeanMetric
 
-from latentrobust.files import replacing
+from latentrobust.files import replacing, write_tensors
 from latentrobust.interrupts import requested
 from latentrobust.run_folder import writes
 
@@ -29,11 +28,8 @@ class WholeFiles(TorchCheckpointIO):
         Raises:
             OSError: naming ``path``.
         """
-        buffer = io.BytesIO()  # torch's own writer hides what the disk says
-        torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(path)) as file:
-            file.write(buffer.getbuffer())
+        write_tensors(Path(path), checkpoint)
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -11,8 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentrobust.files import natural
-from latentrobust.lock import died, holder_of
-from latentrobust.run_folder import DONE, FAILED, of_a_run, read_metrics, write_csv
+from latentrobust.lock import FAILED, died, holder_of
+from latentrobust.run_folder import DONE, of_a_run, read_metrics, write_csv
 
 
 class SweepTable(Callback):

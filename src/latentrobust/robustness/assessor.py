@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from latentrobust.robustness.attacks import PGD, Attack, Found, WorstOf
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
 from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
+from latentrobust.robustness.progress import Progress
 from latentrobust.robustness.radii import attack_radii, certified_radii
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
@@ -163,7 +162,7 @@ class Assessor:
         self.sigma = 0.0
         self.certificate_table: CertificateTable | None = None
         self._journal: CertificateJournal | None = None
-        self._progress = _Progress(expected)
+        self._progress = Progress(expected)
         if certify:
             self.sigma = self._noise(certify)
             self.certificate_table = (
@@ -325,34 +324,3 @@ def _is_pgd(attack: Attack) -> bool:
 
 def _empty(radii: Sequence[Radius] | None) -> bool:
     return radii is not None and not len(radii)
-
-
-class _Progress:
-    """Tells on standard error, now and then, how many certificates are done and how long the rest will take."""
-
-    INTERVAL = 15.0
-
-    def __init__(self, total: int | None) -> None:
-        self.total = total
-        self.finished = self.made = 0
-        self.started = self.told = 0.0
-
-    def skip(self, count: int) -> None:
-        """So many were finished before; the clock starts with the first that is not."""
-        self.finished += count
-        self.started = self.started or time.monotonic()
-        self.told = self.told or self.started
-
-    def done(self, count: int) -> None:
-        """So many more are finished now."""
-        self.finished, self.made = self.finished + count, self.made + count
-        now = time.monotonic()
-        if now - self.told < self.INTERVAL or self.finished == self.total:
-            return
-        line = f"certified {self.finished}"
-        if self.total is not None:
-            left = (now - self.started) / self.made * (self.total - self.finished)
-            minutes, seconds = divmod(round(left), 60)
-            line += f" of {self.total}, about {minutes}:{seconds:02d} left"
-        print(line, file=sys.stderr)
-        self.told = now

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentrobust.data.corruption_grid import CorruptionGrid
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.quality import PairValues
-from latentrobust.perturbation_sets.store import warn_unfinished
+from latentrobust.perturbation_sets.stored import warn_unfinished
 from latentrobust.robustness.assessor import Table, is_right
 
 

@@ -13,7 +13,7 @@ from latentrobust.arguments import validated
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
 from latentrobust.networks.registry import check_size
-from latentrobust.perturbation_sets.store import (
+from latentrobust.perturbation_sets.stored import (
     check_finite,
     read_checkpoint,
     read_folder,

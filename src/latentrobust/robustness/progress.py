@@ -1,0 +1,37 @@
+"""How far a long measurement is."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Tells on standard error, now and then, how many certificates are done and how long the rest will take."""
+
+    INTERVAL = 15.0
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.finished = self.made = 0
+        self.started = self.told = 0.0
+
+    def skip(self, count: int) -> None:
+        """So many were finished before; the clock starts with the first that is not."""
+        self.finished += count
+        self.started = self.started or time.monotonic()
+        self.told = self.told or self.started
+
+    def done(self, count: int) -> None:
+        """So many more are finished now."""
+        self.finished, self.made = self.finished + count, self.made + count
+        now = time.monotonic()
+        if now - self.told < self.INTERVAL or self.finished == self.total:
+            return
+        line = f"certified {self.finished}"
+        if self.total is not None:
+            left = (now - self.started) / self.made * (self.total - self.finished)
+            minutes, seconds = divmod(round(left), 60)
+            line += f" of {self.total}, about {minutes}:{seconds:02d} left"
+        print(line, file=sys.stderr)
+        self.told = now
