@@ -69,7 +69,8 @@ Level255 = Annotated[int, Range(0, 255)]
 def check(value: Any, annotation: Any, name: str) -> Any:
     """The value, a whole number as an ``int`` where one is expected.
 
-    What the annotation says of classes and callables is not looked at here: those come from code.
+    Objects of this package's classes must be of them; others' classes may be stood in for by anything but numbers, text
+    and containers.
 
     Raises:
         InputError: naming what was expected and what came.
@@ -113,12 +114,13 @@ def validated(target: C) -> C:
     """
     function = target.__init__ if inspect.isclass(target) else target
     signature = inspect.signature(function)
-    hints: dict[str, Any] = {}
+    hints: dict[str, Any] | None = None  # found at the first call: names may be defined further down
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not hints:
-            hints.update(hints_of(target))
+        nonlocal hints
+        if hints is None:
+            hints = hints_of(target)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             if name in hints and signature.parameters[name].kind not in (

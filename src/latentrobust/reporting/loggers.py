@@ -88,9 +88,9 @@ class KeptCSVLogger(CSVLogger):
         """Write the earlier rows of smaller steps alone; done once."""
         if self._before is None:
             return []
-        kept = [row for row in self._before if row["step"].isdecimal() and int(row["step"]) < step]
+        kept = [row for row in self._before if (row.get("step") or "").isdecimal() and int(row["step"]) < step]
         keys = self.experiment.metrics_keys
-        write_csv(Path(self.log_dir) / "metrics.csv", {key: [row[key] for row in kept] for key in keys})
+        write_csv(Path(self.log_dir) / "metrics.csv", {key: [row.get(key) or "" for row in kept] for key in keys})
         self._before = None
         return kept
 

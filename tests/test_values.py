@@ -1,0 +1,73 @@
+"""Configurations against the signatures of what they instantiate."""
+
+import inspect
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from latentrobust.app import CONF
+from latentrobust.arguments import hints_of, maker_of
+from latentrobust.errors import InputError
+from latentrobust.values import _located, check_values
+
+NAMED = re.compile(r"_target_: *(latentrobust\.[\w.]+)")
+TARGETS = sorted({target for path in CONF.rglob("*.yaml") for target in NAMED.findall(path.read_text())})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_option_has_an_annotation_that_can_be_checked(target):
+    """A name that only type checkers import would switch the checks of a part off without a word."""
+    made = _located(target)
+    named = {
+        name
+        for name, parameter in inspect.signature(maker_of(made)).parameters.items()
+        if name != "self" and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    }
+    assert named <= set(hints_of(made)), named - set(hints_of(made))
+
+
+def test_there_are_targets():
+    assert len(TARGETS) > 50
+    assert "latentrobust.robustness.attacks.PGD" in TARGETS
+
+
+def configuration(**changed):
+    whole = {"data": {"_target_": "latentrobust.data.datamodule.PairsDataModule"}, "evaluation": {}, "trainer": None}
+    whole["trainer"] = {"_target_": "pytorch_lightning.Trainer", "max_epochs": 3}
+    return OmegaConf.create({**whole, **changed})
+
+
+def test_whole_numbers_become_whole_in_place():
+    cfg = configuration(
+        seed=1e3, trainer={"_target_": "pytorch_lightning.Trainer", "max_epochs": "${epochs}"}, epochs=2e0
+    )
+    check_values(cfg)
+    assert cfg.seed == 1000
+    assert type(cfg.trainer.max_epochs) is int
+    share = configuration(trainer={"_target_": "pytorch_lightning.Trainer", "limit_train_batches": 1.0})
+    check_values(share)
+    assert type(share.trainer.limit_train_batches) is float  # all batches, not one
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": None}, "data=null leaves nothing to work with: choose one, such as data=digits"),
+        ({"paths": None}, "paths=null leaves nothing"),
+        ({"trainer": 3}, "trainer must be a group of options, got 3"),
+        ({"callbacks": {"best": 3}}, "callbacks.best must be an object with a _target_, or null; got 3"),
+        ({"learner": {"_target_": "torch.optim.Adam", "lr": -1.0}}, "learner.lr must be a number above 0, got -1.0"),
+        ({"learner": {"_target_": "torch.optim.Adam", "betas": [0.9]}}, "learner.betas must be a list of 2"),
+        ({"learner": {"_target_": "torch.optim.Adam", "rate": 1}}, "learner.rate: Adam has no option rate; there are"),
+        ({"seed": 2**32}, "seed must be a whole number at least 0 and at most 4.29497e+09"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_its_key(changed, message):
+    with pytest.raises(InputError) as error:
+        check_values(configuration(**changed))
+    assert message in str(error.value)
+
+
+def test_what_cannot_be_imported_is_left_to_who_instantiates_it():
+    check_values(configuration(model={"_target_": "no.such.Thing", "x": 1}))
