@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from latentrobust import measure, stages
 from latentrobust.app import _line
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
+from latentrobust.learners.cvae import CVAELearner
+from latentrobust.preflight import check_optimized_metric
+from latentrobust.tasks.classification import ClassificationTask
 from latentrobust.train import train
 
 from ..campaign.configurations import MODEL, SET, SEVERAL
@@ -84,6 +88,27 @@ def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
     assert (folder / "per_example.csv").read_text() == (whole.folder / "per_example.csv").read_text()
     pictures = {path.name for path in (whole.folder / "figures").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == pictures
+
+
+def test_what_a_run_is_said_to_measure_and_to_log_is_what_it_does(whole):
+    """`preflight` refuses other names; it must not refuse these."""
+    cfg = compose_in_process("train", *SEVERAL, f"paths.output_dir={whole.folder}")
+    for name in whole.metrics:
+        cfg.optimized_metric = name
+        check_optimized_metric(cfg, ["standard", "augmentation", "adversarial"])
+    for name in ("robust/full", "standard/quality/pgd_ae", "fit_accuracy", "nobody/accuracy/clean"):
+        cfg.optimized_metric = name
+        with pytest.raises(InputError, match="this run measures"):
+            check_optimized_metric(cfg, ["standard", "augmentation", "adversarial"])
+    for folder, patterns, prefix in (
+        (whole.folder, CVAELearner.LOGGED, ""),
+        (whole.folder / "models" / "adversarial", ClassificationTask.LOGGED, "adversarial-"),
+    ):
+        with (folder / "logs" / "metrics.csv").open() as file:
+            logged = [name.removeprefix(prefix) for name in next(csv.reader(file))]
+        logged = [name for name in logged if name.startswith(("train/", "val/"))]
+        assert logged
+        assert all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in logged), logged
 
 
 def test_another_configuration_keeps_the_parts_that_it_does_not_change(whole, tmp_path, monkeypatch):
