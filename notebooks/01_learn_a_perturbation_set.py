@@ -99,7 +99,7 @@ display(figures.quality_bars(run.metrics))
 
 # %%
 perturbations = latentrobust.load_perturbation_set(run_folder)
-s = perturbations.at(pairs.clean)
+s = perturbations.at(pairs.x)
 u = s.encode(pairs.perturbed)
 print("ball:", perturbations.ball)
 print("norms of the encoded offsets:", [f"{size:.2f}" for size in perturbations.ball.size(u)])
@@ -112,11 +112,11 @@ print("five draws an example:", tuple(s.decode(s.sample(5)).shape))
 from latentrobust.perturbation_sets.ascent import projected_ascent
 
 found = projected_ascent(
-    lambda v: (s.decode(v) - pairs.clean).square().mean((1, 2, 3)),
+    lambda v: (s.decode(v) - pairs.x).square().mean((1, 2, 3)),
     torch.zeros_like(u) + 0.01,
     perturbations.ball,
     steps=20,
     relative_step=0.1,
 )
-rows = {"example x": list(pairs.clean), "farthest\nfound": list(s.decode(found.offsets))}
+rows = {"example x": list(pairs.x), "farthest\nfound": list(s.decode(found.offsets))}
 display(figures.image_rows(rows, "The largest change within the set"))

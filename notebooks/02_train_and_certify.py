@@ -34,7 +34,7 @@ from latentrobust.perturbation_sets import RTSSet
 from latentrobust.reporting import figures
 from latentrobust.robustness.attacks import PGD, latent_autoattack
 from latentrobust.robustness.objectives import Standard
-from latentrobust.robustness.training import Adversarial, Examples, PairedData, Setting, Unperturbed
+from latentrobust.robustness.training import Adversarial, PairedData, Setting, Unperturbed
 from latentrobust.transforms import random
 from latentrobust.transforms.affine import RotationTranslationScale
 
@@ -60,9 +60,8 @@ def train(training_perturbation, epochs=12, batch=64):
         for index in torch.randperm(count).split(batch):
             pairs = data.pairs("train", index, epoch)
             keys = random.example_keys(0, index, epoch)
-            examples = Examples(pairs.clean, pairs.label, keys, epoch, pairs.perturbed, pairs.offset)
-            images, targets = training_perturbation(Setting(model, perturbations, examples, objective.attack_loss))
-            loss = objective(model, pairs.clean, images, targets).loss.mean()
+            images, targets = training_perturbation(Setting(model, perturbations, pairs, keys, objective.attack_loss))
+            loss = objective(model, pairs.x, images, targets).loss.mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -84,10 +83,10 @@ radii = [0.25, 0.5, 0.75, 1.0]
 attack = PGD(steps=20, relative_step=0.2, restarts=2)
 curves, found = {}, {}
 for name, model in models.items():
-    found[name] = attack(model, perturbations, test.clean, test.label, radii=radii)
+    found[name] = attack(model, perturbations, test.x, test.labels, radii=radii)
     standing = (~found[name].fooled).float().mean(1)
     curves[name] = dict(zip(radii, standing.tolist(), strict=True))
-    right = (model(test.clean).argmax(1) == test.label).float().mean()
+    right = (model(test.x).argmax(1) == test.labels).float().mean()
     print(f"{name:13} clean {right:.2f}, worst case " + ", ".join(f"{share:.2f}" for share in standing))
 display(figures.robust_accuracy(curves))
 
@@ -97,8 +96,8 @@ display(figures.robust_accuracy(curves))
 # %%
 worst = found["standard"].images[-1][:8]
 said = models["standard"](worst).argmax(1).tolist()
-outcomes = [f"{true} → {other}" for true, other in zip(test.label.tolist(), said, strict=False)]
-display(figures.adversarial_rows(test.clean[:8], worst, outcomes, "Found within ε = 1 against “standard”"))
+outcomes = [f"{true} → {other}" for true, other in zip(test.labels.tolist(), said, strict=False)]
+display(figures.adversarial_rows(test.x[:8], worst, outcomes, "Found within ε = 1 against “standard”"))
 
 # %% [markdown]
 # PGD may miss something. `latent_autoattack` adds adaptive steps, targeted losses, restarts and a search without
@@ -106,7 +105,7 @@ display(figures.adversarial_rows(test.clean[:8], worst, outcomes, "Found within 
 
 # %%
 strong = latent_autoattack(steps=20, restarts=2, draws=20)
-harder = strong(models["adversarial"], perturbations, test.clean, test.label, radii=radii)
+harder = strong(models["adversarial"], perturbations, test.x, test.labels, radii=radii)
 print("adversarial, worst case of all attacks:", (~harder.fooled).float().mean(1).tolist())
 
 # %% [markdown]
@@ -118,8 +117,8 @@ print("adversarial, worst case of all attacks:", (~harder.fooled).float().mean(1
 radius = 0.25
 sigma = latentrobust.noise_level(radius, n=1000, alpha=0.001)
 smoothed = latentrobust.SmoothedModel(models["adversarial"], perturbations, sigma)
-certificate = smoothed.certify(test.clean[:48], n0=50, n=1000, alpha=0.001)
-right = certificate.prediction == test.label[:48]
+certificate = smoothed.certify(test.x[:48], n0=50, n=1000, alpha=0.001)
+right = certificate.prediction == test.labels[:48]
 print(
     f"σ = {sigma:.3f}: right {right.double().mean():.2f}, abstained {(certificate.prediction < 0).double().mean():.2f}"
 )
@@ -133,7 +132,7 @@ display(figures.certified_accuracy({"adversarial": torch.where(right, certificat
 report = latentrobust.assess(
     models["adversarial"],
     perturbations,
-    (test.clean, test.label, test.perturbed),
+    (test.x, test.labels, test.perturbed),
     robust=latentrobust.RobustSettings(attacks={"pgd": attack}, radii=radii),
     certify=latentrobust.CertifySettings(radii=[0.1, 0.25], n=1000, examples=32),
 )

@@ -21,6 +21,7 @@ ALLOWED = {
 }
 EVERYWHERE = {
     "arguments",
+    "batch",
     "errors",
     "files",
     "interrupts",

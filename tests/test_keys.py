@@ -16,7 +16,7 @@ from latentrobust.robustness.assess import RobustSettings, assess
 from latentrobust.robustness.attacks import PGD, latent_autoattack
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.smoothing import SmoothedModel
-from latentrobust.robustness.training import Adversarial, Examples, Gaussian, PairedData, Setting
+from latentrobust.robustness.training import Adversarial, Gaussian, PairedData, Setting
 from latentrobust.transforms import random
 from latentrobust.transforms.affine import RotationTranslationScale
 
@@ -74,22 +74,21 @@ def test_a_run_draws_from_each_key_in_one_place_only(consumed):
     model, perturbations = Model(), RTSSet((1, 8, 8), transform)
     for epoch in (0, 1):
         pairs = data.pairs("train", torch.arange(8), epoch)
-        keys = random.example_keys(0, pairs.example, Purpose.TRAINING, epoch)
-        examples = Examples(pairs.clean, pairs.label, keys, epoch, pairs.perturbed, pairs.offset)
-        setting = Setting(model, perturbations, examples, Standard().attack_loss)
+        keys = random.example_keys(0, pairs.index, Purpose.TRAINING, epoch)
+        setting = Setting(model, perturbations, pairs, keys, Standard().attack_loss)
         for perturbation in (PairedData(ratio=0.5), Adversarial(start="random"), Gaussian(sigma=0.1)):
             perturbation(setting)
     for name in ("validation", "test"):
         pairs = data.pairs(name, torch.arange(4))
-    keys = random.example_keys(0, pairs.example, Purpose.QUALITY)
+    keys = random.example_keys(0, pairs.index, Purpose.QUALITY)
     settings = QualitySettings(steps=1, draws=2, likelihood_draws=2)
-    s, ball = perturbations.at(pairs.clean), perturbations.ball
+    s, ball = perturbations.at(pairs.x), perturbations.ball
     measure_quality(
         s, pairs.perturbed, ball=ball, likelihood="gaussian", keys=keys, settings=settings, offset=pairs.offset
     )
     attack = latent_autoattack(steps=1, restarts=2, targets=2, draws=2, refinements=2, checks=False)
-    attack(model, perturbations, pairs.clean, model(pairs.clean).argmax(1))
-    SmoothedModel(model, perturbations, 0.1).certify(pairs.clean, n0=2, n=20, alpha=0.01)
+    attack(model, perturbations, pairs.x, model(pairs.x).argmax(1))
+    SmoothedModel(model, perturbations, 0.1).certify(pairs.x, n0=2, n=20, alpha=0.01)
     assert len(consumed) > 8
     places = defaultdict(set)
     for place, keys in consumed.items():
@@ -107,7 +106,7 @@ def test_one_fixed_pair_per_example_is_perturbed_both_ways():
     )
     data.setup()
     pairs = data.pairs("train", torch.arange(799), 0)
-    keys = random.example_keys(0, pairs.example, Purpose.TRAINING, 0)
+    keys = random.example_keys(0, pairs.index, Purpose.TRAINING, 0)
     chosen = random.uniform(random.fold_in(keys, Purpose.CHOICE)) < 0.5
     angles = pairs.offset[chosen][:, 0]
     assert 0.4 < (angles > 0).double().mean() < 0.6

@@ -55,9 +55,9 @@ def test_centred_pairs_have_every_kind_of_every_test_image():
     assert data.count("test") == 60
     pairs = everything(data, "test")
     assert pairs.kind.bincount().tolist() == [20, 20, 20]
-    assert torch.equal(pairs.clean[:20], pairs.clean[20:40])
-    assert torch.equal(pairs.label, data.splits["test"].labels.repeat(3))
-    assert (pairs.clean != pairs.perturbed).flatten(1).any(1).all()
+    assert torch.equal(pairs.x[:20], pairs.x[20:40])
+    assert torch.equal(pairs.labels, data.splits["test"].labels.repeat(3))
+    assert (pairs.x != pairs.perturbed).flatten(1).any(1).all()
     assert data.count("train") == 50
 
 
@@ -88,9 +88,9 @@ def test_other_pairings_are_ordered_pairs_of_different_versions(pairing, kinds):
     centred = everything(module(), "test")
     versions = [centred.perturbed[20 * n : 20 * n + 20] for n in range(3)]
     if pairing == "original_perturbed":
-        versions = [centred.clean[:20], *versions]
+        versions = [centred.x[:20], *versions]
     conditions = set()
-    for clean, perturbed, kind, example in zip(pairs.clean, pairs.perturbed, pairs.kind, pairs.example, strict=True):
+    for clean, perturbed, kind, example in zip(pairs.x, pairs.perturbed, pairs.kind, pairs.index, strict=True):
         assert torch.equal(perturbed, versions[kind][example])
         places = [number for number, images in enumerate(versions) if torch.equal(clean, images[example])]
         assert int(kind) not in places
@@ -119,9 +119,7 @@ def test_joint_augmentation_changes_both_halves_alike_and_only_in_training():
     assert torch.equal(one.kind, two.kind)
     changed = 0
     for number in range(50):
-        first, second = (
-            moves(getattr(one, half)[number], getattr(two, half)[number]) for half in ("clean", "perturbed")
-        )
+        first, second = (moves(getattr(one, half)[number], getattr(two, half)[number]) for half in ("x", "x_tilde"))
         assert first & second
         changed += (4, 4, False) not in first
     assert changed > 40
@@ -132,7 +130,7 @@ def test_images_are_split_before_they_are_corrupted():
     data = module()
     assert not set(data.rows["train"].tolist()) & set(data.rows["validation"].tolist())
     pairs = everything(data, "validation")
-    assert torch.equal(to_levels(pairs.clean[:10]), source().train.images[data.rows["validation"]])
+    assert torch.equal(to_levels(pairs.x[:10]), source().train.images[data.rows["validation"]])
 
 
 @pytest.mark.parametrize("draws", [1, 2, None])

@@ -19,10 +19,10 @@ def module(**changed):
 def test_pairs_have_the_promised_form():
     data = module()
     pairs = data.first_pairs("train", 5)
-    assert pairs.clean.shape == pairs.perturbed.shape == (5, 1, 42, 42)
-    assert pairs.clean.dtype == torch.float32
+    assert pairs.x.shape == pairs.perturbed.shape == (5, 1, 42, 42)
+    assert pairs.x.dtype == torch.float32
     assert pairs.offset.shape == (5, 4)
-    torch.testing.assert_close(data.perturbation.apply(pairs.clean, pairs.offset), pairs.perturbed)
+    torch.testing.assert_close(data.perturbation.apply(pairs.x, pairs.offset), pairs.perturbed)
     assert data.image_shape == (1, 42, 42)
     assert data.kinds == ("rts",)
 
@@ -30,8 +30,8 @@ def test_pairs_have_the_promised_form():
 def test_noise_pairs_keep_the_image_size():
     data = PairsDataModule(digits, UniformNoise(0.3), "digits", validation=200)
     pairs = data.first_pairs("test", 3)
-    assert pairs.clean.shape == (3, 1, 28, 28)
-    assert (pairs.perturbed - pairs.clean).abs().max() <= 0.3 + 1e-6
+    assert pairs.x.shape == (3, 1, 28, 28)
+    assert (pairs.perturbed - pairs.x).abs().max() <= 0.3 + 1e-6
 
 
 def test_splits_do_not_overlap_and_cover_everything():
@@ -194,5 +194,5 @@ def test_data_without_pairs():
     data = PairsDataModule(digits, Unchanged(), "digits", validation=200)
     pairs = data.first_pairs("test", 3)
     assert not data.has_pairs
-    assert torch.equal(pairs.clean, pairs.perturbed)
+    assert torch.equal(pairs.x, pairs.perturbed)
     assert pairs.offset.shape == (3, 0)

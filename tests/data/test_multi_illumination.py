@@ -97,7 +97,7 @@ def test_splits_follow_the_names(root):
     assert found.train.images[1, :, 0].float().mean((1, 2)).diff().gt(5).all()
     data = ScenesDataModule(lambda: found, "multi_illumination", batch_size=2, resident=False)
     data.setup()
-    assert data.pairs("test", torch.arange(3)).label.shape == (3, 15, 23)
+    assert data.pairs("test", torch.arange(3)).labels.shape == (3, 15, 23)
 
 
 def test_packed_files_are_read_again_until_a_file_changes(root, monkeypatch):

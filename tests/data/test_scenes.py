@@ -43,12 +43,12 @@ def test_pairs_are_ordered_pairs_of_different_lights_of_one_scene():
     seen = set()
     for epoch in range(60):
         pairs = data.pairs("train", torch.arange(SCENES), epoch)
-        clean, perturbed = read(pairs.clean), read(pairs.perturbed)
+        clean, perturbed = read(pairs.x), read(pairs.perturbed)
         assert torch.equal(clean[:, 0], perturbed[:, 0])
         lights = torch.stack([clean[:, 1, 0, 0], perturbed[:, 1, 0, 0]], 1) - 1
         assert (lights[:, 0] != lights[:, 1]).all()
         assert torch.equal(lights[:, 1], pairs.kind)
-        assert pairs.example.tolist() == list(range(SCENES))
+        assert pairs.index.tolist() == list(range(SCENES))
         seen |= set(map(tuple, lights.tolist()))
     assert len(seen) == LIGHTS * (LIGHTS - 1)
 
@@ -58,13 +58,13 @@ def test_evaluation_has_every_scene_under_every_light_and_never_changes():
     assert data.count("test") == 5 * LIGHTS
     index = torch.arange(data.count("test"))
     pairs, again = data.pairs("test", index), data.pairs("test", index, epoch=3)
-    assert torch.equal(pairs.clean, again.clean)
+    assert torch.equal(pairs.x, again.x)
     assert (read(pairs.perturbed)[:, 1, 0, 0] - 1 == pairs.kind).all()
-    assert (read(pairs.clean)[:, 1, 0, 0] - 1 != pairs.kind).all()
+    assert (read(pairs.x)[:, 1, 0, 0] - 1 != pairs.kind).all()
     assert torch.equal(pairs.kind, index // 5)
     one = data.pairs_of_kind("test", torch.tensor([3]), 2)
     assert torch.equal(one.perturbed[0], pairs.perturbed[2 * 5 + 3])
-    assert torch.equal(one.clean[0], pairs.clean[2 * 5 + 3])
+    assert torch.equal(one.x[0], pairs.x[2 * 5 + 3])
     assert data.first_pairs("test", 3).kind.tolist() == [0, 1, 2]
 
 
@@ -79,11 +79,11 @@ def test_a_fixed_light_is_the_first_half_of_every_pair():
     data = module(train_light=2, test_light=1)
     for epoch in range(5):
         pairs = data.pairs("train", torch.arange(SCENES), epoch)
-        assert (read(pairs.clean)[:, 1] == 3).all()
+        assert (read(pairs.x)[:, 1] == 3).all()
         assert (pairs.kind != 2).all()
     assert data.count("test") == 5 * 3  # no pair of a light with itself
     pairs = data.pairs("test", torch.arange(15))
-    assert (read(pairs.clean)[:, 1] == 2).all()
+    assert (read(pairs.x)[:, 1] == 2).all()
     assert pairs.kind.unique().tolist() == [0, 2, 3]
     assert module(test_light=0).first_kinds("test").unique().tolist() == [1]
     assert module(test_light="c").lights["test"] == 2
@@ -105,15 +105,15 @@ def test_maps_move_with_both_images():
     flipped = moved = 0
     for epoch in range(10):
         pairs = data.pairs("train", torch.arange(SCENES), epoch)
-        material = read(pairs.clean)[:, 2]
+        material = read(pairs.x)[:, 2]
         assert torch.equal(material, read(pairs.perturbed)[:, 2])
         inside = material > 0
         classes = to_classes((material - 1).clamp_min(0).to(torch.uint8))
-        assert torch.equal(pairs.label, classes.where(inside, -1))
+        assert torch.equal(pairs.labels, classes.where(inside, -1))
         before = plain.pairs("train", torch.arange(SCENES), epoch)
         assert torch.equal(pairs.kind, before.kind)
         moved += int((~inside).any())
-        flipped += int((pairs.label != before.label).any())
+        flipped += int((pairs.labels != before.labels).any())
     assert moved
     assert flipped
 
@@ -125,8 +125,8 @@ def test_images_on_disk_and_resident_ones_are_the_same():
         kept = module(source=source()).pairs(split, index)
         torch.manual_seed(1)
         read_each = module(source=source(), resident=False).pairs(split, index)
-        assert torch.equal(kept.clean, read_each.clean)
-        assert torch.equal(kept.label, read_each.label)
+        assert torch.equal(kept.x, read_each.x)
+        assert torch.equal(kept.labels, read_each.labels)
 
 
 def test_classes_are_the_papers_36():
@@ -147,7 +147,7 @@ def test_classes_are_the_papers_36():
 def test_scenes_without_maps_have_no_classes():
     data = module(source=source(materials=False))
     assert not data.per_pixel
-    assert data.pairs("train", torch.arange(4)).label.tolist() == [0] * 4
+    assert data.pairs("train", torch.arange(4)).labels.tolist() == [0] * 4
     with pytest.raises(InputError, match="no maps of materials"):
         _ = data.classes
     assert module().classes == 36
@@ -160,7 +160,7 @@ def test_parts_are_drawn_and_limited():
     assert data.count("train") == 5
     rows = data.rows["train"].tolist()
     assert len(set(rows)) == 5
-    shown = (read(data.pairs("train", torch.arange(5)).clean)[:, 0, 0, 0] - 1).tolist()
+    shown = (read(data.pairs("train", torch.arange(5)).x)[:, 0, 0, 0] - 1).tolist()
     assert shown == rows
     assert (data.count("validation"), data.count("test")) == (LIGHTS, 2 * LIGHTS)
     assert data.note == "a note"

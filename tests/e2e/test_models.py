@@ -197,7 +197,7 @@ def test_a_model_of_ones_own_by_target(run, monkeypatch, tmp_path):
 
 def _images(finished, count):
     pairs = finished.data.first_pairs("test", count)
-    return pairs.clean, pairs.label
+    return pairs.x, pairs.labels
 
 
 def test_a_set_and_several_models_in_one_run(run):

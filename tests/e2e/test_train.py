@@ -91,7 +91,7 @@ def test_the_stored_set_is_the_best_checkpoint_with_its_radius(finished):
     assert best.ball == shared.ball == finished.perturbations.ball
     pairs = finished.data.pairs("validation", torch.arange(200))
     with torch.no_grad():
-        norms = shared.ball.size(shared.at(pairs.clean).encode(pairs.perturbed))
+        norms = shared.ball.size(shared.at(pairs.x).encode(pairs.perturbed))
     assert norms.max().item() == pytest.approx(shared.ball.radius, rel=1e-5)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.learners import cvae as cvae_learner
 from latentrobust.learners import flow as flow_learner
 from latentrobust.networks import cvae, flows
@@ -50,7 +50,7 @@ def filled(rows, factor=1.0):
 
 def batch(x, x_tilde):
     number = torch.arange(len(x))
-    return Pairs(x, x_tilde, torch.zeros_like(number), number, torch.zeros_like(number), None, 0)
+    return Batch(x, number, torch.zeros_like(number), torch.zeros_like(number), x_tilde)
 
 
 def in_training(monkeypatch, module, learner):

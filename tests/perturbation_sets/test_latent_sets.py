@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from latentrobust import load_perturbation_set, save_perturbation_set
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.networks import flows, vae_gan
 from latentrobust.perturbation_sets import FlowSet, VAEGANSet
@@ -14,7 +15,7 @@ from latentrobust.perturbation_sets.quality import QualitySettings, measure_qual
 from latentrobust.robustness.attacks import PGD
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.smoothing import SmoothedModel
-from latentrobust.robustness.training import Adversarial, Examples, RandomizedLA, Setting
+from latentrobust.robustness.training import Adversarial, RandomizedLA, Setting
 from latentrobust.transforms import random
 
 SHAPE = (1, 8, 8)
@@ -110,7 +111,7 @@ def test_coding_is_exact(name):
 def test_a_vanishing_radius_gives_back_the_image(name):
     perturbations = made(name)
     x, y, keys = examples()
-    setting = Setting(Model(), perturbations, Examples(x, y, keys), Standard().attack_loss)
+    setting = Setting(Model(), perturbations, Batch.of(x, y), keys, Standard().attack_loss)
     errors = []
     for radius in (1e-1, 1e-3, 1e-6):
         for perturbation in (RandomizedLA(radius=radius, norm="l2"), Adversarial(radius=radius, steps=3)):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, RobustnessWarning, collecting, warn
 from latentrobust.networks.classifiers import build
 from latentrobust.perturbation_sets import CVAESet, PixelBall
@@ -124,9 +125,9 @@ def test_models_that_change_their_input_are_measured_on_unchanged_images(images)
     reports = [assess(model, ball(), data, robust=settings, certify=certify) for model in (inplace, Plain())]
     assert torch.equal(images, kept)
     assert reports[0].metrics == reports[1].metrics
-    examples = training.Examples(images, y, random.example_keys(0, torch.arange(len(y))))
+    batch, keys = Batch.of(images, y), random.example_keys(0, torch.arange(len(y)))
     for objective in (Standard(), MaxCleanAdversarial(), Trades()):
-        setting = training.Setting(inplace, ball(), examples, objective.attack_loss)
+        setting = training.Setting(inplace, ball(), batch, keys, objective.attack_loss)
         for perturbation in (training.Unperturbed(), training.Adversarial(steps=2, labels="predicted")):
             objective(inplace, images, perturbation(setting).images, y)
             assert torch.equal(images, kept)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
+from latentrobust.batch import Batch
 from latentrobust.errors import RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
@@ -13,7 +14,7 @@ from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import over_error, pgd_error
 from latentrobust.robustness.attacks import APGD, PGD, latent_autoattack
 from latentrobust.robustness.objectives import Standard
-from latentrobust.robustness.training import Adversarial, Examples, Setting
+from latentrobust.robustness.training import Adversarial, Setting
 from latentrobust.transforms import random
 
 from .conftest import SHAPE, Linear
@@ -116,8 +117,8 @@ def test_the_farthest_and_the_nearest_point_of_the_exact_ball_are_found():
 
 def test_training_searches_reach_the_corner_of_ball_and_box(linear, digits_like):
     y = linear(digits_like).argmax(1)
-    examples = Examples(digits_like, y, random.example_keys(0, torch.arange(len(y))))
-    setting = Setting(linear, PixelBall(SHAPE, "linf", 0.25), examples, Standard().attack_loss)
+    batch, keys = Batch.of(digits_like, y), random.example_keys(0, torch.arange(len(y)))
+    setting = Setting(linear, PixelBall(SHAPE, "linf", 0.25), batch, keys, Standard().attack_loss)
     slope = (linear.weight[1] - linear.weight[0]).detach().reshape(SHAPE)
     sign = torch.where(y == 0, 1.0, -1.0).reshape(-1, 1, 1, 1) * slope.sign()
     for start in ("zero", "random"):

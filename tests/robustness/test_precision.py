@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from latentrobust.batch import Batch
 from latentrobust.perturbation_sets import LatentBall, PixelBall, RTSSet
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.smoothing import SmoothedModel
-from latentrobust.robustness.training import Adversarial, Examples, Gaussian, Sample, Setting
+from latentrobust.robustness.training import Adversarial, Gaussian, Sample, Setting
 from latentrobust.transforms import random
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -64,8 +65,8 @@ def test_training_and_certificates_take_half_precision_images(dtype):
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).to(dtype)
     x = torch.rand(6, *SHAPE).to(dtype)
     for perturbations in (PixelBall(SHAPE, "l2", 0.3), RTSSet(SHAPE, shift=1)):
-        examples = Examples(x, model(x).argmax(1), random.example_keys(0, torch.arange(6)))
-        setting = Setting(model, perturbations, examples, Standard().attack_loss)
+        batch, keys = Batch.of(x, model(x).argmax(1)), random.example_keys(0, torch.arange(6))
+        setting = Setting(model, perturbations, batch, keys, Standard().attack_loss)
         for perturbation in (Adversarial(steps=2), Gaussian(sigma=0.1), Sample()):
             images = perturbation(setting).images
             assert images.dtype == dtype

@@ -1,10 +1,13 @@
 """Training perturbations and objectives."""
 
+import dataclasses
+
 import pytest
 import torch
 from scipy import stats
 from torch import nn
 
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets import LatentBall, PixelBall
@@ -12,7 +15,7 @@ from latentrobust.robustness import training
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Consistency, MaxCleanAdversarial, Standard, Trades
 from latentrobust.robustness.statistics import Fixed, noise_level
-from latentrobust.robustness.training import Examples, Setting
+from latentrobust.robustness.training import Setting
 from latentrobust.transforms import random
 
 from .conftest import SHAPE, Linear, ball
@@ -22,9 +25,9 @@ def setting(model=None, perturbations=None, count=20, objective=None, pairs=True
     x = 0.4 + 0.2 * torch.rand(count, *SHAPE, dtype=torch.float64)
     keys = random.example_keys(0, torch.arange(count), epoch)
     x_tilde = (x + 0.01) if pairs else None
-    examples = Examples(x, (x.flatten(1).sum(1) > 6).long(), keys, epoch, x_tilde)
+    batch = dataclasses.replace(Batch.of(x, (x.flatten(1).sum(1) > 6).long(), x_tilde), epoch=epoch)
     return Setting(
-        model or Linear(), perturbations if perturbations is not None else ball("linf", 0.05), examples,
+        model or Linear(), perturbations if perturbations is not None else ball("linf", 0.05), batch, keys,
         (objective or Standard()).attack_loss,
     )  # fmt: skip
 
@@ -44,7 +47,7 @@ EVERY = {
 def test_ratio_is_the_share_that_is_perturbed(name):
     at = setting(count=400)
     changed = [
-        (EVERY[name](ratio)(at).images != at.examples.x).flatten(1).any(1).double().mean() for ratio in (0.0, 0.3, 1.0)
+        (EVERY[name](ratio)(at).images != at.batch.x).flatten(1).any(1).double().mean() for ratio in (0.0, 0.3, 1.0)
     ]
     assert changed[0] == 0
     assert 0.2 < changed[1] < 0.4
@@ -60,12 +63,12 @@ def test_perturbations_are_drawn_by_key_and_stay_in_the_set(name):
     part = torch.arange(5, 12)
     torch.testing.assert_close(EVERY[name](1.0)(at.select(part)).images, images[part])
     if name != "gaussian":
-        assert (images - at.examples.x).abs().max() <= 0.05 + 1e-9
+        assert (images - at.batch.x).abs().max() <= 0.05 + 1e-9
 
 
 def test_unperturbed_images_are_the_examples():
     at = setting()
-    assert torch.equal(training.Unperturbed()(at).images, at.examples.x)
+    assert torch.equal(training.Unperturbed()(at).images, at.batch.x)
 
 
 @pytest.mark.parametrize("keep_best", [False, True])
@@ -73,8 +76,8 @@ def test_the_adversary_finds_the_worst_case_of_a_linear_model(keep_best):
     at = setting()
     images = training.Adversarial(steps=5, relative_step=0.5, start="zero", keep_best=keep_best)(at).images
     difference = at.model.weight[1] - at.model.weight[0]
-    toward = torch.where(at.examples.y == 0, 1.0, -1.0)[:, None] * difference.sign()
-    torch.testing.assert_close(images, at.examples.x + 0.05 * toward.reshape_as(images).detach())
+    toward = torch.where(at.batch.y == 0, 1.0, -1.0)[:, None] * difference.sign()
+    torch.testing.assert_close(images, at.batch.x + 0.05 * toward.reshape_as(images).detach())
 
 
 def test_the_adversary_leaves_model_and_gradients_alone():
@@ -103,8 +106,8 @@ def test_a_schedule_changes_with_the_epoch():
     )
     at = {epoch: setting(epoch=epoch) for epoch in (0, 1, 2, 3, 9)}
     for epoch in (0, 1):
-        assert torch.equal(schedule(at[epoch]).images, at[epoch].examples.x)
-    assert torch.equal(schedule(at[2]).images, at[2].examples.x_tilde)
+        assert torch.equal(schedule(at[epoch]).images, at[epoch].batch.x)
+    assert torch.equal(schedule(at[2]).images, at[2].batch.x_tilde)
     for epoch in (3, 9):
         assert torch.equal(schedule(at[epoch]).images, training.Sample()(at[epoch]).images)
     with pytest.raises(InputError, match="epochs"):
@@ -128,8 +131,10 @@ class Masked(nn.Module):
 
 def test_catastrophic_overfitting_stops_with_advice():
     x = torch.full((32, *SHAPE), 0.5, dtype=torch.float64)
-    examples = Examples(x, torch.zeros(32, dtype=torch.int64), random.example_keys(0, torch.arange(32)), epoch=4)
-    at = Setting(Masked(0.04), PixelBall(SHAPE, "linf", 0.05), examples, Standard().attack_loss)
+    batch = dataclasses.replace(Batch.of(x, torch.zeros(32, dtype=torch.int64)), epoch=4)
+    at = Setting(
+        Masked(0.04), PixelBall(SHAPE, "linf", 0.05), batch, random.example_keys(0, batch.index), Standard().attack_loss
+    )
     fast = training.FastAdversarial(relative_step=2.5, check_every=3, check_steps=20)
     fast(at)
     fast(at)
@@ -161,7 +166,7 @@ def test_objectives_by_hand():
 def test_trades_attack_makes_predictions_differ():
     at = setting(Linear(classes=3), objective=Trades())
     images = training.Adversarial(steps=10)(at).images
-    loss = at.loss_for(at.model, at.examples.x, at.examples.y)
+    loss = at.loss_for(at.model, at.batch.x, at.batch.y)
     assert (loss(at.model(images)) > loss(at.model(training.Sample()(at).images))).double().mean() > 0.9
 
 
@@ -191,7 +196,7 @@ def test_bad_settings_are_refused(make, message):
 def test_randomized_la_is_scaled_noise_projected_as_asked(norm):
     at = setting(perturbations=ball("linf", 0.2))
     images = training.RandomizedLA(radius=0.02, norm=norm)(at).images
-    u = (images - at.examples.x).flatten(1)
+    u = (images - at.batch.x).flatten(1)
     if norm == "linf":
         assert u.abs().max() <= 0.02 + 1e-8
         assert (u.abs() >= 0.02 - 1e-8).double().mean() == pytest.approx(0.317, abs=0.1)  # beyond one deviation
@@ -208,7 +213,7 @@ def test_randomized_la_is_scaled_noise_projected_as_asked(norm):
 def test_adversaries_can_take_another_ball_than_the_sets_own(norm):
     at = setting(perturbations=ball("linf", 0.2))
     images = training.Adversarial(radius=0.05, steps=40, norm=norm)(at).images
-    u = (images - at.examples.x).flatten(1)
+    u = (images - at.batch.x).flatten(1)
     sizes = u.norm(dim=1) if norm == "l2" else u.abs().amax(1)
     torch.testing.assert_close(sizes, torch.full_like(sizes, 0.05))  # the worst case of a linear model is on the border
 
@@ -216,12 +221,12 @@ def test_adversaries_can_take_another_ball_than_the_sets_own(norm):
 def test_adversaries_can_attack_the_prediction_instead_of_the_label():
     model = Linear()
     at = setting(model)
-    predicted = model(at.examples.x).argmax(1)
-    wrong = at._replace(examples=at.examples._replace(y=1 - predicted))
+    predicted = model(at.batch.x).argmax(1)
+    wrong = at._replace(batch=dataclasses.replace(at.batch, y=1 - predicted))
     given = training.Adversarial(radius=0.05, steps=5)(wrong).images
     own = training.Adversarial(radius=0.05, steps=5, labels="predicted")(wrong).images
-    assert cross_entropy(model(own), predicted).mean() > cross_entropy(model(at.examples.x), predicted).mean()
-    assert cross_entropy(model(given), predicted).mean() < cross_entropy(model(at.examples.x), predicted).mean()
+    assert cross_entropy(model(own), predicted).mean() > cross_entropy(model(at.batch.x), predicted).mean()
+    assert cross_entropy(model(given), predicted).mean() < cross_entropy(model(at.batch.x), predicted).mean()
     with pytest.raises(InputError, match="labels must be"):
         training.Adversarial(labels="none")
 
@@ -232,7 +237,7 @@ def test_consistency_is_cross_entropy_plus_the_jensen_shannon_divergence_of_thre
             return images + 0.01 * random.normal(keys, SHAPE, images.dtype)
 
     model, at = Linear(), setting()
-    x, y, keys = at.examples.x, at.examples.y, at.examples.keys
+    x, y, keys = at.batch.x, at.batch.y, at.keys
     step = Consistency(Shift(), weight=3.0)(model, x, x, y, keys)
     views = [x] + [Shift()(x, random.fold_in(random.fold_in(keys, Purpose.VIEWS), number)) for number in (0, 1)]
     p = torch.stack([model(view).softmax(1) for view in views])
@@ -265,11 +270,11 @@ def test_algorithm_1_starts_at_the_centre():
         at = setting()._replace(model=model)
         adversary = training.Adversarial() if start is None else training.Adversarial(start=start)
         adversary(at)
-        assert torch.equal(model.seen[0], at.examples.x)
+        assert torch.equal(model.seen[0], at.batch.x)
     model = Watched()
     at = setting()._replace(model=model)
     training.Adversarial(start="uniform_length")(at)
-    sizes = at.set.ball.size(model.seen[0] - at.examples.x) / at.set.ball.radius
+    sizes = at.set.ball.size(model.seen[0] - at.batch.x) / at.set.ball.radius
     assert sizes.max() <= 1 + 1e-6
     assert sizes.min() < 0.5  # a draw that is uniform in the ball would lie at its surface
 
@@ -284,5 +289,5 @@ def test_lengths_of_random_directions_are_uniform_as_in_the_published_code():
 
 def test_a_divergence_that_is_flat_at_the_centre_is_climbed_all_the_same():
     at = setting(Linear(classes=3), objective=Trades())
-    moved = training.Adversarial(steps=3)(at).images - at.examples.x
+    moved = training.Adversarial(steps=3)(at).images - at.batch.x
     assert (moved.flatten(1).abs().amax(1) > 0).all()

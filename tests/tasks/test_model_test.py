@@ -1,5 +1,7 @@
 """What is measured of a model on test pairs: each image once, whatever kinds of pairs it has."""
 
+import dataclasses
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -27,8 +29,8 @@ class OneKindEach(PairsDataModule):
 
     def pairs(self, split, index, epoch=0):
         made = super().pairs(split, index, epoch)
-        return made._replace(
-            kind=index % 3, perturbed=(made.clean + 0.05 * (1 + index % 3).reshape(-1, 1, 1, 1)).clamp(0, 1)
+        return dataclasses.replace(
+            made, kind=index % 3, x_tilde=(made.x + 0.05 * (1 + index % 3).reshape(-1, 1, 1, 1)).clamp(0, 1)
         )
 
 
@@ -40,7 +42,9 @@ class Missing(OneKindEach):
 
     def pairs(self, split, index, epoch=0):
         made = super().pairs(split, index % COUNT, epoch)
-        return made._replace(kind=torch.where(index < COUNT, index % 3, (index + 1) % 3), example=index % COUNT)
+        return dataclasses.replace(
+            made, kind=torch.where(index < COUNT, index % 3, (index + 1) % 3), index=index % COUNT
+        )
 
 
 class Twice(OneKindEach):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.batch import Batch
 from latentrobust.benchmark.measuring import (
     CLASSIFIERS,
     RADIUS,
@@ -20,7 +21,7 @@ from latentrobust.benchmark.measuring import (
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
-from latentrobust.robustness.training import Adversarial, Examples, Setting
+from latentrobust.robustness.training import Adversarial, Setting
 
 STEPS, RELATIVE_STEP = 7, 0.2
 
@@ -42,24 +43,24 @@ class _Ours:
     def __init__(self, model: nn.Module, perturbations: CVAESet, x: Tensor, y: Tensor, bf16: bool) -> None:
         perturbations.requires_grad_(False)
         channels_last(model, perturbations)
-        examples = Examples(x, y, torch.arange(len(x), device=x.device))
-        self.setting = Setting(model, perturbations, examples, Standard().attack_loss)
+        batch = Batch.of(x, y)
+        self.setting = Setting(model, perturbations, batch, batch.index, Standard().attack_loss)
         self.adversary = Adversarial(steps=STEPS, relative_step=RELATIVE_STEP)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # the weights stay, so that every step is alike
         self.bf16 = bf16
 
     def attack(self) -> int:
-        x = self.setting.examples.x
+        x = self.setting.batch.x
         with precision(x.device, self.bf16):
             self.adversary(self.setting)
         return done(x.device, len(x))
 
     def training_step(self) -> int:
-        model, examples = self.setting.model, self.setting.examples
+        model, batch = self.setting.model, self.setting.batch
         model.train()
-        with precision(examples.x.device, self.bf16):
+        with precision(batch.x.device, self.bf16):
             images = self.adversary(self.setting).images
-            loss = cross_entropy(model(images).float(), examples.y).mean()
+            loss = cross_entropy(model(images).float(), batch.labels).mean()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentrobust.batch import Batch
 from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row, step_memory
 from latentrobust.networks import classifiers, flows
 from latentrobust.networks.flows.base import FlowNetwork
@@ -17,7 +18,7 @@ from latentrobust.networks.flows.glow import Glow, Level, Step
 from latentrobust.perturbation_sets import FlowSet
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
-from latentrobust.robustness.training import Adversarial, Examples, Setting
+from latentrobust.robustness.training import Adversarial, Setting
 
 SIZE: dict[str, Any] = {"image_shape": [3, 32, 32], "levels": 3, "steps": 32, "hidden": 512}
 RADIUS, STEPS, RELATIVE_STEP = 1.0, 3, 0.5
@@ -117,9 +118,9 @@ class _Ours(_Loops):
 
     def adversarial_la_step(self) -> int:
         self.model.train()
-        examples = Examples(self.x, self.y, torch.arange(len(self.x), device=self.device))
+        batch = Batch.of(self.x, self.y)
         with self._frozen():
-            images = self.adversary(Setting(self.model, self.set, examples, Standard().attack_loss)).images
+            images = self.adversary(Setting(self.model, self.set, batch, batch.index, Standard().attack_loss)).images
             loss = cross_entropy(self.model(images).float(), self.y).mean()
         return self._finish(loss, self.of_model)
 

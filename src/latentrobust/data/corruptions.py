@@ -13,9 +13,9 @@ from rich.progress import track
 from torch import Tensor
 
 from latentrobust.arguments import Count, PositiveShare, Seed, Severity, validated
+from latentrobust.batch import Batch
 from latentrobust.data.corrupted import Corrupted, checked, corruption_keys, zenodo_archive
 from latentrobust.data.datamodule import PAIRS, PairsDataModule
-from latentrobust.data.pairs import Pairs
 from latentrobust.data.sources.base import Images
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -194,7 +194,7 @@ class CorruptionsDataModule(PairsDataModule):
         images = len(self.splits[split].images)
         return images if split == "train" else images * len(self.kinds)
 
-    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device; validation and test go kind by kind."""
         example, own = index, random.example_keys(self.seed, index, PAIRS["train"], epoch)
         if split == "train":
@@ -213,9 +213,9 @@ class CorruptionsDataModule(PairsDataModule):
             keys = random.fold_in(own, Purpose.JOINT)
             clean, perturbed = (apply_in_order(self.joint, images, keys) for images in (clean, perturbed))
         label = self._resident(split, index.device).labels[example]
-        return Pairs(clean, perturbed, target, example, label, None, epoch)
+        return Batch(clean, example, target, label, perturbed, None, epoch)
 
-    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
+    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
         """The first images of a split, each with another kind, as far as there are some."""
         self.setup()
         number = torch.arange(min(count, len(self.splits[split].images)), device=device)

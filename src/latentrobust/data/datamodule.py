@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from latentrobust.arguments import Count, PositiveShare, Seed, validated
+from latentrobust.batch import Batch
 from latentrobust.data.loader import IndexLoader, Indices
-from latentrobust.data.pairs import Pairs, Perturbation
+from latentrobust.data.pairs import Perturbation
 from latentrobust.data.sources.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -171,7 +172,7 @@ class PairsDataModule(pl.LightningDataModule):
         found = torch.full((count,), -1)
         for index in torch.arange(self.count(split)).flip(0).split(512):  # backwards: the first pair has the last word
             pairs = self.pairs(split, index)
-            found[pairs.example] = pairs.kind
+            found[pairs.index] = pairs.kind
         if bool((found < 0).any()):
             raise InputError(f"data {self.name}: {int((found < 0).sum())} {split} images have no pair")
         return found
@@ -185,28 +186,28 @@ class PairsDataModule(pl.LightningDataModule):
         """Pairs an epoch."""
         return len(self.splits[split].images)
 
-    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs of examples ``index [B]`` of a split, on the index's device."""
         images, labels = self._resident(split, index.device)
         clean = images[index].float().div_(255)
         if self.canvas is not None:
             clean = pad_to(clean, self.canvas)
         offset = self.perturbation.draw(self._keys(split, index, epoch), tuple(clean.shape[1:]))
-        return Pairs(
-            clean=clean,
-            perturbed=self.perturbation.apply(clean, offset),
+        return Batch(
+            x=clean,
+            index=index,
             kind=torch.zeros_like(index),
-            example=index,
-            label=labels[index],
+            y=labels[index],
+            x_tilde=self.perturbation.apply(clean, offset),
             offset=offset,
             epoch=epoch,
         )
 
-    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Pairs:
+    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Batch:
         """The pairs of images ``examples [B]`` with one kind of perturbation (a place in `kinds`), outside training."""
         return self.pairs(split, kind * len(self.splits[split].images) + examples)
 
-    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
+    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
         """The first ``count`` pairs of a split, for figures and trials."""
         self.setup()
         return self.pairs(split, torch.arange(min(count, len(self.splits[split].images)), device=device))
@@ -260,6 +261,6 @@ class PairsDataModule(pl.LightningDataModule):
             clock=clock,
         )
 
-    def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Pairs:
+    def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Batch:
         """Indices to pairs, on the device the indices have come to."""
         return self.pairs(batch.split, batch.examples, batch.epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from latentrobust.arguments import Count, Seed, validated
+from latentrobust.batch import Batch
 from latentrobust.data.datamodule import PAIRS, PairsDataModule
 from latentrobust.data.materials import CLASSES, OTHER, to_classes
-from latentrobust.data.pairs import Pairs
 from latentrobust.data.sources.base import Split
 from latentrobust.data.sources.scenes import Scenes, SceneSplits, skipped_note
 from latentrobust.errors import InputError
@@ -177,10 +178,10 @@ class ScenesDataModule(PairsDataModule):
         scenes = len(self.rows[split])
         return scenes if split == "train" else scenes * len(self._shown)
 
-    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Pairs:
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device; validation and test go light by light.
 
-        ``kind`` is the second image's light; ``label`` classes ``[B, H, W]`` (−1 does not count), or zeros ``[B]``
+        ``kind`` is the second image's light; ``y`` classes ``[B, H, W]`` (−1 does not count), or zeros ``[B]``
         without maps.
         """
         if split != "train":
@@ -196,11 +197,11 @@ class ScenesDataModule(PairsDataModule):
         pairs = self._made(split, index, condition, target, epoch)
         return self._augmented(pairs, random.fold_in(own, Purpose.JOINT)) if self.joint else pairs
 
-    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Pairs:
+    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Batch:
         """Scenes ``examples [B]`` with one light (a place in `kinds`) as the perturbed half, outside training."""
         return self._pairs(split, examples, torch.full_like(examples, kind))
 
-    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Pairs:
+    def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
         """The first scenes of a split, each with another light."""
         self.setup()
         number = torch.arange(min(count, len(self.rows[split])), device=device)
@@ -210,7 +211,7 @@ class ScenesDataModule(PairsDataModule):
             else self._pairs(split, number, self._shown.to(device)[number % len(self._shown)])
         )
 
-    def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Pairs:
+    def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Batch:
         """Pairs outside training: the first half's light belongs to scene and target."""
         own = random.fold_in(random.example_keys(self.split_seed, scene, PAIRS[split]), target)
         light = self.lights[split]
@@ -224,7 +225,7 @@ class ScenesDataModule(PairsDataModule):
         """A light other than the given ones, by keys, each with the same probability."""
         return (light + random.integers(keys, 1, len(self.kinds))) % len(self.kinds)
 
-    def _made(self, split: str, scene: Tensor, condition: Tensor, target: Tensor, epoch: int) -> Pairs:
+    def _made(self, split: str, scene: Tensor, condition: Tensor, target: Tensor, epoch: int) -> Batch:
         stored = self._resident(split, scene.device) if self.resident else self.splits[split]
         place = stored.images.device
         rows = self.rows[split].to(place)[scene.to(place)]
@@ -233,12 +234,12 @@ class ScenesDataModule(PairsDataModule):
         ]
         label = stored.labels[rows].to(scene.device)
         label = to_classes(label, self.ignore_other) if label.dim() == 3 else label.long()
-        return Pairs(images[0], images[1], target, scene, label, None, epoch)
+        return Batch(images[0], scene, target, label, images[1], None, epoch)
 
-    def _augmented(self, pairs: Pairs, keys: Tensor) -> Pairs:
-        clean, perturbed = (apply_in_order(self.joint, images, keys) for images in (pairs.clean, pairs.perturbed))
-        label = pairs.label
+    def _augmented(self, pairs: Batch, keys: Tensor) -> Batch:
+        x, x_tilde = (apply_in_order(self.joint, images, keys) for images in (pairs.x, pairs.perturbed))
+        label = pairs.labels
         if label.dim() == 3:
             # As an image of numbers from 1 up, whose padding is 0: not a class, and does not count.
             label = apply_in_order(self.joint, (label[:, None] + 1).float(), keys)[:, 0].round().long() - 1
-        return pairs._replace(clean=clean, perturbed=perturbed, label=label)
+        return dataclasses.replace(pairs, x=x, x_tilde=x_tilde, y=label)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Seed, validated
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.networks.cvae.base import CVAE, Gaussian
@@ -76,7 +76,7 @@ class CVAELearner(pl.LightningModule):
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()
         self.units = ActiveUnits(math.prod(network.latent_shape))
-        self._sampled: Pairs | None = None
+        self._sampled: Batch | None = None
 
     LOGGED = (
         *(f"train/{name}" for name in ("loss", "reconstruction", "kl", "beta", "lr")),
@@ -111,17 +111,17 @@ class CVAELearner(pl.LightningModule):
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
         return self.learning_rate.of(self.make_optimizer(self.network.parameters()))
 
-    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
-    def losses(self, pairs: Pairs, purpose: Purpose = Purpose.LEARNING) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
+    def losses(self, pairs: Batch, purpose: Purpose = Purpose.LEARNING) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
         """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
-        prior = self.network.encode_prior(pairs.clean)
-        posterior = self.network.encode_posterior(pairs.clean, pairs.perturbed)
-        keys = random.example_keys(self.seed, pairs.example, purpose, pairs.epoch)
+        prior = self.network.encode_prior(pairs.x)
+        posterior = self.network.encode_posterior(pairs.x, pairs.perturbed)
+        keys = random.example_keys(self.seed, pairs.index, purpose, pairs.epoch)
         z = posterior.mean + posterior.std * random.normal(keys, self.network.latent_shape)
-        decoded = self.network.generate(pairs.clean, z)
+        decoded = self.network.generate(pairs.x, z)
         return (
             pixel_loss(self.likelihood, decoded, pairs.perturbed).sum(IMAGE_DIMS),
             posterior.kl(prior),
@@ -129,17 +129,17 @@ class CVAELearner(pl.LightningModule):
             prior,
         )
 
-    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss at the current β."""
         reconstruction, kl, _, _ = self.losses(batch)
         beta = self.beta(now(self, batch_idx))
         loss = (reconstruction + beta * kl).sum()
         values = {
-            "train/loss": loss.detach() / len(batch.example),
+            "train/loss": loss.detach() / len(batch.index),
             "train/reconstruction": reconstruction.mean().detach(),
         }
         values |= {"train/kl": kl.mean().detach()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.example))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index))
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log_dict({"train/beta": beta, "train/lr": lr}, on_step=True, on_epoch=False)
         # DDP averages over processes, and Lightning over accumulated batches.
@@ -151,10 +151,10 @@ class CVAELearner(pl.LightningModule):
         self.units.reset()
         self._sampled = None
 
-    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses, norms and the encoder's error; the radius is only known at the end."""
         reconstruction, kl, posterior, prior = self.losses(batch, Purpose.LEARNING_VALIDATION)
-        s = CVAESet(self.network, self.likelihood, radius=1.0).at(batch.clean)
+        s = CVAESet(self.network, self.likelihood, radius=1.0).at(batch.x)
         u = (posterior.mean - prior.mean) / prior.std
         self.norms.update(s.ball.size(u), batch.kind)
         self.units.update(posterior.mean, prior.mean)
@@ -166,7 +166,7 @@ class CVAELearner(pl.LightningModule):
             "val/kl": kl.mean(),
             "val/encoder_ae": encoder_error(s, batch.perturbed, u, unbounded, squared_error).mean(),
         }
-        self.log_dict(values, on_epoch=True, batch_size=len(batch.example), sync_dist=True)
+        self.log_dict(values, on_epoch=True, batch_size=len(batch.index), sync_dist=True)
         if self._sampled is None:
             self._sampled = batch
 
@@ -187,11 +187,11 @@ class CVAELearner(pl.LightningModule):
         values |= {f"val/latent_norm/{name}": value for name, value in self.latent_norms.items()}
         assert self._sampled is not None
         pairs = self._sampled
-        s = CVAESet(self.network, self.likelihood, radius).at(pairs.clean)
+        s = CVAESet(self.network, self.likelihood, radius).at(pairs.x)
         ball = LatentBall(self.network.latent_shape, "l2", radius)
-        keys = random.example_keys(self.seed, pairs.example, Purpose.LEARNING_SAMPLES)
+        keys = random.example_keys(self.seed, pairs.index, Purpose.LEARNING_SAMPLES)
         expected = expected_error(s, pairs.perturbed, ball, squared_error, draws=5, keys=keys)
-        self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.example))
+        self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.index))
         self.log_dict(values)
 
     def perturbation_set(self) -> CVAESet:

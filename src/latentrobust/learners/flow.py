@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric
 
 from latentrobust.arguments import Count, Positive, Seed, validated
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.networks.flows.base import FlowNetwork
@@ -118,23 +118,23 @@ class FlowLearner(pl.LightningModule):
         """Initialise from the first training examples, which are the same in every process."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         pairs = data.first_pairs("train", self.initialize_on, self.device)
-        keys = random.example_keys(self.seed, pairs.example, Purpose.LEARNING_START)
-        self.network.initialize(self.network.dequantize(pairs.clean, keys), pairs.label)
+        keys = random.example_keys(self.seed, pairs.index, Purpose.LEARNING_START)
+        self.network.initialize(self.network.dequantize(pairs.x, keys), pairs.labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: the learning rate is set at every step."""
         return self.learning_rate.of(self.make_optimizer(self.network.parameters()))
 
-    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
-    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The negative log-likelihood of a batch, in nats per image: what weight decay and clipping are relative to."""
-        keys = random.example_keys(self.seed, batch.example, Purpose.LEARNING, batch.epoch)
-        images = apply_in_order(self.augmentation, batch.clean, random.fold_in(keys, Purpose.AUGMENT))
-        bits = self.bits_per_dim(images, batch.label, keys).mean()
-        size = len(batch.example)
+        keys = random.example_keys(self.seed, batch.index, Purpose.LEARNING, batch.epoch)
+        images = apply_in_order(self.augmentation, batch.x, random.fold_in(keys, Purpose.AUGMENT))
+        bits = self.bits_per_dim(images, batch.labels, keys).mean()
+        size = len(batch.index)
         self.train_bits.update(bits.detach(), size)
         self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
@@ -153,17 +153,17 @@ class FlowLearner(pl.LightningModule):
             if isinstance(layer, InvertibleConvolution):
                 layer.inverse_matrix()
 
-    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Likelihood, round trip, and norms of observed perturbations."""
-        keys = random.example_keys(self.seed, batch.example, Purpose.LEARNING_VALIDATION)
-        bits = self.bits_per_dim(batch.clean, batch.label, keys)
-        size = len(batch.example)
+        keys = random.example_keys(self.seed, batch.index, Purpose.LEARNING_VALIDATION)
+        bits = self.bits_per_dim(batch.x, batch.labels, keys)
+        size = len(batch.index)
         self.val_bits.update(bits)
         self.log("val/bits_per_dim", self.val_bits, on_epoch=True, batch_size=size)
         self.log("val/loss", bits.mean(), on_epoch=True, batch_size=size, sync_dist=True)
-        s = FlowSet(self.network, self.norm, radius=1.0).at(batch.clean, batch.label)
+        s = FlowSet(self.network, self.norm, radius=1.0).at(batch.x, batch.y)
         back = s.decode_unclamped(torch.zeros_like(s.z))  # type: ignore[attr-defined]
-        self.round_trip.update((back - batch.clean).abs().amax())
+        self.round_trip.update((back - batch.x).abs().amax())
         self.log("val/round_trip_error", self.round_trip, on_epoch=True, batch_size=size)
         if self._has_pairs:
             self.norms.update(s.ball.size(s.encode(batch.perturbed, batch.offset)), batch.kind)

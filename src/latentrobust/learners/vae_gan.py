@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.arguments import NonNegative, Positive, Seed, validated
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.learners.flow import Optimizer
@@ -99,14 +99,14 @@ class VAEGANLearner(pl.LightningModule):
         groups = (coding, self.network.discriminators.parameters())
         return [rate.of(self.make_optimizer(group)) for rate, group in zip(self.learning_rates, groups, strict=True)]
 
-    def training_step(self, batch: Pairs, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """A step of encoders and decoders, and one of discriminators, on the same reconstructions."""
         coding, judging = cast(list[LightningOptimizer], self.optimizers())
         at = now(self, batch_idx)
         for optimizer, rate in zip((coding, judging), self.learning_rates, strict=True):
             rate.set(optimizer, at)
-        x, y = batch.clean, batch.label
-        keys = random.example_keys(self.seed, batch.example, Purpose.LEARNING, batch.epoch)
+        x, y = batch.x, batch.labels
+        keys = random.example_keys(self.seed, batch.index, Purpose.LEARNING, batch.epoch)
         noise = random.normal(keys, self.network.latent_shape)
         error, kl, reconstruction, logits = vae_gan_losses(self.network, x, y, noise, self.beta)
         loss = (error + kl + self.gamma * F.softplus(-logits)).mean()
@@ -130,15 +130,15 @@ class VAEGANLearner(pl.LightningModule):
             on_step=False, on_epoch=True, batch_size=len(y),
         )  # fmt: skip
 
-    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss without the discriminators, and the squared error a pixel."""
-        nothing = torch.zeros(len(batch.label), *self.network.latent_shape, device=self.device)
-        error, kl, reconstruction, _ = vae_gan_losses(self.network, batch.clean, batch.label, nothing, self.beta)
+        nothing = torch.zeros(len(batch.labels), *self.network.latent_shape, device=self.device)
+        error, kl, reconstruction, _ = vae_gan_losses(self.network, batch.x, batch.labels, nothing, self.beta)
         values = {
             "val/loss": (error + kl).mean(), "val/kl": kl.mean(),
-            "val/reconstruction": (reconstruction - batch.clean).square().mean(),
+            "val/reconstruction": (reconstruction - batch.x).square().mean(),
         }  # fmt: skip
-        self.log_dict(values, on_epoch=True, batch_size=len(batch.label), sync_dist=True)
+        self.log_dict(values, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
 
     def perturbation_set(self) -> VAEGANSet:
         """The set with the present weights."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from matplotlib.figure import Figure
 
+from latentrobust.batch import Batch
 from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.data.pairs import Pairs
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
@@ -63,35 +63,35 @@ def density_section(test: DensityTest, data: PairsDataModule, metrics: Mapping[s
 
 
 @torch.no_grad()
-def temperature_samples(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> Figure:
+def temperature_samples(perturbations: FlowSet, pairs: Batch, seed: int = 0) -> Figure:
     """Decoded latents ``T·N(0, I)``, the same normal numbers in each row; labels are those of the shown examples."""
-    keys = random.example_keys(seed, pairs.example, Purpose.FIGURES)
+    keys = random.example_keys(seed, pairs.index, Purpose.FIGURES)
     z = random.normal(keys, perturbations.network.latent_shape)
-    y = pairs.label if perturbations.needs_label else None
+    y = pairs.labels if perturbations.needs_label else None
     rows = {f"T = {t:g}": list(perturbations.network.decode(t * z, y).nan_to_num()) for t in TEMPERATURES}
-    columns = [f"class {label}" for label in pairs.label.tolist()] if y is not None else []
+    columns = [f"class {label}" for label in pairs.labels.tolist()] if y is not None else []
     return image_rows(rows, "Samples of the flow by temperature", columns)
 
 
 @torch.no_grad()
-def perturbed(perturbations: FlowSet, pairs: Pairs, seed: int = 0) -> Figure:
+def perturbed(perturbations: FlowSet, pairs: Batch, seed: int = 0) -> Figure:
     """Originals, random draws at several radii, and the differences (Yüksel et al., figure 3)."""
-    s = perturbations.at(pairs.clean, pairs.label)
-    keys = random.example_keys(seed, pairs.example, Purpose.FIGURES)
-    rows = {"example x": list(pairs.clean)}
+    s = perturbations.at(pairs.x, pairs.y)
+    keys = random.example_keys(seed, pairs.index, Purpose.FIGURES)
+    rows = {"example x": list(pairs.x)}
     for share in SHARES:
         ball = perturbations.ball.with_radius(share * perturbations.ball.radius)
         images = s.decode(s.draw(keys, ball))
-        change = images - pairs.clean
+        change = images - pairs.x
         rows[f"ε = {ball.radius:.3g}"] = list(images)
         rows[f"change, ε = {ball.radius:.3g}"] = list(0.5 + change / (2 * change.abs().max().clamp_min(1e-6)))
     return image_rows(rows, "Random latent perturbations and what they change")
 
 
 @torch.no_grad()
-def interpolations(perturbations: FlowSet, pairs: Pairs, lines: int = 6, steps: int = 9) -> Figure:
+def interpolations(perturbations: FlowSet, pairs: Batch, lines: int = 6, steps: int = 9) -> Figure:
     """Between pairs of images, of one class each where the flow is conditioned on it."""
-    labels = pairs.label.tolist()
+    labels = pairs.labels.tolist()
     wanted: list[tuple[int, int]] = []
     for first, label in enumerate(labels):
         second = next((k for k in range(first + 1, len(labels)) if labels[k] == label), None)
@@ -100,8 +100,8 @@ def interpolations(perturbations: FlowSet, pairs: Pairs, lines: int = 6, steps: 
     rows = {}
     for first, second in wanted[:lines]:
         part = pairs.map(lambda t, ends=(first, second): t[list(ends)])  # type: ignore[misc]
-        y = part.label if perturbations.needs_label else None
-        z = perturbations.network.encode(part.clean, y)[0]
+        y = part.labels if perturbations.needs_label else None
+        z = perturbations.network.encode(part.x, y)[0]
         share = torch.linspace(0, 1, steps, device=z.device, dtype=z.dtype).reshape(-1, *[1] * (z.dim() - 1))
         path = perturbations.network.decode(torch.lerp(z[:1], z[1:], share), None if y is None else y[:1].expand(steps))
         rows[f"class {labels[first]}"] = list(path)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import Tensor
 
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.files import replacing
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -65,27 +65,27 @@ def _rgb(image: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Pairs) -> Figure:
+def pairs_and_reconstructions(perturbations: PerturbationSet, pairs: Batch) -> Figure:
     """Examples, their observed perturbations, and what the set makes of the encoded ones."""
-    s = perturbations.at(pairs.clean, pairs.label)
+    s = perturbations.at(pairs.x, pairs.y)
     u = perturbations.ball.project(s.encode(pairs.perturbed, pairs.offset))
-    rows = {"example x": pairs.clean, "observed x̃": pairs.perturbed, "encoded and\ndecoded": s.decode(u)}
+    rows = {"example x": pairs.x, "observed x̃": pairs.perturbed, "encoded and\ndecoded": s.decode(u)}
     return image_rows({name: list(images) for name, images in rows.items()}, "Observed pairs and their reconstruction")
 
 
 @torch.no_grad()
-def samples(perturbations: PerturbationSet, pairs: Pairs, draws: int = 8, seed: int = 0) -> Figure:
+def samples(perturbations: PerturbationSet, pairs: Batch, draws: int = 8, seed: int = 0) -> Figure:
     """Random draws from S(x) beside their example."""
-    s = perturbations.at(pairs.clean, pairs.label)
-    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.example, Purpose.FIGURES)))
-    rows = {f"{number + 1}": [clean, *drawn[:, number]] for number, clean in enumerate(pairs.clean)}
+    s = perturbations.at(pairs.x, pairs.y)
+    drawn = s.decode(s.sample(draws, random.example_keys(seed, pairs.index, Purpose.FIGURES)))
+    rows = {f"{number + 1}": [clean, *drawn[:, number]] for number, clean in enumerate(pairs.x)}
     return image_rows(rows, "Random draws from the perturbation set", ["example x", *["draw"] * draws])
 
 
 @torch.no_grad()
-def interpolations(perturbations: PerturbationSet, pairs: Pairs, steps: int = 8) -> Figure:
+def interpolations(perturbations: PerturbationSet, pairs: Batch, steps: int = 8) -> Figure:
     """One example each row, carried from the offset of its own pair to the offset of the next one."""
-    s = perturbations.at(pairs.clean, pairs.label)
+    s = perturbations.at(pairs.x, pairs.y)
     u = perturbations.ball.project(s.encode(pairs.perturbed, pairs.offset))
     shares = torch.linspace(0, 1, steps, device=u.device).reshape(steps, *[1] * u.dim())
     path = s.decode((1 - shares) * u + shares * u.roll(-1, 0))
@@ -95,15 +95,15 @@ def interpolations(perturbations: PerturbationSet, pairs: Pairs, steps: int = 8)
 
 
 @torch.no_grad()
-def between_kinds(perturbations: PerturbationSet, versions: Mapping[str, Pairs], steps: int = 5) -> Figure:
+def between_kinds(perturbations: PerturbationSet, versions: Mapping[str, Batch], steps: int = 5) -> Figure:
     """The same images carried from one kind of perturbation to the next: pairs by kind, of the same examples.
 
     The condition is the first kind's; ``steps`` images lie between two kinds (figure 8 of Wong & Kolter).
     """
     names, pairs = list(versions), list(versions.values())
-    s = perturbations.at(pairs[0].clean, pairs[0].label)
+    s = perturbations.at(pairs[0].x, pairs[0].labels)
     offsets = [perturbations.ball.project(s.encode(part.perturbed, part.offset)) for part in pairs]
-    rows: dict[str, list[Tensor]] = {f"{number + 1}": [image] for number, image in enumerate(pairs[0].clean)}
+    rows: dict[str, list[Tensor]] = {f"{number + 1}": [image] for number, image in enumerate(pairs[0].x)}
     columns = ["example x"]
     for place, (name, start) in enumerate(zip(names, offsets, strict=True)):
         last = place + 1 == len(offsets)

@@ -283,17 +283,17 @@ def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
     pairs = data.pairs("test", test.adversarial_index)
     said = _said(test, images).tolist()
     title = f"Worst images found within ε = {radius:.3g}{f' for “{name}”' if name else ''}"
-    outcomes = [f"{true} → {other}" for true, other in zip(pairs.label.tolist(), said, strict=True)]
-    return figures.adversarial_rows(pairs.clean, images, outcomes, title)
+    outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said, strict=True)]
+    return figures.adversarial_rows(pairs.x, images, outcomes, title)
 
 
 def _maps(test: ModelTest, data: PairsDataModule, name: str, number: int) -> Figure:
     radius, images = _worst(test, number)
     pairs = data.pairs("test", test.adversarial_index)
-    pictures = {"example x": pairs.clean[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
+    pictures = {"example x": pairs.x[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
     said = {key: _said(test, part) for key, part in pictures.items()}
     title = f"Worst lights found within ε = {radius:.3g}{f' for “{name}”' if name else ''}, and maps of classes"
-    return segmentation.maps_under_attack(pictures, said, pairs.label[:SHOWN_MAPS], data.class_names, title)
+    return segmentation.maps_under_attack(pictures, said, pairs.labels[:SHOWN_MAPS], data.class_names, title)
 
 
 def _worst(test: ModelTest, number: int) -> tuple[float, torch.Tensor]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Seed, validated
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, collecting
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, Table, is_right
+from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Table, below, is_right
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.smoothing import PROMISE
 
@@ -114,18 +115,18 @@ def _assess(
         x = as_images(batch[0], model, perturbations)
         y = as_labels(batch[1], x)
         rest = [as_images(part, model, perturbations, "x_tilde") for part in batch[2:]]
-        subjects = Subjects(x, y, torch.arange(count, count + len(x), device=device), rest[0] if rest else None)
+        examples = Batch.of(x, y, rest[0] if rest else None, first=count)
         count += len(x)
         if assessor is None:
             expected = min(limits, default=None)
             assessor = Assessor(model, perturbations, robust, certify, seed, path, expected, y.dim() == 3)
-        right = {"index": subjects.index, "clean": is_right(model, x, y)}
-        if subjects.x_tilde is not None:
-            right["perturbed"] = is_right(model, subjects.x_tilde, y)
+        right = {"index": examples.index, "clean": is_right(model, x, y)}
+        if examples.x_tilde is not None:
+            right["perturbed"] = is_right(model, examples.x_tilde, y)
         rows["accuracy"].append(right)
-        if robust is not None and (part := subjects.below(robust.examples)) is not None:
+        if robust is not None and (part := below(examples, robust.examples)) is not None:
             rows["robust"].append({"index": part.index, **assessor.attack(part)[0]})
-        if certify is not None and (part := subjects.below(certify.examples)) is not None:
+        if certify is not None and (part := below(examples, certify.examples)) is not None:
             rows["certified"].append({"index": part.index, **assessor.certificates(part)})
     if assessor is None:
         raise InputError("there is no data to assess")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import latentrobust
 from latentrobust.arguments import Count, NonNegative, Positive, Probability, RadiusName, validated
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -97,21 +98,12 @@ class CertifySettings:
         return GroupSequential(self.n, self.alpha) if self.adaptive else Fixed(self.n, self.alpha)
 
 
-class Subjects:
-    """A batch to be assessed: images, labels, indices ``[B]``, and observed perturbations where there are any."""
-
-    def __init__(
-        self, x: Tensor, y: Tensor, index: Tensor, x_tilde: Tensor | None = None, offset: Tensor | None = None
-    ) -> None:
-        self.x, self.y, self.index, self.x_tilde, self.offset = x, y, index, x_tilde, offset
-
-    def below(self, limit: int | None) -> Subjects | None:
-        """The part whose index is below a limit, or None where there is none."""
-        if limit is None:
-            return self
-        chosen = (self.index < limit).nonzero()[:, 0]
-        parts = (self.x, self.y, self.index, self.x_tilde, self.offset)
-        return Subjects(*(None if t is None else t[chosen] for t in parts)) if len(chosen) else None  # type: ignore[arg-type]
+def below(batch: Batch, limit: int | None) -> Batch | None:
+    """The part of a batch whose index is below a limit, or None where there is none."""
+    if limit is None:
+        return batch
+    part = batch.at(batch.index < limit)
+    return part if len(part) else None
 
 
 def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -201,7 +193,7 @@ class Assessor:
         """Names of the certificate table's columns."""
         return list(self.certificate_table.columns) if self.certificate_table is not None else []
 
-    def attack(self, subjects: Subjects) -> tuple[dict[str, Tensor], dict[str, Found]]:
+    def attack(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Found]]:
         """The attack table's columns for a batch, and what each attack found.
 
         ``<attack>/eps=<ε>`` is 1 where the model stays right, or the share of pixels that do. Margin and smallest
@@ -209,17 +201,17 @@ class Assessor:
         radius.
         """
         assert self.robust is not None
-        keys = random.example_keys(self.seed, subjects.index, Purpose.ASSESSMENT)
+        keys = random.example_keys(self.seed, batch.index, Purpose.ASSESSMENT)
         columns: dict[str, Tensor] = {}
         found: dict[str, Found] = {}
-        smallest = torch.full((len(subjects.x),), math.inf, device=subjects.x.device)
+        smallest = torch.full((len(batch.x),), math.inf, device=batch.x.device)
         for number, (name, attack) in enumerate(self.robust.attacks.items()):
             found[name] = attack(
-                self.model, self.perturbations, subjects.x, subjects.y, radii=list(self.radii),
+                self.model, self.perturbations, batch.x, batch.labels, radii=list(self.radii),
                 keys=random.fold_in(keys, number),  # or all attacks would start at the same points
-                x_tilde=subjects.x_tilde, offset=subjects.offset,
+                x_tilde=batch.x_tilde, offset=batch.offset,
             )  # fmt: skip
-            remaining = attack.judge(subjects.y).remaining(found[name].score)
+            remaining = attack.judge(batch.labels).remaining(found[name].score)
             for place, radius in enumerate(self.radii):
                 columns[f"{name}/eps={radius:g}"] = remaining[place].float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
@@ -257,44 +249,44 @@ class Assessor:
         logits = logits[:, :: max(logits.shape[1] // 64, 1)]
         return [float(f"{value:.6g}") for value in logits.flatten().tolist()]
 
-    def certificates(self, subjects: Subjects, chunk: int = 8) -> dict[str, Tensor]:
+    def certificates(self, batch: Batch, chunk: int = 8) -> dict[str, Tensor]:
         """The certificate table's columns for a batch, a few examples at a time; journaled ones are not made again."""
         assert self.certify is not None
         assert self.certificate_table is not None
         settings = self.certify
         smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
-        indices = subjects.index.tolist()
+        indices = batch.index.tolist()
         known: dict[int, dict[str, float]] = {}
         if self._journal is None and self._journal_path is not None:
-            self._journal = self._open_journal(self._journal_path, subjects.x[:1])
+            self._journal = self._open_journal(self._journal_path, batch.x[:1])
         if self._journal is not None:
             pictures = {
                 index: checksum(label, checksum(image))
-                for index, image, label in zip(indices, subjects.x.cpu(), subjects.y.cpu(), strict=True)
+                for index, image, label in zip(indices, batch.x.cpu(), batch.labels.cpu(), strict=True)
             }
             done = self._journal.done
             known = {i: done[i] for i in indices if i in done and done[i].get("image") == pictures[i]}
         todo = [row for row, index in enumerate(indices) if index not in known]
         self._progress.skip(len(indices) - len(todo))
         for start in range(0, len(todo), chunk):
-            rows = torch.tensor(todo[start : start + chunk], device=subjects.x.device)
-            keys = random.example_keys(self.seed, subjects.index[rows], Purpose.CERTIFICATES)
+            rows = torch.tensor(todo[start : start + chunk], device=batch.x.device)
+            keys = random.example_keys(self.seed, batch.index[rows], Purpose.CERTIFICATES)
             found = smoothed.certify(
-                subjects.x[rows], keys, n0=settings.n0, n=settings.n, alpha=settings.alpha,
+                batch.x[rows], keys, n0=settings.n0, n=settings.n, alpha=settings.alpha,
                 adaptive=settings.adaptive, targets=list(self.targets),
             )  # fmt: skip
-            columns = self.certificate_table.rows(found, subjects.y[rows])
+            columns = self.certificate_table.rows(found, batch.labels[rows])
             lists = zip(*(column.tolist() for column in columns.values()), strict=True)
             new = {
                 index: dict(zip(columns, values, strict=True))
-                for index, values in zip(subjects.index[rows].tolist(), lists, strict=True)
+                for index, values in zip(batch.index[rows].tolist(), lists, strict=True)
             }
             if self._journal is not None:
                 self._journal.add({index: {**new[index], "image": pictures[index]} for index in new})
             known |= new
             self._progress.done(len(rows))
         return {
-            name: torch.tensor([known[i][name] for i in indices], dtype=torch.float64, device=subjects.x.device)
+            name: torch.tensor([known[i][name] for i in indices], dtype=torch.float64, device=batch.x.device)
             for name in self.certificate_table.columns
         }
 

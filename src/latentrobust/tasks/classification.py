@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from latentrobust.arguments import Count, Seed, validated
-from latentrobust.data.pairs import Pairs, asked_once
+from latentrobust.batch import Batch
+from latentrobust.data.pairs import asked_once
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -22,8 +24,8 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
 from latentrobust.robustness.objectives import Standard, TrainingObjective
-from latentrobust.robustness.training import Examples, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
+from latentrobust.robustness.training import Setting, TrainingPerturbation
 from latentrobust.schedules import LearningRate, Schedule, now
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
@@ -165,7 +167,7 @@ class ClassificationTask(pl.LightningModule):
         """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
         return self.learning_rate.of(self.make_optimizer(self.model.parameters()))
 
-    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
@@ -173,73 +175,73 @@ class ClassificationTask(pl.LightningModule):
         """Keep accuracy and loss on the images that were trained on."""
         self.fitted = {name: float(metric.compute()) for name, metric in self.fit_metrics.items()}  # type: ignore[operator]
 
-    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Perturb, then one step of the objective."""
-        keys = random.example_keys(self.seed, batch.example, Purpose.TRAINING, batch.epoch)
-        examples = self._examples(batch, keys)
-        setting = Setting(self.model, self.perturbations, examples, self.objective.attack_loss)
+        keys = random.example_keys(self.seed, batch.index, Purpose.TRAINING, batch.epoch)
+        batch = self._augmented(batch, keys)
+        setting = Setting(self.model, self.perturbations, batch, keys, self.objective.attack_loss)
         images, targets = self.training_perturbation(setting)
         images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, Purpose.AFTER))
         if self.augmentation.mixup is not None:
             targets = F.one_hot(targets, self._outputs).to(images.dtype)
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
-        step = self.objective(self.model, examples.x, images, targets, keys)
+        step = self.objective(self.model, batch.x, images, targets, keys)
         loss = step.loss.mean()
-        right = self.criterion.accuracy(step.logits.detach(), batch.label).nanmean()
+        right = self.criterion.accuracy(step.logits.detach(), batch.labels).nanmean()
         for name, value in (("loss", loss.detach()), ("accuracy", right)):
             metric: Any = self.fit_metrics[name]
-            metric.update(value, len(batch.example))
-            self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=len(batch.example))
+            metric.update(value, len(batch.index))
+            self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=len(batch.index))
         lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log("train/lr", lr, on_step=True, on_epoch=False)
         return loss
 
-    def _examples(self, batch: Pairs, keys: Tensor) -> Examples:
-        before = self.augmentation.before
+    def _augmented(self, batch: Batch, keys: Tensor) -> Batch:
+        """What is trained on: both halves of the pairs augmented alike, where the data has pairs."""
+        before, own = self.augmentation.before, random.fold_in(keys, Purpose.BEFORE)
+        if not self._has_pairs:
+            batch = replace(batch, x_tilde=None, offset=None)
         if not before:
-            pair = (batch.perturbed, batch.offset) if self._has_pairs else (None, None)
-            return Examples(batch.clean, batch.label, keys, batch.epoch, *pair)
-        own = random.fold_in(keys, Purpose.BEFORE)
-        clean = apply_in_order(before, batch.clean, own)
-        perturbed = apply_in_order(before, batch.perturbed, own) if self._has_pairs else None
+            return batch
+        x_tilde = apply_in_order(before, batch.perturbed, own) if self._has_pairs else None
         # The true offset is of the images as they were.
-        return Examples(clean, batch.label, keys, batch.epoch, perturbed, None)
+        return replace(batch, x=apply_in_order(before, batch.x, own), x_tilde=x_tilde, offset=None)
 
     def on_validation_epoch_start(self) -> None:
         """No image has been asked yet."""
         self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
 
-    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean and perturbed accuracy of the batch; robust accuracy of its part among the first examples."""
         if self._has_pairs:
-            self._count_perturbed(logits_of(self.model, batch.perturbed), batch.label)
+            self._count_perturbed(logits_of(self.model, batch.perturbed), batch.labels)
         once = asked_once(batch, self._first_kinds, self._asked)  # each image, whatever kinds it has
-        alone = batch.map(lambda part: part[once])
+        alone = batch.at(once)
         right = torch.zeros(0, device=self.device)
-        if len(alone.example):
-            right = self.criterion.accuracy(logits_of(self.model, alone.clean), alone.label)
+        if len(alone):
+            right = self.criterion.accuracy(logits_of(self.model, alone.x), alone.labels)
         self._count("clean", right)
-        chosen = once & (batch.example < self.attack_examples)
+        chosen = once & (batch.index < self.attack_examples)
         if self._attacks_now:
-            self._attack(batch.map(lambda part: part[chosen]))
+            self._attack(batch.at(chosen))
 
     def _count_perturbed(self, logits: Tensor, y: Tensor) -> None:
         self._count("perturbed", self.criterion.accuracy(logits, y))
 
-    def _attack(self, part: Pairs) -> None:
+    def _attack(self, part: Batch) -> None:
         """Every process logs, also one without any of the examples: what is logged is gathered from all."""
         right = torch.zeros(0, device=self.device)
-        if len(part.example):
+        if len(part):
             assert self.validation_attack is not None
             assert self.perturbations is not None
             with warnings.catch_warnings(), collecting(inherit=False):
                 warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
-                keys = random.example_keys(self.seed, part.example, Purpose.VALIDATION_ATTACK)
+                keys = random.example_keys(self.seed, part.index, Purpose.VALIDATION_ATTACK)
                 found = self.validation_attack(
-                    self.model, self.perturbations, part.clean, part.label,
+                    self.model, self.perturbations, part.x, part.labels,
                     keys=keys, x_tilde=part.perturbed, offset=part.offset,
                 )  # fmt: skip
-            right = self.validation_attack.judge(part.label).remaining(found.score[0])
+            right = self.validation_attack.judge(part.labels).remaining(found.score[0])
         self._count("robust", right)
 
     @property

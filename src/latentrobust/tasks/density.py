@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from latentrobust.arguments import Seed, validated
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -65,12 +65,12 @@ class DensityTest(pl.LightningModule):
         check_same_images(data, self.perturbations)
         self.metrics, self.per_example = results["metrics"], results["per_example"]
 
-    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Both values of a batch."""
-        keys = random.example_keys(self.seed, batch.example, Purpose.DENSITY)
-        label = batch.label if self.perturbations.needs_label else None
+        keys = random.example_keys(self.seed, batch.index, Purpose.DENSITY)
+        label = batch.labels if self.perturbations.needs_label else None
         with frozen(self.perturbations), torch.no_grad():
-            self.values.update(batch.example, batch.kind, **self.perturbations.density(batch.clean, label, keys))
+            self.values.update(batch.index, batch.kind, **self.perturbations.density(batch.x, label, keys))
 
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""

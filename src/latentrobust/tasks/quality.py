@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentrobust.arguments import Natural, Seed, validated
-from latentrobust.data.pairs import Pairs
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -94,25 +94,25 @@ class QualityTest(pl.LightningModule):
         check_same_images(data, self.perturbations)
         self._kinds = data.kinds
 
-    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """All metrics of a batch."""
-        keys = random.example_keys(self.seed, batch.example, Purpose.QUALITY)
+        keys = random.example_keys(self.seed, batch.index, Purpose.QUALITY)
         with torch.inference_mode(False), frozen(self.perturbations):
             batch = batch.map(torch.clone)
-            s = self.perturbations.at(batch.clean, batch.label)
-            chosen = (batch.example < self.detail).nonzero()[:, 0]
+            s = self.perturbations.at(batch.x, batch.y)
+            chosen = (batch.index < self.detail).nonzero()[:, 0]
             nearest: dict[str, Tensor] = {}
             if len(chosen):
-                found = self._measure_detail(batch.map(lambda part: part[chosen]), keys[chosen])
+                found = self._measure_detail(batch.at(chosen), keys[chosen])
                 encoded = s.encode(batch.perturbed, batch.offset)  # where the others begin
                 nearest = {suffix: encoded.clone() for suffix in found}
                 for suffix, offsets in found.items():
                     nearest[suffix][chosen] = offsets.to(nearest[suffix].dtype)
             self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys, nearest)
 
-    def _measure_detail(self, batch: Pairs, keys: Tensor) -> dict[str, Tensor]:
+    def _measure_detail(self, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
         """At the percentile radii, rising, and against the exact set; returns the nearest offsets found."""
-        s = self.perturbations.at(batch.clean, batch.label)
+        s = self.perturbations.at(batch.x, batch.y)
         nearest: dict[str, Tensor] = {}
         for name, radius in self.radii.items():
             ball, into = self.perturbations.ball.with_radius(radius), self.at_radius[name]
@@ -120,14 +120,14 @@ class QualityTest(pl.LightningModule):
         self._compare(s, batch, keys)
         return nearest
 
-    def _compare(self, s: SetAt, batch: Pairs, keys: Tensor) -> None:
+    def _compare(self, s: SetAt, batch: Batch, keys: Tensor) -> None:
         if self.exact is None:
             return
-        exact = self.exact.at(batch.clean, batch.label)
+        exact = self.exact.at(batch.x, batch.y)
         self._measure(self.of_exact, self.exact, exact, self.exact.ball, batch, keys)
         sample = s.decode(s.sample(1, random.fold_in(keys, Purpose.SAMPLE)))[0]
         nearest = exact.decode(self.exact.ball.project(exact.encode(sample)))
-        self.to_exact.update(batch.example, batch.kind, distance=squared_error(nearest, sample))
+        self.to_exact.update(batch.index, batch.kind, distance=squared_error(nearest, sample))
 
     def _measure(
         self,
@@ -135,12 +135,12 @@ class QualityTest(pl.LightningModule):
         owner: PerturbationSet,
         s: SetAt,
         ball: LatentBall,
-        batch: Pairs,
+        batch: Batch,
         keys: Tensor,
         nearest: dict[str, Tensor] | None = None,
     ) -> None:
         into.update(
-            batch.example,
+            batch.index,
             batch.kind,
             s=s,
             x_tilde=batch.perturbed,

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Seed, validated
-from latentrobust.data.pairs import Pairs, Perturbation, asked_once
+from latentrobust.batch import Batch
+from latentrobust.data.pairs import Perturbation, asked_once
 from latentrobust.errors import warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.quality import PairValues
-from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, Subjects, is_right
+from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
@@ -159,36 +160,36 @@ class ModelTest(pl.LightningModule):
         if self.certify is not None:
             self.certificates = PairValues(self._assessor.certificate_columns).to(self.device)
 
-    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Everything about a batch."""
         with torch.inference_mode(False):
             batch = batch.map(torch.clone)
-            logits = self._logits(batch.perturbed, batch.label, "perturbed")
-            right = self.criterion.accuracy(logits, batch.label)
+            logits = self._logits(batch.perturbed, batch.labels, "perturbed")
+            right = self.criterion.accuracy(logits, batch.labels)
             if len(self._kinds) > 1:
-                self.by_kind.update(batch.example, batch.kind, perturbed=right)
+                self.by_kind.update(batch.index, batch.kind, perturbed=right)
             once = asked_once(batch, self._first_kinds, self._asked)  # what is asked of the image alone
-            batch, right = batch.map(lambda part: part[once]), right[once]
-            if not len(batch.example):
+            batch, right = batch.at(once), right[once]
+            if not len(batch):
                 return
             self._count_right(batch, right)
             self._count_corrupted(batch)
             if self._assessor is None:
                 return
             if self.stays is not None and self.robust is not None:
-                part = _first(batch, self.robust.examples)
-                if len(part.example):
-                    columns, found = self._assessor.attack(_subjects(part))
-                    self.stays.update(part.example, part.kind, **columns)
+                part = below(batch, self.robust.examples)
+                if part is not None:
+                    columns, found = self._assessor.attack(part)
+                    self.stays.update(part.index, part.kind, **columns)
                     if self.adversarial is None:
                         first = next(iter(found.values()))
                         self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
-                        self.adversarial_index = part.example[:SHOWN].cpu()
+                        self.adversarial_index = part.index[:SHOWN].cpu()
             if self.certificates is not None and self.certify is not None:
-                part = _first(batch, self.certify.examples)
-                if len(part.example):
-                    values = self._assessor.certificates(_subjects(part))
-                    self.certificates.update(part.example, part.kind, **values)
+                part = below(batch, self.certify.examples)
+                if part is not None:
+                    values = self._assessor.certificates(part)
+                    self.certificates.update(part.index, part.kind, **values)
 
     def _logits(self, images: Tensor, y: Tensor, name: str) -> Tensor:
         """What the model makes of images; maps are also counted for the intersection over union."""
@@ -198,29 +199,29 @@ class ModelTest(pl.LightningModule):
             self.iou[name].update(logits.argmax(1), y)  # type: ignore[operator]
         return logits
 
-    def _count_right(self, batch: Pairs, perturbed: Tensor) -> None:
-        logits = self._logits(batch.clean, batch.label, "clean")
-        columns = {"clean": self.criterion.accuracy(logits, batch.label)}
-        columns["loss"] = cross_entropy(logits, batch.label)
+    def _count_right(self, batch: Batch, perturbed: Tensor) -> None:
+        logits = self._logits(batch.x, batch.labels, "clean")
+        columns = {"clean": self.criterion.accuracy(logits, batch.labels)}
+        columns["loss"] = cross_entropy(logits, batch.labels)
         columns["perturbed"] = perturbed
         if not self.iou:
-            columns["label"] = batch.label
+            columns["label"] = batch.labels
         for number, (name, perturbation) in enumerate(self.ood.items()):
-            keys = random.fold_in(random.example_keys(self.seed, batch.example, Purpose.HELD_OUT), number)
-            drawn = perturbation.draw(keys, tuple(batch.clean.shape[1:]))
-            columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.clean, drawn), batch.label)
-        self.right.update(batch.example, batch.kind, **columns)
+            keys = random.fold_in(random.example_keys(self.seed, batch.index, Purpose.HELD_OUT), number)
+            drawn = perturbation.draw(keys, tuple(batch.x.shape[1:]))
+            columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.x, drawn), batch.labels)
+        self.right.update(batch.index, batch.kind, **columns)
 
     @property
     def _grids(self) -> list[GridAccuracy]:
         return [grid for grid in (self.held_out, self.corruptions) if grid is not None]
 
-    def _count_corrupted(self, batch: Pairs) -> None:
+    def _count_corrupted(self, batch: Batch) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for grid in self._grids:
-            originals = data.splits["test"].images.to(batch.example.device)[batch.example]
-            rows = data.rows["test"].to(batch.example.device)[batch.example]
-            grid.update(self.model, originals, batch.label, batch.example, rows)
+            originals = data.splits["test"].images.to(batch.index.device)[batch.index]
+            rows = data.rows["test"].to(batch.index.device)[batch.index]
+            grid.update(self.model, originals, batch.labels, batch.index, rows)
 
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
@@ -292,15 +293,3 @@ class ModelTest(pl.LightningModule):
 
 def _mean(column: np.ndarray) -> float:
     return float(np.nanmean(column.astype(np.float64)))  # an image in which no pixel counts has no accuracy
-
-
-def _first(batch: Pairs, limit: int | None) -> Pairs:
-    """The part of a batch whose index is below a limit."""
-    if limit is None:
-        return batch
-    chosen = batch.example < limit
-    return batch.map(lambda part: part[chosen])
-
-
-def _subjects(batch: Pairs) -> Subjects:
-    return Subjects(batch.clean, batch.label, batch.example, batch.perturbed, batch.offset)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Count
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -103,7 +104,7 @@ class Attack(ABC):
         if keys is None:
             keys = random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.ASSESSMENT)
         check_keys(keys, x)
-        found = []
+        whole, found = Batch.of(x, y, x_tilde, offset), []
         with frozen(model, perturbations), torch.inference_mode(False), torch.no_grad():
             if self.checks:
                 check_images(x)
@@ -111,14 +112,12 @@ class Attack(ABC):
             for start in range(0, len(x), self.chunk):
                 part = slice(start, start + self.chunk)
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
-                examples = _Examples(
-                    *(None if t is None else t[part].clone() for t in (x, y, keys, x_tilde, offset))  # type: ignore[arg-type]
-                )
-                problem = Problem(model, perturbations, examples, self.judge(y))
+                batch = whole.at(part).map(Tensor.clone)
+                problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y))
                 if self.checks and start == 0:
-                    check_model(model, examples.x, examples.y)
+                    check_model(model, batch.x, batch.labels)
                     widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
-                    check_offsets(model, problem.s, widest, examples.y, examples.keys)
+                    check_offsets(model, problem.s, widest, batch.labels, problem.keys)
                 found.append(self._attack(problem, perturbations.ball, chosen))
         return Found(
             tuple(chosen),
@@ -143,22 +142,14 @@ class Attack(ABC):
         return Found(tuple(radii), *(torch.stack(column) for column in columns))
 
 
-class _Examples(NamedTuple):
-    x: Tensor
-    y: Tensor
-    keys: Tensor
-    x_tilde: Tensor | None
-    offset: Tensor | None
-
-
 class Problem:
     """One chunk of examples under attack, and the worst image found for each so far. Starts at the set's centre."""
 
     def __init__(
-        self, model: nn.Module, perturbations: PerturbationSet, examples: _Examples, criterion: Criterion
+        self, model: nn.Module, perturbations: PerturbationSet, batch: Batch, keys: Tensor, criterion: Criterion
     ) -> None:
-        self.model, self.criterion, self.examples = model, criterion, examples
-        x, y = examples.x, examples.y
+        self.model, self.criterion, self.batch, self.keys = model, criterion, batch, keys
+        x, y = batch.x, batch.labels
         self.s = perturbations.at(x, y)
         shape = (len(x), *perturbations.ball.shape)
         self.offsets = torch.zeros(shape, device=x.device, dtype=self.s.offset_dtype)
@@ -185,7 +176,7 @@ class Problem:
         better = score < self.score[index]
         rows = index[better]
         self.score[rows], self.offsets[rows], self.images[rows] = score[better], u[better], images[better]
-        self.loss[rows] = cross_entropy(logits, self.examples.y[index])[better]
+        self.loss[rows] = cross_entropy(logits, self.batch.labels[index])[better]
 
     def snapshot(self) -> tuple[Tensor, ...]:
         """Images, offsets, score, loss, fooled, queries as they are now."""
@@ -204,7 +195,7 @@ class Search:
     @property
     def keys(self) -> Tensor:
         """Of the examples in the search."""
-        return self.problem.examples.keys[self.index]
+        return self.problem.keys[self.index]
 
     @property
     def offsets(self) -> Tensor:
@@ -213,7 +204,7 @@ class Search:
 
     def encoded(self) -> Tensor:
         """Offsets of the observed perturbations of the examples in the search."""
-        _, _, _, x_tilde, offset = self.problem.examples
+        x_tilde, offset = self.problem.batch.x_tilde, self.problem.batch.offset
         if x_tilde is None:
             raise InputError("start=encoded needs the observed perturbations: pass x_tilde to the attack")
         return self.s.encode(x_tilde[self.index], None if offset is None else offset[self.index])
@@ -226,7 +217,7 @@ class Search:
         """The loss at offsets ``u [N, *shape]``: ``[N]``."""
         images = self.s.decode(u)
         logits = _float(logits_of(self.problem.model, images))
-        y = self.problem.examples.y[self.index]
+        y = self.problem.batch.labels[self.index]
         with torch.no_grad():
             self._score = self.problem.criterion(logits.detach(), y)
             self.problem.record(self.index, u.detach(), images.detach(), logits.detach(), self._score)

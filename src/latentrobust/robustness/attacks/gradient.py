@@ -65,7 +65,7 @@ class GradientAttack(Attack):
 
     def _losses(self, problem: Problem) -> Iterator[IndexedLoss]:
         if self.loss == TARGETED:
-            for target in ranked_targets(problem.centre_logits, problem.examples.y, self.targets):
+            for target in ranked_targets(problem.centre_logits, problem.batch.labels, self.targets):
                 yield _towards(target)
         else:
             loss = named_loss(self.loss)

@@ -6,7 +6,6 @@ evaluation mode with frozen weights, so they neither move its running statistics
 
 from latentrobust.robustness.training.adversarial import Adversarial, CatastrophicOverfittingError, FastAdversarial
 from latentrobust.robustness.training.base import (
-    Examples,
     PairedData,
     Perturbed,
     Schedule,
@@ -19,7 +18,6 @@ from latentrobust.robustness.training.draws import Gaussian, RandomizedLA, Sampl
 __all__ = [
     "Adversarial",
     "CatastrophicOverfittingError",
-    "Examples",
     "FastAdversarial",
     "Gaussian",
     "PairedData",

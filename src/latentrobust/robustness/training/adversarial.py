@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Count, Positive, PositiveShare, RadiusName, Share, validated
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import FixedStep, Projection, climb, frozen, projected_ascent
@@ -17,7 +18,7 @@ from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.attacks.gradient import Start
 from latentrobust.robustness.criteria import logits_of
-from latentrobust.robustness.training.base import Examples, Setting, TrainingPerturbation, checked_norm
+from latentrobust.robustness.training.base import Setting, TrainingPerturbation, checked_norm
 from latentrobust.transforms import random
 
 NUDGE = 1e-3  # share of the radius by which a search leaves a centre where the loss is flat
@@ -64,10 +65,10 @@ class Adversarial(TrainingPerturbation):
     def perturb(self, at: Setting) -> Tensor:
         """The images that the search ends at."""
         s, ball = at.condition(), at.ball(self.radius, self.norm)
-        model, examples = at.model, at.examples
+        model, batch = at.model, at.batch
         with frozen(model):
-            loss = at.loss_for(model, examples.x, self._targets(model, examples))
-            start = self._begin(s, examples, ball, getattr(loss, "flat_at_centre", False))
+            loss = at.loss_for(model, batch.x, self._targets(model, batch))
+            start = self._begin(s, at, ball, getattr(loss, "flat_at_centre", False))
             project = partial(s.project, ball=ball)
             objective = _Climbed(lambda u: loss(logits_of(model, s.decode(u))), project)
             if self.keep_best:
@@ -79,24 +80,24 @@ class Adversarial(TrainingPerturbation):
         with torch.no_grad():
             return s.decode(u)
 
-    def _targets(self, model: nn.Module, examples: Examples) -> Tensor:
+    def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.labels == "given":
-            return examples.y
+            return batch.labels
         with torch.no_grad():
-            return logits_of(model, examples.x).argmax(1)
+            return logits_of(model, batch.x).argmax(1)
 
-    def _begin(self, s: SetAt, examples: Examples, ball: LatentBall, flat: bool) -> Tensor:
-        keys = random.fold_in(examples.keys, Purpose.START)
+    def _begin(self, s: SetAt, at: Setting, ball: LatentBall, flat: bool) -> Tensor:
+        batch, keys = at.batch, random.fold_in(at.keys, Purpose.START)
         if self.start == "zero":
-            zeros = torch.zeros(len(examples.x), *ball.shape, device=examples.x.device, dtype=s.offset_dtype)
+            zeros = torch.zeros(len(batch), *ball.shape, device=batch.x.device, dtype=s.offset_dtype)
             # A divergence from the centre's own prediction has no gradient there.
             return ball.with_radius(NUDGE * ball.radius).uniform(keys, s.offset_dtype) if flat else zeros
         if self.start in ("random", "uniform_length"):
             return (ball.uniform if self.start == "random" else ball.uniform_length)(keys, s.offset_dtype)
-        if examples.x_tilde is None:
+        if batch.x_tilde is None:
             raise InputError("start=encoded needs pairs, and the data has none")
         with torch.no_grad():
-            return s.encode(examples.x_tilde, examples.offset)
+            return s.encode(batch.x_tilde, batch.offset)
 
 
 class CatastrophicOverfittingError(RuntimeError):
@@ -145,18 +146,18 @@ class FastAdversarial(Adversarial):
         if self._batches % self.check_every == 0:
             part = torch.arange(min(self.check_size, len(images)), device=images.device)
             few = at.select(part)
-            self._check(at.model, images[part], self.strong.perturb(few), few.examples)
+            self._check(at.model, images[part], self.strong.perturb(few), few.batch)
         return images
 
-    def _check(self, model: nn.Module, one_step: Tensor, searched: Tensor, examples: Examples) -> None:
+    def _check(self, model: nn.Module, one_step: Tensor, searched: Tensor, batch: Batch) -> None:
         with frozen(model), torch.no_grad():
             weak, strong = (
-                float((logits_of(model, images).argmax(1) == examples.y).float().mean())
+                float((logits_of(model, images).argmax(1) == batch.labels).float().mean())
                 for images in (one_step, searched)
             )
         if weak - strong > self.tolerance:
             raise CatastrophicOverfittingError(
-                f"catastrophic overfitting in epoch {examples.epoch}: accuracy {weak:.2f} under the one-step attack but"
+                f"catastrophic overfitting in epoch {batch.epoch}: accuracy {weak:.2f} under the one-step attack but"
                 f" {strong:.2f} under {self.strong.steps} steps; use the best checkpoint so far, or lower"
                 " training_perturbation.relative_step or radius, or training_perturbation=adversarial"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Share, validated
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
@@ -24,28 +25,13 @@ LossFor = Callable[[nn.Module, Tensor, Tensor], AttackLoss]
 """``objective.attack_loss``."""
 
 
-class Examples(NamedTuple):
-    """A training batch: images ``x [B, *image]``, labels, keys ``[B]``, and the observed pair where there is one."""
-
-    x: Tensor
-    y: Tensor
-    keys: Tensor
-    epoch: int = 0
-    x_tilde: Tensor | None = None
-    offset: Tensor | None = None
-
-    def select(self, chosen: Tensor) -> Examples:
-        """Some of the examples."""
-        pair = [None if part is None else part[chosen] for part in (self.x_tilde, self.offset)]
-        return Examples(self.x[chosen], self.y[chosen], self.keys[chosen], self.epoch, *pair)
-
-
 class Setting(NamedTuple):
-    """What a perturbation works on: model, set (where there is one), batch, and the objective's attack loss."""
+    """What a perturbation works on: model, set (where there is one), batch, its keys ``[B]``, the attack loss."""
 
     model: nn.Module
     perturbations: PerturbationSet | None
-    examples: Examples
+    batch: Batch
+    keys: Tensor
     loss_for: LossFor
 
     @property
@@ -57,12 +43,12 @@ class Setting(NamedTuple):
 
     def select(self, chosen: Tensor) -> Setting:
         """The same for some of the examples."""
-        return self._replace(examples=self.examples.select(chosen))
+        return self._replace(batch=self.batch.at(chosen), keys=self.keys[chosen])
 
     def condition(self) -> SetAt:
         """The set at the batch."""
         with torch.no_grad():
-            return self.set.at(self.examples.x, self.examples.y)
+            return self.set.at(self.batch.x, self.batch.y)
 
     def ball(self, radius: float | str | None, norm: Norm | None = None) -> LatentBall:
         """The set's ball, with the radius of that name, and with another norm where one is given."""
@@ -109,14 +95,13 @@ class TrainingPerturbation(ABC):
 
     def __call__(self, at: Setting) -> Perturbed:
         """Perturb a batch; the model comes back as it was, in training mode."""
-        examples = at.examples
         if self.ratio == 1:
-            return Perturbed(self.perturb(at), examples.y)
-        images = examples.x.clone()
-        chosen = (random.uniform(random.fold_in(examples.keys, Purpose.CHOICE)) < self.ratio).nonzero()[:, 0]
+            return Perturbed(self.perturb(at), at.batch.labels)
+        images = at.batch.x.clone()
+        chosen = (random.uniform(random.fold_in(at.keys, Purpose.CHOICE)) < self.ratio).nonzero()[:, 0]
         if len(chosen):
             images[chosen] = self.perturb(at.select(chosen))
-        return Perturbed(images, examples.y)
+        return Perturbed(images, at.batch.labels)
 
 
 class Unperturbed(TrainingPerturbation):
@@ -127,7 +112,7 @@ class Unperturbed(TrainingPerturbation):
 
     def perturb(self, at: Setting) -> Tensor:
         """The images as they are."""
-        return at.examples.x
+        return at.batch.x
 
 
 @validated
@@ -136,9 +121,9 @@ class PairedData(TrainingPerturbation):
 
     def perturb(self, at: Setting) -> Tensor:
         """The other half of each pair."""
-        if at.examples.x_tilde is None:
+        if at.batch.x_tilde is None:
             raise InputError("training_perturbation=paired_data needs pairs, and the data has none")
-        return at.examples.x_tilde
+        return at.batch.x_tilde
 
 
 @validated
@@ -179,8 +164,8 @@ class Schedule(TrainingPerturbation):
 
     def __call__(self, at: Setting) -> Perturbed:
         """The stage's own perturbation, with its own ratio."""
-        return self.stage(at.examples.epoch)(at)
+        return self.stage(at.batch.epoch)(at)
 
     def perturb(self, at: Setting) -> Tensor:
         """All images perturbed by the stage's."""
-        return self.stage(at.examples.epoch).perturb(at)
+        return self.stage(at.batch.epoch).perturb(at)

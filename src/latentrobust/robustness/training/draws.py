@@ -33,7 +33,7 @@ class Sample(TrainingPerturbation):
         """One draw an example."""
         s, ball = at.condition(), at.ball(self.radius)
         with torch.no_grad():
-            return s.decode(s.draw(random.fold_in(at.examples.keys, Purpose.DRAW), ball).to(s.offset_dtype))
+            return s.decode(s.draw(random.fold_in(at.keys, Purpose.DRAW), ball).to(s.offset_dtype))
 
 
 @validated
@@ -73,7 +73,7 @@ class Gaussian(TrainingPerturbation):
     def perturb(self, at: Setting) -> Tensor:
         """One noisy image an example."""
         s = at.condition()
-        u = self.level(at.set) * random.normal(random.fold_in(at.examples.keys, Purpose.DRAW), s.ball.shape)
+        u = self.level(at.set) * random.normal(random.fold_in(at.keys, Purpose.DRAW), s.ball.shape)
         with torch.no_grad():
             return s.decode(u.to(s.offset_dtype))
 
@@ -101,6 +101,6 @@ class RandomizedLA(TrainingPerturbation):
         """One draw an example."""
         s = at.condition()
         ball = at.ball(self.radius, self.norm)
-        u = ball.radius * random.normal(random.fold_in(at.examples.keys, Purpose.DRAW), ball.shape)
+        u = ball.radius * random.normal(random.fold_in(at.keys, Purpose.DRAW), ball.shape)
         with torch.no_grad():
             return s.decode((u if self.norm is None else ball.project(u)).to(s.offset_dtype))

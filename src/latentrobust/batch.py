@@ -1,0 +1,84 @@
+"""The one record of a batch: what data yields and what learners, attacks, trainings and measurements take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentrobust.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples, with whatever else is known of each.
+
+    Attributes:
+        x: images ``[B, C, H, W]``, float in [0, 1].
+        index: int64 ``[B]``: which example of its split or data each is; random draws for an example depend on it.
+        kind: int64 ``[B]``: of each pair, a place in the data's ``kinds``.
+        y: labels, int64 ``[B]``, or ``[B, H, W]`` for a class per pixel, where negative ones do not count; or None.
+        x_tilde: the same examples perturbed, as ``x``; or None.
+        offset: the perturbations' own parameters ``[B, *offset]`` where the data knows them; or None.
+        epoch: in which the batch was drawn.
+    """
+
+    x: Tensor
+    index: Tensor
+    kind: Tensor
+    y: Tensor | None = None
+    x_tilde: Tensor | None = None
+    offset: Tensor | None = None
+    epoch: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        y: Tensor | None = None,
+        x_tilde: Tensor | None = None,
+        offset: Tensor | None = None,
+        *,
+        first: int = 0,
+    ) -> Batch:
+        """Examples that come without a number or kind: they are counted from ``first``, and of kind 0."""
+        index = torch.arange(first, first + len(x), device=x.device)
+        return cls(x, index, torch.zeros_like(index), y, x_tilde, offset)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed: cloned, or on another device."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: change(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
+
+    def at(self, rows: Tensor | slice) -> Batch:
+        """The examples of some rows: int64 places, a bool mask ``[B]``, or a slice."""
+        return self.map(lambda part: part[rows])
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels ``y``, which have to be there.
+
+        Raises:
+            InputError: if there are none.
+        """
+        if self.y is None:
+            raise InputError("this needs labels, and the data has none")
+        return self.y
+
+    @property
+    def perturbed(self) -> Tensor:
+        """The perturbed examples ``x_tilde``, which have to be there.
+
+        Raises:
+            InputError: if there are none.
+        """
+        if self.x_tilde is None:
+            raise InputError("this needs pairs, and the data has none")
+        return self.x_tilde
