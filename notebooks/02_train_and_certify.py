@@ -27,8 +27,8 @@ import torch
 from IPython.display import Markdown, display
 
 import latentrobust
-from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.data.sources import digits
+from latentrobust.data.images import digits
+from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.networks.classifiers import build
 from latentrobust.perturbation_sets import RTSSet
 from latentrobust.reporting import figures
@@ -39,7 +39,7 @@ from latentrobust.transforms import random
 from latentrobust.transforms.affine import RotationTranslationScale
 
 turns = RotationTranslationScale(degrees=45, scale=0, shift=0)
-data = PairsDataModule(digits, turns, "digits", validation=200)
+data = FormulaPairs(digits, turns, "digits", validation=200)
 data.setup()
 perturbations = RTSSet(data.image_shape, turns)
 test = data.first_pairs("test", 96)

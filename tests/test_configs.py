@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from latentrobust.app import CONF, resolved
-from latentrobust.data.sources.base import Images, Split
-from latentrobust.data.sources.multi_illumination import mip_size
+from latentrobust.data.images.base import Images, Split
+from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.attacks import APGD, PGD, Attack, RandomSearch, latent_autoattack

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.data.sources.base import Images, Split
+from latentrobust.data.images.base import Images, Split
+from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets import PixelBall, RTSSet
 from latentrobust.perturbation_sets.quality import QualitySettings, measure_quality
@@ -67,9 +67,7 @@ def test_a_run_draws_from_each_key_in_one_place_only(consumed):
     """Data with k fixed pairs, training, attacks, measurements and certificates, all with seed 0."""
     split = Split(torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8), torch.arange(12) % 4)
     transform = RotationTranslationScale(shift=2)
-    data = PairsDataModule(
-        lambda: Images(split, split), transform, "toy", batch_size=4, validation=4, draws_per_example=2
-    )
+    data = FormulaPairs(lambda: Images(split, split), transform, "toy", batch_size=4, validation=4, draws_per_example=2)
     data.setup()
     model, perturbations = Model(), RTSSet((1, 8, 8), transform)
     for epoch in (0, 1):
@@ -101,7 +99,7 @@ def test_a_run_draws_from_each_key_in_one_place_only(consumed):
 def test_one_fixed_pair_per_example_is_perturbed_both_ways():
     """Which examples a ratio leaves out does not depend on how their perturbations were drawn."""
     split = Split(torch.zeros(800, 1, 8, 8, dtype=torch.uint8), torch.zeros(800, dtype=torch.int64))
-    data = PairsDataModule(
+    data = FormulaPairs(
         lambda: Images(split, split), RotationTranslationScale(), "toy", validation=1, draws_per_example=1
     )
     data.setup()

@@ -33,7 +33,7 @@ def test_there_are_targets():
 
 
 def configuration(**changed):
-    whole = {"data": {"_target_": "latentrobust.data.datamodule.PairsDataModule"}, "evaluation": {}, "trainer": None}
+    whole = {"data": {"_target_": "latentrobust.data.pairs.formulas.FormulaPairs"}, "evaluation": {}, "trainer": None}
     whole["trainer"] = {"_target_": "pytorch_lightning.Trainer", "max_epochs": 3}
     return OmegaConf.create({**whole, **changed})
 

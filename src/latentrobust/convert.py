@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from latentrobust.app import BAD_INPUT, is_bad_input
-from latentrobust.data.sources.pickles import NUMBERS
+from latentrobust.data.images.pickles import NUMBERS
 from latentrobust.errors import InputError, one_line
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.classifiers.normalize import STANDARDISATION

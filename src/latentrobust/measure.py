@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.app import resolved
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note
 from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
@@ -43,7 +43,7 @@ LOG = logging.getLogger(__name__)
 
 
 def check_evaluation(
-    cfg: DictConfig, perturbations: PerturbationSet | None, models: Sequence[str], data: PairsDataModule
+    cfg: DictConfig, perturbations: PerturbationSet | None, models: Sequence[str], data: PairModule
 ) -> None:
     """Build what can be built of the evaluation, for clear errors before any work.
 
@@ -204,7 +204,7 @@ class _Measuring:
 
 def _sections(
     folder: Path,
-    data: PairsDataModule,
+    data: PairModule,
     metrics: Mapping[str, float],
     quality: QualityTest | None,
     density: DensityTest | None,

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.module import PairModule
 from latentrobust.interrupts import PeerLostError, requested, settle
 from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
 from latentrobust.reporting.terminal import print_configuration
@@ -36,7 +36,7 @@ class Session:
     def __init__(self, cfg: DictConfig, configuration: dict[str, Any]) -> None:
         self.configuration = configuration
         self._loggers: dict[str, list[Logger]] = {}
-        self.data: PairsDataModule = instantiate(cfg.data, _convert_="all")
+        self.data: PairModule = instantiate(cfg.data, _convert_="all")
 
     def seed(self) -> None:
         """Seed PyTorch's own generators, which make the first weights: whatever ran before, a stage begins alike."""

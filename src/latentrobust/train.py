@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.app import check_trainer, resolved, run_app
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import measure
 from latentrobust.perturbation_sets import PerturbationSet
@@ -42,7 +42,7 @@ class Run:
     metrics: dict[str, float]
     folder: Path
     perturbations: PerturbationSet | None
-    data: PairsDataModule
+    data: PairModule
     modules: list[pl.LightningModule]
     models: dict[str, nn.Module] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

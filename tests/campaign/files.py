@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 
 from latentrobust.data.arrays import read_array
-from latentrobust.data.corrupted import MANIFEST, Corrupted
-from latentrobust.data.sources import scene_folder
-from latentrobust.data.sources.idx import read_idx
-from latentrobust.data.sources.pickles import read_pickle
-from latentrobust.data.sources.scenes import decoded, header
-from latentrobust.data.sources.svhn import read_mat
+from latentrobust.data.corruptions.files import MANIFEST, Corrupted
+from latentrobust.data.images.idx import read_idx
+from latentrobust.data.images.pickles import read_pickle
+from latentrobust.data.images.svhn import read_mat
+from latentrobust.data.lights import scene_folder
+from latentrobust.data.pictures import decoded, header
 from latentrobust.errors import InputError
 from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets import CVAESet

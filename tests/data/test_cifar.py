@@ -10,8 +10,8 @@ import pytest
 import scipy.io
 import torch
 
-from latentrobust.data.sources import cifar10, cifar100, svhn
-from latentrobust.data.sources.pickles import read_pickle
+from latentrobust.data.images import cifar10, cifar100, svhn
+from latentrobust.data.images.pickles import read_pickle
 from latentrobust.errors import InputError
 
 FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]

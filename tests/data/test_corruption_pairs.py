@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from latentrobust.data.__main__ import main
-from latentrobust.data.corrupted import Corrupted, Plan, write_corrupted
-from latentrobust.data.corruption_grid import CorruptionGrid
-from latentrobust.data.corruptions import CorruptionsDataModule, OneCorruption, to_levels
-from latentrobust.data.sources import photos
-from latentrobust.data.sources.base import Images, Split
+from latentrobust.data.corruptions.files import Corrupted, Plan, write_corrupted
+from latentrobust.data.corruptions.grid import CorruptionGrid
+from latentrobust.data.corruptions.module import CorruptionPairs, OneCorruption, to_levels
+from latentrobust.data.images import photos
+from latentrobust.data.images.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.transforms.augmentation import HorizontalFlip, RandomCrop
 from latentrobust.transforms.corruptions import textures
@@ -27,7 +27,7 @@ def source():
 
 def module(**changes):
     arguments = {"source": source, "name": "photos", "kinds": KINDS, "batch_size": 8, "validation": 10}
-    data = CorruptionsDataModule(**{**arguments, "test_images": "generated", **changes})
+    data = CorruptionPairs(**{**arguments, "test_images": "generated", **changes})
     data.setup()
     return data
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.images import digits
 from latentrobust.data.loader import IndexLoader
-from latentrobust.data.sources import digits
+from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.errors import InputError
 from latentrobust.transforms.affine import RotationTranslationScale
 from latentrobust.transforms.noise import Unchanged, UniformNoise
@@ -11,7 +11,7 @@ from latentrobust.transforms.noise import Unchanged, UniformNoise
 
 def module(**changed):
     arguments = {"canvas": 42, "validation": 200, **changed}
-    data = PairsDataModule(digits, RotationTranslationScale(), "digits", **arguments)
+    data = FormulaPairs(digits, RotationTranslationScale(), "digits", **arguments)
     data.setup()
     return data
 
@@ -28,7 +28,7 @@ def test_pairs_have_the_promised_form():
 
 
 def test_noise_pairs_keep_the_image_size():
-    data = PairsDataModule(digits, UniformNoise(0.3), "digits", validation=200)
+    data = FormulaPairs(digits, UniformNoise(0.3), "digits", validation=200)
     pairs = data.first_pairs("test", 3)
     assert pairs.x.shape == (3, 1, 28, 28)
     assert (pairs.perturbed - pairs.x).abs().max() <= 0.3 + 1e-6
@@ -191,7 +191,7 @@ def test_parts_that_do_not_fit(changed, message):
 
 
 def test_data_without_pairs():
-    data = PairsDataModule(digits, Unchanged(), "digits", validation=200)
+    data = FormulaPairs(digits, Unchanged(), "digits", validation=200)
     pairs = data.first_pairs("test", 3)
     assert not data.has_pairs
     assert torch.equal(pairs.x, pairs.perturbed)

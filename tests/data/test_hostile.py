@@ -17,14 +17,14 @@ from PIL import Image
 
 from latentrobust.convert import import_checkpoint
 from latentrobust.data.arrays import read_array
-from latentrobust.data.corrupted import MANIFEST, Corrupted
-from latentrobust.data.scene_download import _DamagedError, _unpack
-from latentrobust.data.sources import scene_folder
-from latentrobust.data.sources.base import Split
-from latentrobust.data.sources.cifar import unpack
-from latentrobust.data.sources.idx import read_idx
-from latentrobust.data.sources.pickles import NUMBERS, read_pickle
-from latentrobust.data.sources.scenes import decoded, header
+from latentrobust.data.corruptions.files import MANIFEST, Corrupted
+from latentrobust.data.images.base import Split
+from latentrobust.data.images.cifar import unpack
+from latentrobust.data.images.idx import read_idx
+from latentrobust.data.images.pickles import NUMBERS, read_pickle
+from latentrobust.data.lights import scene_folder
+from latentrobust.data.lights.fetching import _DamagedError, _unpack
+from latentrobust.data.pictures import decoded, header
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.stored import read_checkpoint
 

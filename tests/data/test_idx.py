@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from latentrobust.data import download
-from latentrobust.data.sources import fashion_mnist, mnist
-from latentrobust.data.sources.idx import _NAMES, read_idx
+from latentrobust.data.images import fashion_mnist, mnist
+from latentrobust.data.images.idx import _NAMES, read_idx
 from latentrobust.errors import InputError
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentrobust.data.sources import digits
-from latentrobust.data.sources.base import to_uint8
+from latentrobust.data.images import digits
+from latentrobust.data.images.base import to_uint8
 from latentrobust.errors import InputError
 
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from latentrobust.data import download, scene_download
+from latentrobust.data import download
 from latentrobust.data.__main__ import main
-from latentrobust.data.materials import MATERIALS, to_classes
-from latentrobust.data.scenes import ScenesDataModule
-from latentrobust.data.sources import multi_illumination, packed, scene_folder
-from latentrobust.data.sources.multi_illumination import mip_size, read_scene, scene_files, scene_names
+from latentrobust.data.lights import fetching, multi_illumination, packed, scene_folder
+from latentrobust.data.lights.materials import MATERIALS, to_classes
+from latentrobust.data.lights.module import LightPairs
+from latentrobust.data.lights.multi_illumination import mip_size, read_scene, scene_files, scene_names
 from latentrobust.errors import InputError
 
 SAMPLE = Path(__file__).parent / "multi_illumination_sample" / "everett_kitchen2"
@@ -95,7 +95,7 @@ def test_splits_follow_the_names(root):
     assert found.lights == tuple(f"dir_{light}" for light in range(25))
     assert found.train.images.shape == (3, 25, 3, 15, 23)
     assert found.train.images[1, :, 0].float().mean((1, 2)).diff().gt(5).all()
-    data = ScenesDataModule(lambda: found, "multi_illumination", batch_size=2, resident=False)
+    data = LightPairs(lambda: found, "multi_illumination", batch_size=2, resident=False)
     data.setup()
     assert data.pairs("test", torch.arange(3)).labels.shape == (3, 15, 23)
 
@@ -205,7 +205,7 @@ def test_a_bad_scene_is_named_and_skipped_only_when_asked(root, damage, message,
     found = multi_illumination(str(root), level=LEVEL, incomplete="skip")
     assert found.train.names == ("main_x2", "willow_y3")
     assert found.left_out == ("main_x1",)
-    ScenesDataModule(lambda: found, "multi_illumination", batch_size=2).setup()
+    LightPairs(lambda: found, "multi_illumination", batch_size=2).setup()
     assert "1 scene was left out: main_x1." in capsys.readouterr().err
 
 
@@ -228,7 +228,7 @@ def test_other_bad_input(root, tmp_path):
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """A server with two scenes, as archives; it breaks off the first archive that it is asked for."""
-    monkeypatch.setattr(scene_download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
     monkeypatch.setattr(download, "BLOCK", 1000)
     folder = tmp_path / "server"
     contents = {}
@@ -283,7 +283,7 @@ def test_scenes_are_fetched_once_and_a_broken_connection_goes_on(published, tmp_
 
 def test_what_the_server_lacks_or_damages_is_named(published, tmp_path):
     folder, _, url = published
-    fetch = functools.partial(scene_download.fetch_scenes, level=LEVEL, folder=tmp_path / "root", url=url)
+    fetch = functools.partial(fetching.fetch_scenes, level=LEVEL, folder=tmp_path / "root", url=url)
     with pytest.raises(InputError, match=r"cannot download .*nowhere_mip8_jpg.zip \(status 404\)"):
         fetch(["nowhere"])
     archive = folder / "everett_a1" / "everett_a1_mip8_jpg.zip"
@@ -304,12 +304,12 @@ def test_what_the_server_lacks_or_damages_is_named(published, tmp_path):
         fetch(["nowhere", "everett_a1", "main_drylab1", "everett_a1"])
     assert fetch(["everett_a1", "main_drylab1"]) == []
     with pytest.raises(InputError, match="0 scenes were fetched"):  # and it does not ask for every scene
-        scene_download.fetch_scenes([f"s{n}" for n in range(500)], LEVEL, tmp_path / "none", url="http://127.0.0.1:9/")
+        fetching.fetch_scenes([f"s{n}" for n in range(500)], LEVEL, tmp_path / "none", url="http://127.0.0.1:9/")
     assert not any((tmp_path / "none").iterdir())
     with pytest.raises(InputError, match="levels from 0 to 8"):
-        scene_download.fetch_scenes(["a"], 9, tmp_path / "none", url=url)
+        fetching.fetch_scenes(["a"], 9, tmp_path / "none", url=url)
     with pytest.raises(InputError, match="ConnectionError"):
-        scene_download.fetch_scenes(["a"], LEVEL, tmp_path / "root", url="http://127.0.0.1:9/")
+        fetching.fetch_scenes(["a"], LEVEL, tmp_path / "root", url="http://127.0.0.1:9/")
 
 
 def test_the_fetch_command(published, tmp_path, capsys):

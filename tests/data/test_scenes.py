@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentrobust.data.materials import CLASSES, KNOWN, MATERIALS, OTHER, UNKNOWN, to_classes
-from latentrobust.data.scenes import ScenesDataModule
-from latentrobust.data.sources.scenes import Scenes, SceneSplits
+from latentrobust.data.lights.materials import CLASSES, KNOWN, MATERIALS, OTHER, UNKNOWN, to_classes
+from latentrobust.data.lights.module import LightPairs
+from latentrobust.data.lights.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
 from latentrobust.transforms.augmentation import HorizontalFlip, RandomCrop
 
@@ -29,7 +29,7 @@ def source(materials=True, lights=LIGHTS):
 
 def module(**settings):
     settings = {"batch_size": 4, **settings}
-    data = ScenesDataModule(settings.pop("source", source()), "scenes", **settings)
+    data = LightPairs(settings.pop("source", source()), "scenes", **settings)
     data.setup()
     return data
 
@@ -147,7 +147,7 @@ def test_classes_are_the_papers_36():
 def test_scenes_without_maps_have_no_classes():
     data = module(source=source(materials=False))
     assert not data.per_pixel
-    assert data.pairs("train", torch.arange(4)).labels.tolist() == [0] * 4
+    assert data.pairs("train", torch.arange(4)).y is None
     with pytest.raises(InputError, match="no maps of materials"):
         _ = data.classes
     assert module().classes == 36

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics import Metric
 
-from latentrobust.data.sources import digits
+from latentrobust.data.images import digits
 from latentrobust.perturbation_sets import PixelBall, RTSSet
 from latentrobust.perturbation_sets.likelihood import checked, pixel_loss, squared_error
 from latentrobust.perturbation_sets.quality import (

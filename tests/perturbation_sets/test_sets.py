@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentrobust.data.sources import digits
+from latentrobust.data.images import digits
 from latentrobust.perturbation_sets import PixelBall, RTSSet
 from latentrobust.transforms.affine import pad_to
 from latentrobust.transforms.random import example_keys

@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.data.sources.base import Images, Split
+from latentrobust.data.images.base import Images, Split
+from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.attacks import PGD
@@ -18,7 +18,7 @@ from latentrobust.transforms.noise import Unchanged
 COUNT = 24
 
 
-class OneKindEach(PairsDataModule):
+class OneKindEach(FormulaPairs):
     """Somebody's data: every image was photographed under one of three conditions."""
 
     def __init__(self):

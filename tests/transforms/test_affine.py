@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from latentrobust.data.sources import digits
+from latentrobust.data.images import digits
 from latentrobust.transforms.affine import RotationTranslationScale, pad_to
 from latentrobust.transforms.random import example_keys
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from latentrobust.benchmark.measuring import Row, done, in_turns, row
-from latentrobust.data.sources import photos
+from latentrobust.data.images import photos
 from latentrobust.transforms.corruptions import CORRUPTIONS, TRAINING, corrupt
 from latentrobust.transforms.random import example_keys
 

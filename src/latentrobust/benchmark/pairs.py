@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from latentrobust.benchmark.measuring import Row, in_turns, row
-from latentrobust.data.datamodule import PairsDataModule
-from latentrobust.data.sources import digits
+from latentrobust.data.images import digits
+from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.transforms.affine import RotationTranslationScale
 
 BATCH, SIDE, MARGIN = 128, 42, 7
@@ -17,7 +17,7 @@ def data(device: torch.device, seconds: float) -> list[Row]:
     """RTS pairs from resident uint8 digits, beside one image at a time through Pillow (as torchvision would do it)."""
     from PIL import Image  # noqa: PLC0415  (only the comparison needs it)
 
-    module = PairsDataModule(digits, RotationTranslationScale(), "digits", canvas=SIDE, validation=200)
+    module = FormulaPairs(digits, RotationTranslationScale(), "digits", canvas=SIDE, validation=200)
     module.setup()
     resident = module.splits["train"].images
     index = torch.arange(BATCH, device=device)

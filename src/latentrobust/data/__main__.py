@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from latentrobust.data.corrupted import Plan, checked, write_corrupted
-from latentrobust.data.scene_download import URL, fetch_scenes
-from latentrobust.data.sources import Images, cifar10, cifar100, photos, svhn
-from latentrobust.data.sources.multi_illumination import scene_names
+from latentrobust.data.corruptions.files import Plan, checked, write_corrupted
+from latentrobust.data.images import Images, cifar10, cifar100, photos, svhn
+from latentrobust.data.lights.fetching import URL, fetch_scenes
+from latentrobust.data.lights.multi_illumination import scene_names
 from latentrobust.errors import InputError, one_line
 from latentrobust.streams import prepare_streams
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures

@@ -1,14 +1,87 @@
-"""What can be wrong with files of pictures."""
+"""Files of pictures: what they are, their pixels, and what can be wrong with them."""
 
 from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import regular
 
 # What Pillow raises for files that it cannot read, and for those that are pictures of gigabytes.
 DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error,
     Image.DecompressionBombError, MemoryError,
 )  # fmt: skip
+
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+
+
+class Header(NamedTuple):
+    """What a picture is, without its pixels: ``(H, W)`` as it is to be seen, and Pillow's mode."""
+
+    size: tuple[int, int]
+    mode: str
+
+
+def header(path: Path) -> Header:
+    """What a picture is.
+
+    Raises:
+        InputError: if it is no image, or holds several pages or frames, of which nobody says which one is meant.
+    """
+    try:
+        with Image.open(regular(path)) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            size, mode = (picture.height, picture.width), picture.mode
+            turned = picture.getexif().get(ORIENTATION) in QUARTER_TURNS
+            format_ = picture.format
+    except DAMAGED as error:
+        raise InputError(f"{path} is not an image: {one_line(error)}") from None
+    if frames > 1 and format_ != "MPO":  # a camera's JPEG with previews behind the photograph
+        raise InputError(f"{path} has {frames} pages or frames: save the one that is meant as an image of its own")
+    return Header(size[::-1] if turned else size, mode)
+
+
+def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
+    """Pixels of a file: uint8 ``[C, H, W]`` in a mode (``RGB``, ``L``), or indices ``[H, W]`` as they are.
+
+    Turned as its orientation tag says; transparent pixels lie on a grey of level ``background`` (255: white). 16 bits
+    of grey become 8.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with Image.open(regular(path)) as picture:
+            if mode is not None:
+                picture = ImageOps.exif_transpose(picture)  # noqa: PLW2901 - the file is closed by the outer one
+                if picture.has_transparency_data:
+                    seen = picture.convert("RGBA")
+                    ground = Image.new("RGBA", seen.size, (background,) * 3 + (255,))
+                    picture = Image.alpha_composite(ground, seen)  # noqa: PLW2901
+                if not picture.mode.startswith("I;16"):
+                    picture = picture.convert(mode)  # noqa: PLW2901
+            array = np.array(picture)
+    except DAMAGED as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in either byte order
+        array = np.rint(array / 257).astype(np.uint8)
+    if mode is None:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image uint8 ``[C, H, W]`` made smaller by averaging over areas."""
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image[None].float(), size, mode="area")[0].round().to(torch.uint8)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latentrobust.arguments import Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.networks.cvae.base import CVAE, Gaussian
@@ -86,12 +87,12 @@ class CVAELearner(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         self.check_data(data)
         self.data_name = data.name
         self.norms.kind_names = data.kinds
 
-    def check_data(self, data: Any) -> None:
+    def check_data(self, data: PairData) -> None:
         """Refuse data that the network does not fit.
 
         Raises:

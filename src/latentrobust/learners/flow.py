@@ -13,6 +13,7 @@ from torchmetrics import MaxMetric, MeanMetric
 
 from latentrobust.arguments import Count, Positive, Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.networks.flows.base import FlowNetwork
@@ -90,12 +91,12 @@ class FlowLearner(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         self.check_data(data)
         self.data_name, self.norms.kind_names = data.name, data.kinds
         self._has_pairs = data.has_pairs
 
-    def check_data(self, data: Any) -> None:
+    def check_data(self, data: PairData) -> None:
         """Refuse data that the flow does not fit.
 
         Raises:
@@ -116,7 +117,7 @@ class FlowLearner(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Initialise from the first training examples, which are the same in every process."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         pairs = data.first_pairs("train", self.initialize_on, self.device)
         keys = random.example_keys(self.seed, pairs.index, Purpose.LEARNING_START)
         self.network.initialize(self.network.dequantize(pairs.x, keys), pairs.labels)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from latentrobust.arguments import NonNegative, Positive, Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.learners.flow import Optimizer
@@ -73,7 +74,7 @@ class VAEGANLearner(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         self.check_data(data)
         if self.trainer.world_size > 1:
             raise InputError(
@@ -81,7 +82,7 @@ class VAEGANLearner(pl.LightningModule):
             )
         self.data_name = data.name
 
-    def check_data(self, data: Any) -> None:
+    def check_data(self, data: PairData) -> None:
         """Refuse data that the network does not fit.
 
         Raises:

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from latentrobust.batch import Batch
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.module import PairData
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
@@ -28,7 +28,7 @@ CAPTIONS = {
 }
 
 
-def density_section(test: DensityTest, data: PairsDataModule, metrics: Mapping[str, float]) -> Section:
+def density_section(test: DensityTest, data: PairData, metrics: Mapping[str, float]) -> Section:
     """Likelihood, round trip and pictures; after ``trainer.test``."""
     perturbations = test.perturbations
     ball = perturbations.ball

@@ -101,7 +101,7 @@ def between_kinds(perturbations: PerturbationSet, versions: Mapping[str, Batch],
     The condition is the first kind's; ``steps`` images lie between two kinds (figure 8 of Wong & Kolter).
     """
     names, pairs = list(versions), list(versions.values())
-    s = perturbations.at(pairs[0].x, pairs[0].labels)
+    s = perturbations.at(pairs[0].x, pairs[0].y)
     offsets = [perturbations.ball.project(s.encode(part.perturbed, part.offset)) for part in pairs]
     rows: dict[str, list[Tensor]] = {f"{number + 1}": [image] for number, image in enumerate(pairs[0].x)}
     columns = ["example x"]

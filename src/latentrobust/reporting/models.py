@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.module import PairData
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.reporting import figures, segmentation
 from latentrobust.reporting.html import Cell, Section
@@ -49,7 +49,7 @@ ONLY_PGD = (
 )
 
 
-def models_section(tests: Mapping[str, ModelTest], data: PairsDataModule, metrics: Mapping[str, float]) -> Section:
+def models_section(tests: Mapping[str, ModelTest], data: PairData, metrics: Mapping[str, float]) -> Section:
     """Models by name (empty for a single one) after ``trainer.test``."""
     attacked = [test for test in tests.values() if "robust" in test.tables]
     certified = [test for test in tests.values() if "certified" in test.tables]
@@ -204,7 +204,7 @@ def _note(attacked: list[ModelTest], certified: list[ModelTest]) -> str:
     return " ".join(parts)
 
 
-def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str, tuple[Figure, str]]:
+def _figures(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[Figure, str]]:
     drawn: dict[str, tuple[Figure, str]] = {}
     attacked = {name: test for name, test in tests.items() if "robust" in test.tables}
     certified = {name: test for name, test in tests.items() if "certified" in test.tables}
@@ -249,7 +249,7 @@ def _figures(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
     return drawn
 
 
-def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str, tuple[Figure, str]]:
+def _by_kind(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[Figure, str]]:
     drawn = {}
     of_kinds = {
         name or "model": {
@@ -278,7 +278,7 @@ def _by_kind(tests: Mapping[str, ModelTest], data: PairsDataModule) -> dict[str,
     return drawn
 
 
-def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
+def _adversarial(test: ModelTest, data: PairData, name: str) -> Figure:
     radius, images = _worst(test, -1)
     pairs = data.pairs("test", test.adversarial_index)
     said = _said(test, images).tolist()
@@ -287,7 +287,7 @@ def _adversarial(test: ModelTest, data: PairsDataModule, name: str) -> Figure:
     return figures.adversarial_rows(pairs.x, images, outcomes, title)
 
 
-def _maps(test: ModelTest, data: PairsDataModule, name: str, number: int) -> Figure:
+def _maps(test: ModelTest, data: PairData, name: str, number: int) -> Figure:
     radius, images = _worst(test, number)
     pairs = data.pairs("test", test.adversarial_index)
     pictures = {"example x": pairs.x[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from matplotlib.figure import Figure
 
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.module import PairData
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.reporting import figures
 from latentrobust.reporting.html import Section
@@ -63,7 +62,7 @@ s = perturbations.at(x)            # x: [B, C, H, W] in [0, 1]
 images = s.decode(s.sample(5))     # [5, B, C, H, W]"""
 
 
-def set_section(test: QualityTest, data: PairsDataModule, metrics: Mapping[str, float]) -> Section:
+def set_section(test: QualityTest, data: PairData, metrics: Mapping[str, float]) -> Section:
     """What was learned, how good it is, and pictures of it; after ``trainer.test``."""
     perturbations = test.perturbations
     has_nll = perturbations.likelihood != "gaussian"
@@ -153,7 +152,7 @@ def _spread(kinds: Sequence[str]) -> list[str]:
     return [kinds[0], kinds[len(kinds) // 2], kinds[-1]]
 
 
-def _figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
+def _figures(test: QualityTest, data: PairData) -> dict[str, Figure]:
     """All figures by name; a few test pairs serve as pictures."""
     perturbations = test.perturbations
     shown = data.first_pairs("test", 8)
@@ -169,10 +168,11 @@ def _figures(test: QualityTest, data: PairsDataModule) -> dict[str, Figure]:
         "quality": figures.quality_bars(test.metrics),
     }
     if len(data.kinds) > 2:
-        number = torch.arange(min(5, len(data.splits["test"].images)))
         chosen = [kind for kind in PATH if kind in data.kinds] if set(PATH) <= set(data.kinds) else _spread(data.kinds)
-        versions = {kind: data.pairs_of_kind("test", number, data.kinds.index(kind)) for kind in chosen}
-        found["between_kinds"] = figures.between_kinds(perturbations, versions)
+        number = data.with_kinds("test", [data.kinds.index(kind) for kind in chosen], 5)
+        if len(number):
+            versions = {kind: data.pairs_of_kind("test", number, data.kinds.index(kind)) for kind in chosen}
+            found["between_kinds"] = figures.between_kinds(perturbations, versions)
     if test.by_radius:
         found["quality_by_radius"] = figures.quality_by_radius(test.by_radius)
     return found

@@ -16,7 +16,8 @@ from torchmetrics import MeanMetric
 
 from latentrobust.arguments import Count, Seed, validated
 from latentrobust.batch import Batch
-from latentrobust.data.pairs import asked_once
+from latentrobust.data.module import PairData
+from latentrobust.data.pairs.perturbation import asked_once
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -110,7 +111,7 @@ class ClassificationTask(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         self._outputs = self.check_data(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
         self._has_pairs, self._first_kinds = data.has_pairs, data.first_kinds("validation")
@@ -118,7 +119,7 @@ class ClassificationTask(pl.LightningModule):
             check_same_images(data, self.perturbations)
             self.perturbations.eval().requires_grad_(False).to(self.device)
 
-    def check_data(self, data: Any) -> int:
+    def check_data(self, data: PairData) -> int:
         """Refuse data that the model does not fit, or that lacks what the task needs; returns the model's classes.
 
         Raises:
@@ -130,7 +131,7 @@ class ClassificationTask(pl.LightningModule):
             raise InputError(f"data {data.name} has no perturbed images for task.select_on=perturbed: use clean")
         return check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
 
-    def _check_labels(self, data: Any) -> None:
+    def _check_labels(self, data: PairData) -> None:
         """Refuse data with another kind of labels."""
         if data.per_pixel:
             raise InputError(f"data {data.name} has a class a pixel: choose task=segmentation and model=unet")
@@ -267,7 +268,7 @@ class ClassificationTask(pl.LightningModule):
         self.fitted = dict(checkpoint.get("fitted", {}))
 
 
-def check_centred(data: Any) -> None:
+def check_centred(data: PairData) -> None:
     """Refuse pairs whose first half is not the original: nothing about a model would be about clean images.
 
     Raises:

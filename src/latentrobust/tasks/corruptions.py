@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentrobust.data.corruption_grid import CorruptionGrid
+from latentrobust.data.corruptions.grid import CorruptionGrid
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.perturbation_sets.stored import warn_unfinished
@@ -37,7 +37,7 @@ class GridAccuracy(nn.Module):
         self.values = PairValues([_column(kind, severity) for kind, severity in self.cells])
         self.baseline = _baseline(Path(baseline), grid) if baseline is not None else None
 
-    def setup(self, data: Any) -> None:
+    def setup(self, data: PairData) -> None:
         """Find the corrupted test images.
 
         Raises:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentrobust.arguments import Natural, Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -76,7 +77,7 @@ class QualityTest(pl.LightningModule):
         """What was found: containers, numbers and arrays."""
         return {"metrics": self.metrics, "per_example": self.per_example, "by_radius": self.by_radius}
 
-    def restore(self, results: Mapping[str, Any], data: Any) -> None:
+    def restore(self, results: Mapping[str, Any], data: PairData) -> None:
         """Take up the `results` of another such test, instead of running it."""
         self._prepare(data)
         self.metrics, self.per_example = results["metrics"], results["per_example"]
@@ -86,7 +87,7 @@ class QualityTest(pl.LightningModule):
         """Check that data and set fit."""
         self._prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def _prepare(self, data: Any) -> None:
+    def _prepare(self, data: PairData) -> None:
         if not data.has_pairs:
             raise InputError(
                 f"data {data.name} has no pairs to measure quality on: choose data/perturbation=…, or evaluation=flow"
@@ -186,7 +187,7 @@ class QualityTest(pl.LightningModule):
         return found
 
 
-def check_same_images(data: Any, perturbations: PerturbationSet) -> None:
+def check_same_images(data: PairData, perturbations: PerturbationSet) -> None:
     """Refuse a set for images of another shape than the data's.
 
     Raises:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from latentrobust.arguments import Seed, validated
 from latentrobust.batch import Batch
-from latentrobust.data.pairs import Perturbation, asked_once
+from latentrobust.data.images.module import ImagePairs
+from latentrobust.data.module import PairData
+from latentrobust.data.pairs.perturbation import Perturbation, asked_once
 from latentrobust.errors import warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -118,7 +120,7 @@ class ModelTest(pl.LightningModule):
             "adversarial_index": self.adversarial_index,
         }
 
-    def restore(self, results: Mapping[str, Any], data: Any) -> None:
+    def restore(self, results: Mapping[str, Any], data: PairData) -> None:
         """Take up the `results` of another such test, instead of running it."""
         self._prepare(data)
         self.metrics, self.tables = results["metrics"], results["tables"]
@@ -126,7 +128,7 @@ class ModelTest(pl.LightningModule):
             self.adversarial = Found(**results["adversarial"])
         self.adversarial_index = results["adversarial_index"]
 
-    def _prepare(self, data: Any, rank: int = 0, world: int = 1) -> None:
+    def _prepare(self, data: PairData, rank: int = 0, world: int = 1) -> None:
         check_centred(data)
         self._kinds, self._has_pairs, self._first_kinds = data.kinds, data.has_pairs, data.first_kinds("test")
         self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
@@ -149,7 +151,7 @@ class ModelTest(pl.LightningModule):
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
-        count = math.ceil(len(data.splits["test"].images) / world)
+        count = math.ceil(data.examples("test") / world)
         if self.certify is not None and self.certify.examples is not None:
             count = min(count, math.ceil(self.certify.examples / world))
         self._assessor = Assessor(
@@ -217,10 +219,9 @@ class ModelTest(pl.LightningModule):
         return [grid for grid in (self.held_out, self.corruptions) if grid is not None]
 
     def _count_corrupted(self, batch: Batch) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: ImagePairs = self.trainer.datamodule  # type: ignore[attr-defined]
         for grid in self._grids:
-            originals = data.splits["test"].images.to(batch.index.device)[batch.index]
-            rows = data.rows["test"].to(batch.index.device)[batch.index]
+            originals, rows = data.originals("test", batch.index)
             grid.update(self.model, originals, batch.labels, batch.index, rows)
 
     def on_test_epoch_end(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.objectives import Consistency
@@ -43,7 +44,7 @@ class SegmentationTask(ClassificationTask):
         super().setup(stage)
         self._iou = intersection_over_union(self._outputs).to(self.device)
 
-    def _check_labels(self, data: Any) -> None:
+    def _check_labels(self, data: PairData) -> None:
         if not data.per_pixel:
             has = "no maps of classes" if data.has_pairs else "one label an image"
             raise InputError(f"data {data.name} has {has}: task=segmentation needs a class a pixel")

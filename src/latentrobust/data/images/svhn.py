@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io
 
 from latentrobust.data.download import Remote, fetch, file_md5
-from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
+from latentrobust.data.images.base import Images, Split, to_labels, to_uint8
 from latentrobust.errors import InputError
 from latentrobust.files import regular
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentrobust.arguments import Count, Seed, Side, validated
-from latentrobust.data.sources.base import Images, Split
+from latentrobust.data.images.base import Images, Split
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from latentrobust.data.arrays import read_array
 from latentrobust.data.download import Remote, fetch
-from latentrobust.data.sources.base import Split
-from latentrobust.data.sources.cifar import unpack
+from latentrobust.data.images.base import Split
+from latentrobust.data.images.cifar import unpack
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, replacing
 from latentrobust.keys import Purpose

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from latentrobust.data.download import Remote, fetch
-from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
+from latentrobust.data.images.base import Images, Split, to_labels, to_uint8
 from latentrobust.errors import InputError
 from latentrobust.files import regular
 

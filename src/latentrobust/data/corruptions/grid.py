@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from latentrobust.arguments import Count, Seed, Severity, validated
-from latentrobust.data.corrupted import Corrupted, corruption_keys
-from latentrobust.data.corruptions import (
-    CorruptionsDataModule,
+from latentrobust.data.corruptions.files import Corrupted, corruption_keys
+from latentrobust.data.corruptions.module import (
+    CorruptionPairs,
     TestImages,
     check_names,
     check_test_images,
     find_archive,
 )
-from latentrobust.data.datamodule import PairsDataModule
+from latentrobust.data.images.module import ImagePairs
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, make
 
@@ -27,7 +28,7 @@ class CorruptionGrid:
     Args:
         kinds: names of corruptions.
         severities: 1 to 5.
-        test_images: as in `CorruptionsDataModule`; None for what the data does, if it is such data, else ``generated``.
+        test_images: as in `CorruptionPairs`; None for what the data does, if it is such data, else ``generated``.
         root: data root, where the archive is looked for; None for the data's.
         seed: of generated ones.
         examples: the first so many test images; None for all.
@@ -52,17 +53,17 @@ class CorruptionGrid:
         self.test_images, self.root = test_images, root
         self._files: Corrupted | None = None
 
-    def setup(self, data: PairsDataModule) -> None:
+    def setup(self, data: PairData) -> None:
         """See which files there are for the test images of some data.
 
         Raises:
             InputError: if they are of other images, damaged or incomplete; if the data is not RGB images one by one.
         """
-        if data.image_shape[0] != 3 or data.splits["test"].images.dim() != 4:
+        if not isinstance(data, ImagePairs) or data.image_shape[0] != 3:
             raise InputError(
                 f"corruptions are for RGB images one by one, data {data.name} has something else: leave the grid out"
             )
-        like_data = data if isinstance(data, CorruptionsDataModule) else None
+        like_data = data if isinstance(data, CorruptionPairs) else None
         wanted: TestImages = self.test_images or (like_data.test_images if like_data is not None else "generated")
         root = self.root or (like_data.root if like_data is not None else None)
         archive = find_archive("test_images of a grid of corruptions", wanted, root)

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from latentrobust.data.arrays import read_array
-from latentrobust.data.sources.scenes import Scenes, SceneSplits
+from latentrobust.data.lights.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, replacing
 

@@ -11,19 +11,17 @@ from torch import Tensor
 
 from latentrobust.arguments import Count, Seed, validated
 from latentrobust.batch import Batch
-from latentrobust.data.datamodule import PAIRS, PairsDataModule
-from latentrobust.data.materials import CLASSES, OTHER, to_classes
-from latentrobust.data.sources.base import Split
-from latentrobust.data.sources.scenes import Scenes, SceneSplits, skipped_note
+from latentrobust.data.lights.materials import CLASSES, OTHER, to_classes
+from latentrobust.data.lights.scenes import Scenes, SceneSplits, skipped_note
+from latentrobust.data.module import PAIRS, PairModule
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
-from latentrobust.transforms.noise import Unchanged
 
 
 @validated
-class ScenesDataModule(PairsDataModule):
+class LightPairs(PairModule):
     """Ordered pairs of different lights within a scene: no light is the unperturbed one.
 
     An epoch has each training scene once, under two lights that are drawn anew each epoch. Validation and test have
@@ -68,11 +66,10 @@ class ScenesDataModule(PairsDataModule):
         split_seed: Seed = 0,
         seed: Seed = 0,
     ) -> None:
-        super().__init__(
-            source, Unchanged(), name, batch_size=batch_size, test_size=test_size, train_size=train_size,
-            split_seed=split_seed, seed=seed,
-        )  # fmt: skip
-        self.has_pairs = True
+        super().__init__(name, batch_size, split_seed, seed)
+        self.source, self.train_size, self.test_size = source, train_size, test_size
+        self.stored: dict[str, Scenes] = {}
+        self.rows: dict[str, Tensor] = {}
         self._wanted_lights = {"train": train_light, "validation": test_light, "test": test_light}
         self.lights: dict[str, int | None] = {}
         self.targets, self.validation_size = targets, validation_size
@@ -81,11 +78,11 @@ class ScenesDataModule(PairsDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the scenes; done once."""
-        if self.splits:
+        if self.stored:
             return
         found: SceneSplits = self.source()
         self.kinds, self.note = found.lights, " ".join(filter(None, (found.note, skipped_note(found.left_out))))
-        if found.left_out and (self.trainer is None or self.trainer.is_global_zero):
+        if found.left_out and self._is_first_process:
             print(f"data {self.name}: {skipped_note(found.left_out)}", file=sys.stderr)
         self.lights = {split: self._light(split, light) for split, light in self._wanted_lights.items()}
         self._shown = self._targets(len(found.lights))
@@ -129,20 +126,18 @@ class ScenesDataModule(PairsDataModule):
         part = slice(0, limit)
         if split != "train":
             self.rows[split] = torch.arange(len(scenes.names))[part]
-        materials = scenes.materials
-        if materials is None:
-            materials = torch.zeros(len(scenes.names), dtype=torch.uint8)
         # Sliced, not gathered: images may lie on disk.
-        self.splits[split] = Split(scenes.images[part], materials[part])
+        materials = None if scenes.materials is None else scenes.materials[part]
+        self.stored[split] = Scenes(scenes.images[part], materials, scenes.names[part])
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Of one image."""
         self.setup()
-        return tuple(self.splits["train"].images.shape[2:])
+        return tuple(self.stored["train"].images.shape[2:])
 
     def first_kinds(self, split: str) -> Tensor:
-        """The first target light: every scene has a pair of each."""
+        """The first target light: every scene has a pair with each."""
         self.setup()
         return self._shown[:1].repeat(len(self.rows[split]))
 
@@ -150,7 +145,7 @@ class ScenesDataModule(PairsDataModule):
     def per_pixel(self) -> bool:
         """Whether there are maps of materials."""
         self.setup()
-        return self.splits["train"].labels.dim() == 3
+        return self.stored["train"].materials is not None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -173,16 +168,25 @@ class ScenesDataModule(PairsDataModule):
             raise InputError(f"data {self.name} has no maps of materials: a set can be learned, no model trained")
         return len(CLASSES)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are maps of materials."""
+        return self.per_pixel
+
+    def examples(self, split: str) -> int:
+        """Scenes."""
+        self.setup()
+        return len(self.rows[split])
+
     def count(self, split: str) -> int:
-        """Pairs an epoch: a scene once in training, under every target light otherwise."""
+        """Pairs per epoch: a scene once in training, under every target light otherwise."""
         scenes = len(self.rows[split])
         return scenes if split == "train" else scenes * len(self._shown)
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device; validation and test go light by light.
 
-        ``kind`` is the second image's light; ``y`` classes ``[B, H, W]`` (−1 does not count), or zeros ``[B]``
-        without maps.
+        ``kind`` is the second image's light; ``y`` classes ``[B, H, W]`` (−1 does not count), or None without maps.
         """
         if split != "train":
             scenes = len(self.rows[split])
@@ -226,20 +230,28 @@ class ScenesDataModule(PairsDataModule):
         return (light + random.integers(keys, 1, len(self.kinds))) % len(self.kinds)
 
     def _made(self, split: str, scene: Tensor, condition: Tensor, target: Tensor, epoch: int) -> Batch:
-        stored = self._resident(split, scene.device) if self.resident else self.splits[split]
+        stored = self._resident(split, scene.device)
         place = stored.images.device
         rows = self.rows[split].to(place)[scene.to(place)]
         images = [
             stored.images[rows, light.to(place)].to(scene.device).float().div_(255) for light in (condition, target)
         ]
-        label = stored.labels[rows].to(scene.device)
-        label = to_classes(label, self.ignore_other) if label.dim() == 3 else label.long()
+        label = None
+        if stored.materials is not None:
+            label = to_classes(stored.materials[rows].to(scene.device), self.ignore_other)
         return Batch(images[0], scene, target, label, images[1], None, epoch)
+
+    def _resident(self, split: str, device: torch.device) -> Scenes:
+        stored = self.stored[split]
+        if self.resident and stored.images.device != device:
+            materials = None if stored.materials is None else stored.materials.to(device)
+            stored = self.stored[split] = stored._replace(images=stored.images.to(device), materials=materials)
+        return stored
 
     def _augmented(self, pairs: Batch, keys: Tensor) -> Batch:
         x, x_tilde = (apply_in_order(self.joint, images, keys) for images in (pairs.x, pairs.perturbed))
-        label = pairs.labels
-        if label.dim() == 3:
+        label = pairs.y
+        if label is not None:
             # As an image of numbers from 1 up, whose padding is 0: not a class, and does not count.
             label = apply_in_order(self.joint, (label[:, None] + 1).float(), keys)[:, 0].round().long() - 1
         return dataclasses.replace(pairs, x=x, x_tilde=x_tilde, y=label)

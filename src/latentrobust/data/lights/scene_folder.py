@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from latentrobust.arguments import Count, Level255, Seed, validated
-from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
-from latentrobust.data.sources.scenes import SceneSplits, decoded, header, resized
+from latentrobust.data.lights.packed import Incomplete, Packing, SceneFiles, usable_scenes
+from latentrobust.data.lights.scenes import SceneSplits
+from latentrobust.data.pictures import decoded, header, resized
 from latentrobust.errors import InputError
 from latentrobust.files import natural
 from latentrobust.transforms import random

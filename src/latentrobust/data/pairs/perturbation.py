@@ -13,7 +13,7 @@ from latentrobust.batch import Batch
 def asked_once(batch: Batch, first_kinds: Tensor, asked: Tensor) -> Tensor:
     """Which pairs of a batch are the first of their image: bool ``[B]``; notes them in ``asked``, bool ``[N]``.
 
-    An image is asked by a pair of its first kind (`PairsDataModule.first_kinds`), and once even if it has several.
+    An image is asked by a pair of its first kind (`FormulaPairs.first_kinds`), and once even if it has several.
     """
     example = batch.index
     once = (batch.kind == first_kinds.to(example.device)[example]) & ~asked.to(example.device)[example]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from latentrobust.data.download import Remote, fetch
-from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
-from latentrobust.data.sources.pickles import read_pickle
+from latentrobust.data.images.base import Images, Split, to_labels, to_uint8
+from latentrobust.data.images.pickles import read_pickle
 from latentrobust.errors import InputError
 
 _URL = "https://www.cs.toronto.edu/~kriz/"

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from latentrobust.arguments import Count, PositiveShare, Seed, Severity, validated
 from latentrobust.batch import Batch
-from latentrobust.data.corrupted import Corrupted, checked, corruption_keys, zenodo_archive
-from latentrobust.data.datamodule import PAIRS, PairsDataModule
-from latentrobust.data.sources.base import Images
+from latentrobust.data.corruptions.files import Corrupted, checked, corruption_keys, zenodo_archive
+from latentrobust.data.images.base import Images
+from latentrobust.data.images.module import ImagePairs
+from latentrobust.data.module import PAIRS
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 from latentrobust.transforms.corruptions import TRAINING, make, textures
-from latentrobust.transforms.noise import Unchanged
 
 PAIRINGS = ("centred", "original_perturbed", "perturbed_only")
 ORIGINAL = "original"
@@ -66,7 +66,7 @@ def to_levels(images: Tensor) -> Tensor:
 
 
 @validated
-class CorruptionsDataModule(PairsDataModule):
+class CorruptionPairs(ImagePairs):
     """Pairs made of an image and its corruptions (Wong & Kolter, section 5.1 and appendix F).
 
     An epoch has each training image once, with one of its corruptions, drawn anew each epoch; validation and test have
@@ -91,7 +91,7 @@ class CorruptionsDataModule(PairsDataModule):
         root: data root, where the archive is looked for.
         download: fetch the archive (2.9 GB) for ``test_images: archive``.
 
-    The rest is as in `PairsDataModule`.
+    The rest is as in `ImagePairs`.
 
     Raises:
         InputError: for kinds, severities, pairings or files that do not exist or do not fit.
@@ -128,12 +128,12 @@ class CorruptionsDataModule(PairsDataModule):
         if corrupted is not None and draws_per_example != 1:
             raise InputError("data.corrupted holds one corruption of each kind an image: data.draws_per_example=1")
         super().__init__(
-            source, Unchanged(), name, None, batch_size, validation, test_size, draws_per_example,
+            source, name, None, batch_size, validation, test_size, draws_per_example,
             train_size, train_fraction, split_seed, seed,
         )  # fmt: skip
         self.corruptions, self.severity, self.pairing = tuple(kinds), severity, pairing
         self.kinds = (ORIGINAL, *kinds) if pairing == "original_perturbed" else tuple(kinds)
-        self.has_pairs, self.centred = True, pairing == "centred"
+        self.centred = pairing == "centred"
         self.joint = dict(joint or {})
         self.keep = keep and draws_per_example == 1
         self.corrupted, self.test_images, self.root, self.download = corrupted, test_images, root, download
@@ -160,11 +160,7 @@ class CorruptionsDataModule(PairsDataModule):
             files = Corrupted(archive, len(images.test.images), shape)
             files.check(self.corruptions, [self.severity], images.test, "test")
             self._files["test"] = files
-        elif (
-            self.test_images == "auto"
-            and self.root is not None
-            and (self.trainer is None or self.trainer.is_global_zero)
-        ):
+        elif self.test_images == "auto" and self.root is not None and self._is_first_process:
             print(f"data {self.name}: {self.root} has no CIFAR-10-C: test images are corrupted here", file=sys.stderr)
         self.file_test = images.test
         self.note = self._describe()
@@ -187,11 +183,11 @@ class CorruptionsDataModule(PairsDataModule):
     def first_kinds(self, split: str) -> Tensor:
         """The first kind: every image has a pair of each."""
         self.setup()
-        return torch.zeros(len(self.splits[split].images), dtype=torch.int64)
+        return torch.zeros(self.examples(split), dtype=torch.int64)
 
     def count(self, split: str) -> int:
-        """Pairs an epoch: an image once in training, with every kind otherwise."""
-        images = len(self.splits[split].images)
+        """Pairs per epoch: an image once in training, with every kind otherwise."""
+        images = self.examples(split)
         return images if split == "train" else images * len(self.kinds)
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
@@ -200,7 +196,7 @@ class CorruptionsDataModule(PairsDataModule):
         if split == "train":
             target = random.integers(random.fold_in(own, Purpose.TARGET), 0, len(self.kinds))
         else:
-            images = len(self.splits[split].images)
+            images = self.examples(split)
             example, target = index % images, index // images
             own = random.fold_in(random.example_keys(self.split_seed, example, PAIRS[split]), target)
         condition = torch.full_like(target, -1)
@@ -218,10 +214,10 @@ class CorruptionsDataModule(PairsDataModule):
     def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
         """The first images of a split, each with another kind, as far as there are some."""
         self.setup()
-        number = torch.arange(min(count, len(self.splits[split].images)), device=device)
+        number = torch.arange(min(count, self.examples(split)), device=device)
         if split == "train":
             return self.pairs(split, number)
-        return self.pairs(split, number % len(self.kinds) * len(self.splits[split].images) + number)
+        return self.pairs(split, number % len(self.kinds) * self.examples(split) + number)
 
     def _version(self, kind: Tensor) -> Tensor:
         """A kind's place among the corruptions; −1 for the original."""
@@ -266,7 +262,7 @@ class CorruptionsDataModule(PairsDataModule):
             originals = self._resident(split, device).images
             rows = self.rows[split]
             kept = originals.new_empty(len(self.corruptions), *originals.shape)
-            loud = self.trainer is None or self.trainer.is_global_zero
+            loud = self._is_first_process
             source = "reading" if split in self._files else "corrupting"
             numbered = track(
                 enumerate(self.corruptions), f"{source} {split} images", len(self.corruptions),

@@ -5,11 +5,8 @@ import math
 import pytest
 import torch
 
-from latentrobust.data.sources import synthetic_illumination
-from latentrobust.data.sources.synthetic_illumination import _furnished
-from latentrobust.errors import InputError
-from latentrobust.transforms import random
-from latentrobust.transforms.rendering import (
+from latentrobust.data.lights import synthetic_illumination
+from latentrobust.data.lights.rendering import (
     CAMERA,
     GAMMA,
     GROUND_ID,
@@ -19,6 +16,9 @@ from latentrobust.transforms.rendering import (
     light_directions,
     render,
 )
+from latentrobust.data.lights.synthetic_illumination import _furnished
+from latentrobust.errors import InputError
+from latentrobust.transforms import random
 
 
 def grey(spheres, boxes, gloss=0.0):
@@ -85,7 +85,7 @@ def test_shadows_lie_where_a_ray_to_the_light_meets_the_object():
 
 
 def _ground_points(height, width):
-    from latentrobust.transforms.rendering import _camera  # noqa: PLC0415
+    from latentrobust.data.lights.rendering import _camera  # noqa: PLC0415
 
     origin, rays = _camera(height, width, torch.device("cpu"))
     assert origin.tolist() == pytest.approx(CAMERA)

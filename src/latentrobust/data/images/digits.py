@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from latentrobust.arguments import Side, validated
-from latentrobust.data.sources.base import Images, Split, to_labels, to_uint8
+from latentrobust.data.images.base import Images, Split, to_labels, to_uint8
 from latentrobust.transforms.random import permutation
 
 TEST = 297

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.arguments import Level, validated
-from latentrobust.data.materials import MATERIALS
-from latentrobust.data.scene_download import LIGHTS, URL, fetch_scenes
-from latentrobust.data.sources.packed import Incomplete, Packing, SceneFiles, usable_scenes
-from latentrobust.data.sources.scenes import SceneSplits, decoded, header, resized
+from latentrobust.data.lights.fetching import LIGHTS, URL, fetch_scenes
+from latentrobust.data.lights.materials import MATERIALS
+from latentrobust.data.lights.packed import Incomplete, Packing, SceneFiles, usable_scenes
+from latentrobust.data.lights.scenes import SceneSplits
+from latentrobust.data.pictures import decoded, header, resized
 from latentrobust.errors import InputError
 from latentrobust.files import natural
 

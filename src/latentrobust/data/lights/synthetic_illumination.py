@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.arguments import Count, Range, Seed, Side, validated
-from latentrobust.data.materials import MATERIALS
-from latentrobust.data.sources.scenes import Scenes, SceneSplits
+from latentrobust.data.lights.materials import MATERIALS
+from latentrobust.data.lights.rendering import PATTERNS, Look, Surfaces, light_directions, render
+from latentrobust.data.lights.scenes import Scenes, SceneSplits
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random
-from latentrobust.transforms.rendering import PATTERNS, Look, Surfaces, light_directions, render
 
 SPHERES, BOXES = 2, 3
 CHUNK = 4  # scenes rendered at once

@@ -1,0 +1,1 @@
+"""Pairs of examples: made by a formula, or given."""
