@@ -20,6 +20,7 @@ from latentrobust.perturbation_sets import store as sets
 from latentrobust.preflight import check_run
 from latentrobust.run_folder import is_done, read_metrics, run_folder, write_metrics, writes
 from latentrobust.session import session
+from latentrobust.sizes import take_sizes
 from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants
 from latentrobust.tasks import store as models_store
 from latentrobust.values import check_values
@@ -84,6 +85,9 @@ def train(cfg: DictConfig) -> Run:
         run_folder(cfg.paths.output_dir, configuration, resumes=cfg.ckpt_path is not None) as own,
         session(cfg, configuration) as shared,
     ):
+        if writes():  # one process: data may have to be downloaded first
+            shared.data.prepare_data()
+        take_sizes(cfg, shared.data)
         perturbations = None if learns else given_set(cfg)
         check_run(cfg, perturbations, shared)
         folder = own.begin()

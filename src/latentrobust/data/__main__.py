@@ -1,4 +1,7 @@
-"""Commands on data, ``python -m latentrobust.data …``: corrupt writes corruptions, fetch gets multi-illumination."""
+"""Commands on data, ``python -m latentrobust.data …``.
+
+inspect looks at own pairs, corrupt writes corruptions, fetch gets multi-illumination.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from latentrobust.data.corruptions.files import Plan, checked, write_corrupted
 from latentrobust.data.images import Images, cifar10, cifar100, photos, svhn
 from latentrobust.data.lights.fetching import URL, fetch_scenes
 from latentrobust.data.lights.multi_illumination import scene_names
+from latentrobust.data.pairs.inspection import inspect, picture
+from latentrobust.data.pairs.layouts import LabelFrom, Layout
+from latentrobust.data.pairs.packing import Colour, Fit
 from latentrobust.errors import InputError, one_line
 from latentrobust.streams import prepare_streams
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
@@ -61,6 +68,28 @@ def fetch(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {len(fetched)} scenes fetched, {len(names) - len(fetched)} were there")
 
 
+def look(arguments: argparse.Namespace) -> None:
+    """Say what there is in own pairs, and draw some of them.
+
+    Raises:
+        InputError: if there is nothing to look at.
+    """
+    found = inspect(
+        arguments.root, arguments.layout, arguments.size, arguments.fit, arguments.colour, arguments.original,
+        arguments.label, arguments.cache,
+    )  # fmt: skip
+    for line in found.lines:
+        print(line)
+    if found.problems:
+        count = "a problem" if len(found.problems) == 1 else f"{len(found.problems):,} problems"
+        print(f"{count}; data.incomplete=skip leaves out what is concerned:")
+        for problem in found.problems:
+            print(f"  {problem}")
+    if found.pairs is not None:
+        picture(found.pairs, arguments.picture)
+        print(f"{arguments.picture}: some of the pairs, first halves above second halves")
+
+
 def _root(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root"))
 
@@ -104,6 +133,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--url", default=URL, help="of the server (default: %(default)s)")
     command.add_argument("--data-dir", help="data root; default: LATENTROBUST_DATA, or data_root")
     command.set_defaults(run=fetch)
+    command = commands.add_parser(
+        "inspect",
+        help="look at own pairs",
+        description="Say what there is in a folder of groups, in parallel folders clean/ and perturbed/, in a manifest"
+        " (.csv) or in arrays (.npz): counts, sizes, kinds, labels, splits, and everything that is wrong; and draw some"
+        " pairs. Learn from them with data=pairs data.root=ROOT and options of the same names.",
+    )
+    command.add_argument("root", type=Path, help="folder, .csv or .npz")
+    command.add_argument("--layout", choices=get_args(Layout), default="auto", help="default: %(default)s")
+    command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="that all images get")
+    command.add_argument("--fit", choices=get_args(Fit), default="resize", help="default: %(default)s")
+    command.add_argument("--colour", choices=get_args(Colour), default="auto", help="default: %(default)s")
+    command.add_argument("--original", help="in groups: the variant on which pairs are centred")
+    command.add_argument("--label", choices=get_args(LabelFrom), help="where classes come from")
+    command.add_argument("--cache", help="folder for packed images; default: LATENTROBUST_CACHE, or the user's")
+    command.add_argument("--picture", type=Path, default=Path("pairs.png"), help="default: %(default)s")
+    command.set_defaults(run=look)
     chosen = parser.parse_args(arguments)
     try:
         chosen.run(chosen)

@@ -30,6 +30,7 @@ class PairData(Protocol):
         note: what reports should say of the data; may be empty.
         has_pairs: whether there are perturbed images at all.
         centred: whether the first half of every pair is the original.
+        moves_only: whether perturbations only move pixels, so that every pixel's value stays what it is.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PairData(Protocol):
     note: str
     has_pairs: bool
     centred: bool
+    moves_only: bool
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -122,6 +124,7 @@ class PairModule(pl.LightningDataModule):
         self.note = ""
         self.has_pairs = True
         self.centred = True
+        self.moves_only = False
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:

@@ -22,6 +22,9 @@ DAMAGED = (
     Image.DecompressionBombError, MemoryError,
 )  # fmt: skip
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pnm", ".pbm")
+# Pillow's modes. "I" has 32 bits, of which 16 are used where the file has 16.
+GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 
 
@@ -51,11 +54,23 @@ def header(path: Path) -> Header:
     return Header(size[::-1] if turned else size, mode)
 
 
+def size_and_colour(path: Path) -> tuple[tuple[int, int], bool]:
+    """Height and width as a picture is to be seen, and whether it is grey.
+
+    Raises:
+        InputError: for what `header` refuses, and for pixels of more than 16 bits.
+    """
+    size, mode = header(path)
+    if mode not in GREY + COLOUR:
+        raise InputError(f"{path} has pixels of type {mode}: save it with 8 or 16 bits per channel")
+    return size, mode in GREY
+
+
 def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
     """Pixels of a file: uint8 ``[C, H, W]`` in a mode (``RGB``, ``L``), or indices ``[H, W]`` as they are.
 
     Turned as its orientation tag says; transparent pixels lie on a grey of level ``background`` (255: white). 16 bits
-    of grey become 8.
+    of grey become 8; CMYK becomes RGB.
 
     Raises:
         InputError: if it cannot be read.
@@ -68,16 +83,56 @@ def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
                     seen = picture.convert("RGBA")
                     ground = Image.new("RGBA", seen.size, (background,) * 3 + (255,))
                     picture = Image.alpha_composite(ground, seen)  # noqa: PLW2901
-                if not picture.mode.startswith("I;16"):
+                if picture.mode == "I" and mode is not None:
+                    picture = _of_16_bits(picture, path)  # noqa: PLW2901
+                elif not picture.mode.startswith("I;16"):
                     picture = picture.convert(mode)  # noqa: PLW2901
             array = np.array(picture)
+    except InputError:
+        raise
     except DAMAGED as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from None
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in either byte order
         array = np.rint(array / 257).astype(np.uint8)
     if mode is None:
         return torch.from_numpy(array)
+    if mode == "RGB" and array.ndim == 2:  # of 16 bits, which Pillow does not convert
+        array = np.repeat(array[..., None], 3, axis=-1)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _of_16_bits(picture: Image.Image, path: Path) -> Image.Image:
+    low, high = picture.getextrema()
+    if low < 0 or high > 65535:
+        raise InputError(f"{path} has pixels of 32 bits: save it with 8 or 16 bits per channel")
+    return Image.fromarray(np.array(picture).astype(np.uint16))
+
+
+def fitted(image: Tensor, size: tuple[int, int], pad: bool = False, background: int = 255) -> Tensor:
+    """An image uint8 ``[C, h, w]`` made ``[C, H, W]``: averaged over areas where it shrinks, bilinear where it grows.
+
+    Args:
+        image: of any size.
+        size: height and width to have.
+        pad: keep the proportions, never enlarge, and fill the rest with ``background``, the image in the middle.
+        background: grey level.
+    """
+    own = tuple(image.shape[-2:])
+    inner = size
+    if pad:
+        share = min(1.0, size[0] / own[0], size[1] / own[1])
+        inner = (max(round(own[0] * share), 1), max(round(own[1] * share), 1))
+    if inner != own:
+        grows = inner[0] > own[0] or inner[1] > own[1]
+        how = {"mode": "bilinear", "antialias": True, "align_corners": False} if grows else {"mode": "area"}
+        changed = F.interpolate(image[None].float(), inner, **how)
+        image = changed[0].round().clamp(0, 255).to(torch.uint8)
+    if inner == size:
+        return image
+    canvas = torch.full((len(image), *size), background, dtype=torch.uint8)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    canvas[:, top : top + inner[0], left : left + inner[1]] = image
+    return canvas
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, checked, pixel_loss, squared_error
-from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error
+from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error, shown_norms
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae, load_perturbation_set
 from latentrobust.schedules import LearningRate, Schedule, end, now
 from latentrobust.transforms import random
@@ -185,7 +185,7 @@ class CVAELearner(pl.LightningModule):
             return
         self.radius = radius
         values = {"val/radius": radius, "val/active_units": float(self.units.compute())}
-        values |= {f"val/latent_norm/{name}": value for name, value in self.latent_norms.items()}
+        values |= shown_norms(self.latent_norms, len(self.norms.kind_names))
         assert self._sampled is not None
         pairs = self._sampled
         s = CVAESet(self.network, self.likelihood, radius).at(pairs.x)

@@ -20,7 +20,7 @@ from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.convolution import InvertibleConvolution
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.flow import FlowSet
-from latentrobust.perturbation_sets.quality import LatentNorms
+from latentrobust.perturbation_sets.quality import LatentNorms, shown_norms
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_latent
 from latentrobust.schedules import LearningRate, Schedule, now
 from latentrobust.transforms import random
@@ -180,7 +180,7 @@ class FlowLearner(pl.LightningModule):
         largest = self.latent_norms["max"]
         if self.fixed_radius is None:
             self.radius = largest if math.isfinite(largest) and largest > 0 else None
-        self.log_dict({f"val/latent_norm/{name}": value for name, value in self.latent_norms.items()})
+        self.log_dict(shown_norms(self.latent_norms, len(self.norms.kind_names)))
 
     def on_train_epoch_end(self) -> None:
         """Complete the history of an epoch that had a validation."""

@@ -33,6 +33,7 @@ from latentrobust.perturbation_sets.likelihood import (
 from latentrobust.transforms import random
 
 PERCENTILES = (25, 50, 75)
+SHOWN_KINDS = 12
 VALUES_AT_ONCE = 1 << 24  # of decoded images, in one pass
 ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
 
@@ -309,6 +310,13 @@ class LatentNorms(Metric):
                     part = summarise_norms(norms[kinds == number])
                     summary |= {f"{kind}/{name}": value for name, value in part.items()}
         return summary
+
+
+def shown_norms(norms: dict[str, float], kinds: int) -> dict[str, float]:
+    """What loggers show of a `LatentNorms`: by kind only where there are few; hundreds of curves show nothing."""
+    return {
+        f"val/latent_norm/{name}": value for name, value in norms.items() if kinds <= SHOWN_KINDS or "/" not in name
+    }
 
 
 def summarise_norms(norms: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentrobust.arguments import Count, PositiveShare, Seed
+from latentrobust.batch import Batch
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError
@@ -134,6 +135,10 @@ class ImagePairs(PairModule):
         """Images of a split."""
         self.setup()
         return len(self.splits[split].images)
+
+    def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Batch:
+        """Pairs outside training go kind by kind, where there are several."""
+        return self.pairs(split, kind * self.examples(split) + examples)
 
     def originals(self, split: str, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images ``index [B]`` as the source has them, uint8 ``[B, C, H, W]``, and their rows in its file, ``[B]``."""

@@ -14,13 +14,10 @@ from torch import Tensor
 from latentrobust.arguments import Count, Level255, Seed, validated
 from latentrobust.data.lights.packed import Incomplete, Packing, SceneFiles, usable_scenes
 from latentrobust.data.lights.scenes import SceneSplits
-from latentrobust.data.pictures import decoded, header, resized
+from latentrobust.data.pictures import ENDINGS, decoded, resized, size_and_colour
 from latentrobust.errors import InputError
 from latentrobust.files import natural
 from latentrobust.transforms import random
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 
 
 @validated
@@ -93,7 +90,7 @@ def _usual(folders: Sequence[Path]) -> _Kind:
         try:
             files = _images(folder)
             if len(files) >= 2:
-                kinds[_Kind(tuple(files), *_header(next(iter(files.values()))))] += 1
+                kinds[_Kind(tuple(files), *size_and_colour(next(iter(files.values()))))] += 1
         except InputError:  # told when its turn comes
             continue
     if not kinds:
@@ -117,7 +114,7 @@ def _files(folder: Path, kind: _Kind) -> SceneFiles:
 def _checked(scene: SceneFiles, kind: _Kind) -> SceneFiles:
     """The scene itself; refuse one with an image of another kind."""
     for path in scene.images:
-        own = _Kind(kind.lights, *_header(path))
+        own = _Kind(kind.lights, *size_and_colour(path))
         if own != kind:
             raise InputError(
                 f"{path} is {own}, most scenes are {kind}; data.source.incomplete=skip leaves its scene out"
@@ -136,14 +133,6 @@ def _images(folder: Path) -> dict[str, Path]:
                 )
             files[path.stem] = path
     return files
-
-
-def _header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Height and width, and whether it is grey."""
-    size, mode = header(path)
-    if mode not in GREY + COLOUR:
-        raise InputError(f"{path} has pixels of type {mode}: save it with 8 or 16 bits a channel")
-    return size, mode in GREY
 
 
 def _target(size: Sequence[int] | None, own: tuple[int, int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from latentrobust.data.images.module import ImagePairs
 from latentrobust.data.module import PAIRS
 from latentrobust.data.pairs.perturbation import Perturbation
 from latentrobust.keys import Purpose
-from latentrobust.transforms.affine import pad_to
+from latentrobust.transforms.affine import RotationTranslationScale, pad_to
 from latentrobust.transforms.noise import Unchanged
 from latentrobust.transforms.random import example_keys, fold_in, integers
 
@@ -59,6 +59,7 @@ class FormulaPairs(ImagePairs):
         self.perturbation = perturbation
         self.kinds = (perturbation.name,)
         self.has_pairs = not isinstance(perturbation, Unchanged)
+        self.moves_only = isinstance(perturbation, RotationTranslationScale)
 
     def first_kinds(self, split: str) -> Tensor:
         """There is one kind, unless a subclass makes its pairs otherwise."""

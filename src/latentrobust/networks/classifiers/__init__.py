@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from latentrobust.networks.automatic import choose_classifier
 from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier, standard_cnn
 from latentrobust.networks.classifiers.postact import resnet18, resnet20
 from latentrobust.networks.classifiers.resnets import preactresnet18, wide_resnet
@@ -28,9 +29,14 @@ __all__ = ["CLASSIFIERS", "build", "description_of"]
 def build(name: str, **arguments: Any) -> nn.Module:
     """The classifier ``name`` of this package, built with ``arguments``, which it remembers.
 
+    ``auto`` is chosen by ``image_shape`` and ``classes`` (`latentrobust.networks.automatic`).
+
     Raises:
         ValueError: for a name or an argument that the package does not have.
     """
+    if name == "auto" and "image_shape" in arguments:
+        chosen = choose_classifier(arguments.pop("image_shape"), arguments.pop("classes"))
+        name, arguments = chosen.name, {**chosen.arguments, **arguments}
     return build_named(CLASSIFIERS, "classifier", name, arguments)
 
 

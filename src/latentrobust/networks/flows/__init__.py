@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from latentrobust.networks.automatic import choose_flow
 from latentrobust.networks.flows.base import Chain, Flow, FlowNetwork
 from latentrobust.networks.flows.convolution import SingularError
 from latentrobust.networks.flows.fully_connected import fully_connected
@@ -17,7 +18,12 @@ __all__ = ["NETWORKS", "Chain", "Flow", "FlowNetwork", "SingularError", "build"]
 def build(name: str, **arguments: Any) -> FlowNetwork:
     """The flow ``name`` of this package, built with ``arguments``, which it remembers as ``description``.
 
+    ``auto`` is chosen by ``image_shape`` (`latentrobust.networks.automatic`); further arguments are its own.
+
     Raises:
         ValueError: for a name or an argument that the package does not have.
     """
+    if name == "auto" and "image_shape" in arguments:
+        chosen = choose_flow(arguments.pop("image_shape"))
+        name, arguments = chosen.name, {**chosen.arguments, **arguments}
     return build_named(NETWORKS, "flow", name, arguments)

@@ -1,0 +1,156 @@
+"""What there is in somebody's pairs, before anything is learned from them: counts, sizes, problems, a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentrobust.data.pairs.given import GivenPairs
+from latentrobust.data.pairs.layouts import LabelFrom, Layout, listed
+from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
+from latentrobust.data.pairs.reading import holds_arrays, of_listing, read_arrays
+from latentrobust.data.pairs.table import Pairs
+from latentrobust.errors import InputError
+from latentrobust.files import replacing
+
+SHOWN = 12  # names of kinds and classes
+COLUMNS, GAP = 8, 2
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        lines: to print.
+        problems: with files and rows, all of them.
+        pairs: those that can be used; None where there are none.
+        size_is_missing: whether images have several sizes and none was given.
+    """
+
+    lines: tuple[str, ...]
+    problems: tuple[str, ...]
+    pairs: Pairs | None
+    size_is_missing: bool = False
+
+
+def inspect(
+    root: Path,
+    layout: Layout = "auto",
+    size: Sequence[int] | None = None,
+    fit: Fit = "resize",
+    colour: Colour = "auto",
+    original: str | None = None,
+    label: LabelFrom | None = None,
+    cache: str | None = None,
+) -> Inspection:
+    """Look at everything that `read_pairs` would read; arguments as for it.
+
+    Raises:
+        InputError: if there is nothing to look at.
+    """
+    if layout == "arrays" or (layout == "auto" and holds_arrays(root)):
+        table = read_arrays(root, root.resolve().stem)
+        return Inspection((f"{root}: arrays", *_of_table(table)), (), table)
+    found = listed(root, layout, original, label)
+    base = root if root.is_dir() else root.parent
+    looked = headers(found.files)
+    sizes = Counter(own for own, _ in looked.found.values())
+    grey = sum(is_grey for _, is_grey in looked.found.values())
+    lines = [
+        f"{root}: {len(found.files):,} images in {len(found.perturbed):,} pairs"
+        + (f"; {found.ignored:,} other files" if found.ignored else ""),
+        "sizes (height×width): " + _counted({f"{h}×{w}": count for (h, w), count in sizes.items()}),
+        f"colour: {grey:,} grey, {len(looked.found) - grey:,} in colour",
+    ]
+    missing = size is None and len(sizes) > 1
+    wanted = size if size is not None or not sizes else sizes.most_common(1)[0][0]
+    either: Colour = ("grey" if grey == len(looked.found) else "colour") if colour == "auto" else colour
+    look = common_look(looked, wanted, either, fit, 255, str(root))
+    images, unreadable = packed(found.files, look, cache_folder(cache, root), base)
+    problems = (*found.problems, *(unreadable | looked.problems).values())
+    found.leave_out(unreadable | looked.problems)
+    table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
+    if table_or_none is not None:
+        lines += _of_table(table_or_none)
+    if missing:
+        height, width = sizes.most_common(1)[0][0]
+        lines.append(f"images have several sizes: give one, such as data.size=[{height},{width}]")
+    if colour == "auto" and 0 < grey < len(looked.found):
+        lines.append("images are grey and in colour: give data.colour=grey or data.colour=colour")
+    return Inspection(tuple(lines), problems, table_or_none, missing)
+
+
+def _of_table(table: Pairs) -> list[str]:
+    lines = [f"{table.describe()}"]
+    if len(table.kinds) > 1:
+        counts = table.kind.bincount(minlength=len(table.kinds)).tolist()
+        lines.append("kinds: " + _counted(dict(zip(table.kinds, counts, strict=True)), by_count=False))
+    if table.label is None:
+        lines.append("labels: none, so a set can be learned, and no model trained (data.label=parent, or a manifest)")
+    else:
+        counts = table.label.bincount().tolist()
+        names = table.class_names or tuple(map(str, range(len(counts))))
+        lines.append("labels: " + _counted(dict(zip(names, counts, strict=True)), by_count=False))
+    try:
+        data = GivenPairs(table)
+    except InputError as error:
+        return [*lines, f"splits: {error}"]
+    lines.append(
+        "splits: "
+        + ", ".join(
+            f"{split} {len(data.given.group[data.rows[split]].unique()):,} groups with {len(data.rows[split]):,} pairs"
+            for split in data.rows
+        )
+    )
+    return lines
+
+
+def _counted(counts: dict[str, int], by_count: bool = True) -> str:
+    items: Iterable[tuple[str, int]] = counts.items()
+    if by_count:
+        items = sorted(items, key=lambda item: -item[1])
+    shown = [f"{name} ({count:,})" for name, count in items]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+
+
+def picture(pairs: Pairs, path: Path) -> None:
+    """A picture of some pairs of different groups: first halves above second halves.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    data = GivenPairs(pairs, validation=1, test=1) if len(pairs.groups) > 2 else None
+    if data is not None:
+        batch = data.pairs("train", torch.linspace(0, data.count("train") - 1, 3 * COLUMNS).long().unique())
+        halves = (batch.x, batch.perturbed)
+    else:
+        rows = torch.linspace(0, len(pairs) - 1, 3 * COLUMNS).long().unique()
+        clean = torch.where(pairs.clean[rows] < 0, pairs.perturbed[rows.flip(0)], pairs.clean[rows])
+        halves = tuple(pairs.images[place].float() / 255 for place in (clean, pairs.perturbed[rows]))  # type: ignore[assignment]
+    bands = []
+    for part in zip(*(half.split(COLUMNS) for half in halves), strict=True):
+        bands += [torch.cat([_row(half) for half in part], 1), torch.ones(len(part[0][0]), 4 * GAP, _width(pairs))]
+    pixels = (torch.cat(bands, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    with replacing(path) as file:
+        image.save(file, format="PNG")
+
+
+def _width(pairs: Pairs) -> int:
+    return COLUMNS * (pairs.image_shape[-1] + GAP)
+
+
+def _row(images: Tensor) -> Tensor:
+    """Images beside one another, white where there are fewer: ``[C, H + gap, W']``."""
+    count, channels, height, width = images.shape
+    canvas = torch.ones(COLUMNS, channels, height + GAP, width + GAP)
+    canvas[:count, :, :height, :width] = images
+    return canvas.permute(1, 2, 0, 3).flatten(2)

@@ -1,0 +1,246 @@
+"""Own pairs: from files in one of several layouts, and from arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentrobust.arguments import Level255, Range, validated
+from latentrobust.data.arrays import read_array
+from latentrobust.data.images.base import to_uint8
+from latentrobust.data.pairs.layouts import PERTURBED, LabelFrom, Layout, listed
+from latentrobust.data.pairs.listing import SPLIT_NAMES, Listing, ProblemsError
+from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
+from latentrobust.data.pairs.table import Pairs, numbered
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import natural, regular
+
+Incomplete = Literal["error", "skip"]
+PictureSize = Annotated[int, Range(1, 1 << 14)]
+ARRAYS = ("x", "x_tilde", "y", "group", "kind", "split")
+REMEDY = " (data.incomplete=skip leaves them out)"
+
+
+@validated
+def read_pairs(
+    root: str | Path,
+    *,
+    layout: Layout = "auto",
+    size: Sequence[PictureSize] | None = None,
+    fit: Fit = "resize",
+    colour: Colour = "auto",
+    background: Level255 = 255,
+    original: str | None = None,
+    label: LabelFrom | None = None,
+    incomplete: Incomplete = "error",
+    cache: str | Path | None = None,
+    name: str | None = None,
+) -> Pairs:
+    """Pairs from files: groups, two parallel folders, a manifest, or NumPy arrays.
+
+    * groups: ``<root>/<group>/<variant>.png``, at any depth. Any two variants of a group are a pair; where ``original``
+      names a variant, each pair is that one and another.
+    * parallel: ``<root>/clean/<stem>.png`` with ``<root>/perturbed/<stem>.png`` or ``perturbed/<kind>/<stem>.png``.
+    * manifest: a ``.csv`` file with the columns ``clean,perturbed[,kind][,label][,group][,split]``.
+    * arrays: an ``.npz`` file with ``x`` and ``x_tilde`` (as for `pairs`), or a folder with ``x.npy`` and so on.
+
+    A folder with ``train/`` and ``test/`` (and ``validation/``) in it is split so. Images are read with Pillow, turned
+    as their orientation tag says, and packed once as bytes into ``cache``.
+
+    Args:
+        root: folder or file.
+        layout: ``auto`` looks.
+        size: ``(height, width)`` that all images get; None where they all have the same size.
+        fit: ``resize`` to ``size`` whatever the proportions, by area; or ``pad``: keep them, and pad.
+        colour: ``grey``, ``colour``, or ``auto``, where all images are the one or the other.
+        background: grey level under transparent pixels and around padded images.
+        original: in groups: the variant on which pairs are centred.
+        label: ``parent``: the class of a group, or of an image in ``clean/``, is the name of the folder above it.
+        incomplete: ``skip`` leaves out files and rows with which something is wrong; ``error`` names them.
+        cache: folder for packed images; None for ``LATENTROBUST_CACHE`` or the user's cache folder.
+        name: of the data; None for the root's.
+
+    Raises:
+        InputError: if there is nothing to read, or images differ in size or colour.
+        ProblemsError: with everything that is wrong with files and rows.
+    """
+    place = Path(root)
+    if size is not None and len(size) != 2:
+        raise InputError(f"data.size must be [height, width], got {list(size)}")
+    named = name or place.resolve().stem
+    if layout == "arrays" or (layout == "auto" and holds_arrays(place)):
+        return read_arrays(place, named)
+    found = listed(place, layout, original, label)
+    base = place if place.is_dir() else place.parent
+    looked = headers(found.files)
+    look = common_look(looked, size, colour, fit, background, str(place))
+    images, unreadable = packed(found.files, look, cache_folder(cache, place), base)
+    problems = [*found.problems, *(unreadable | looked.problems).values()]
+    if problems and incomplete == "error":
+        raise ProblemsError(str(place), problems, REMEDY)
+    found.leave_out(unreadable | looked.problems)
+    return of_listing(found, images, named, tuple(problems))
+
+
+@validated
+def pairs(
+    x: Any,
+    x_tilde: Any,
+    y: Any = None,
+    *,
+    group: Any = None,
+    kind: Any = None,
+    split: Any = None,
+    name: str = "pairs",
+) -> Pairs:
+    """Pairs from arrays or tensors in memory.
+
+    Args:
+        x: examples ``[N, C, H, W]``, ``[N, H, W]`` (grey) or ``[N, H, W, 3]``; uint8, or floats in [0, 1], which are
+            rounded to 256 levels.
+        x_tilde: the same examples perturbed, of the same shape.
+        y: labels ``[N]``, whole numbers from 0 up; None for none.
+        group: ``[N]``, numbers or names: what belongs together and must not be in two splits; None where pairs belong
+            together that have the same ``x``.
+        kind: ``[N]``, numbers or names of kinds of perturbations; None for one.
+        split: ``[N]``: ``train``, ``validation`` or ``test``; None to draw by group.
+        name: of the data.
+
+    Raises:
+        InputError: for shapes, values or lengths that do not fit.
+    """
+    first, second = (_images(part, where) for part, where in ((x, "x"), (x_tilde, "x_tilde")))
+    if first.shape != second.shape:
+        raise InputError(f"x and x_tilde must have the same shape, got {list(first.shape)} and {list(second.shape)}")
+    count = len(first)
+    names = {where: _column(part, count, where) for where, part in (("group", group), ("kind", kind), ("split", split))}
+    label = None
+    if y is not None:
+        label = torch.as_tensor(np.asarray(y))
+        whole = not label.dtype.is_floating_point and label.dtype != torch.bool
+        if label.shape != (count,) or not whole or int(label.min()) < 0:
+            raise InputError(
+                f"y must be {count} whole numbers from 0 up, one per pair, got {label.dtype} {list(label.shape)}"
+                f"{f' from {int(label.min())}' if label.numel() and whole else ''}"
+            )
+        label = label.long()
+    # The same example in several pairs is one image, and one group: its pairs must not be in two splits.
+    contents = [hashlib.sha1(image.numpy().tobytes(), usedforsecurity=False).hexdigest() for image in first]
+    clean, different = numbered(contents)
+    first_of = {content: place for place, content in reversed(list(enumerate(contents)))}
+    kept = torch.tensor([first_of[content] for content in different])
+    images = torch.cat([first[kept], second])
+    of_kind, kinds = numbered(names["kind"] or [PERTURBED] * count, _sorted(names["kind"]))
+    of_group, groups = numbered(names["group"] or [str(place) for place in clean.tolist()])
+    fixed = None
+    if names["split"] is not None:
+        fixed = _fixed_splits(of_group, groups, names["split"])
+    return Pairs(
+        images, clean, len(kept) + torch.arange(count), of_kind, of_group, label, fixed, kinds, groups, (), name
+    )
+
+
+def of_listing(found: Listing, images: Tensor, name: str, problems: tuple[str, ...]) -> Pairs:
+    """The pairs of a listing, given its files' images.
+
+    Raises:
+        ProblemsError: if there are none.
+    """
+    if not found.perturbed:
+        raise ProblemsError(f"{name}: no pair is left", problems or ["there are none"])
+    of_kind, kinds = numbered(found.kind, _sorted(found.kind))
+    of_group, groups = numbered(found.group)
+    label, class_names = None, ()
+    texts = [text for text in found.label if text is not None]
+    if texts:
+        if all(text.isdecimal() for text in texts):
+            label = torch.tensor([int(text) for text in texts])
+        else:
+            label, class_names = numbered(texts, _sorted(texts))  # type: ignore[assignment]
+    fixed = None
+    if any(found.split):
+        fixed = _fixed_splits(of_group, groups, [split or "train" for split in found.split])
+    return Pairs(
+        images, torch.tensor(found.clean), torch.tensor(found.perturbed), of_kind, of_group, label, fixed, kinds,
+        groups, class_names, name, problems, found.ignored,
+    )  # fmt: skip
+
+
+def _fixed_splits(of_group: Tensor, groups: Sequence[str], split: Sequence[str]) -> tuple[str, ...]:
+    """The split of each group.
+
+    Raises:
+        InputError: for other words, and for groups in two splits.
+    """
+    chosen: list[str | None] = [None] * len(groups)
+    for place, word in zip(of_group.tolist(), split, strict=True):
+        known = SPLIT_NAMES.get(word)
+        if known is None:
+            raise InputError(f"split must be train, validation or test, got {word!r}")
+        if chosen[place] not in (None, known):
+            raise InputError(
+                f"group {groups[place]} is in the splits {chosen[place]} and {known}: a group lies in one split"
+            )
+        chosen[place] = known
+    return tuple(word or "train" for word in chosen)
+
+
+def _images(images: Any, where: str) -> Tensor:
+    """uint8 ``[N, C, H, W]``."""
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[-1] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim == 4 and array.shape[1] not in (1, 3):
+        raise InputError(f"{where}: images have 1 or 3 channels, got an array of shape {list(array.shape)}")
+    return to_uint8(np.ascontiguousarray(array), where)
+
+
+def _column(values: Any, count: int, where: str) -> list[str] | None:
+    if values is None:
+        return None
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.shape != (count,):
+        raise InputError(f"{where} must have one entry per pair, {count}, got shape {list(array.shape)}")
+    return [str(value) for value in array.tolist()]
+
+
+def _sorted(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else sorted(set(names), key=natural)
+
+
+def holds_arrays(place: Path) -> bool:
+    """Whether a path is one of arrays."""
+    return place.suffix.lower() == ".npz" or (place / "x.npy").is_file()
+
+
+def read_arrays(place: Path, name: str) -> Pairs:
+    """``x`` and ``x_tilde``, and what else there is of `ARRAYS`, from an archive or a folder."""
+    found: dict[str, Any] = {}
+    if place.is_dir():
+        there = [key for key in ARRAYS if (place / f"{key}.npy").is_file()]
+        found = {key: read_array(place / f"{key}.npy", text=key in ARRAYS[3:]) for key in there}
+    else:
+        try:
+            with np.load(regular(place), allow_pickle=False) as archive:
+                unknown = sorted(set(archive.files) - set(ARRAYS))
+                found = {key: archive[key] for key in ARRAYS if key in archive.files}
+        except Exception as error:  # a damaged archive raises almost anything
+            raise InputError(f"{place} cannot be read as an archive of arrays: {one_line(error)}") from None
+        if unknown:
+            raise InputError(f"{place} holds {', '.join(unknown)}: arrays are named {', '.join(ARRAYS)}")
+    if missing := [key for key in ("x", "x_tilde") if key not in found]:
+        raise InputError(f"{place} lacks {' and '.join(missing)}: arrays are named {', '.join(ARRAYS)}")
+    try:
+        return pairs(
+            found["x"], found["x_tilde"], found.get("y"), name=name, **{key: found.get(key) for key in ARRAYS[3:]}
+        )
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None

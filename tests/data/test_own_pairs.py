@@ -1,0 +1,405 @@
+"""Own pairs: layouts, images of every kind, splits by group, and bad input that is named all at once."""
+
+import csv
+import functools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import latentrobust.data.pairs.packing
+from latentrobust.data.__main__ import main
+from latentrobust.data.pairs.given import GivenPairs
+from latentrobust.data.pairs.listing import ProblemsError
+from latentrobust.data.pairs.reading import pairs, read_pairs
+from latentrobust.errors import InputError
+
+LIGHTS = 64
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTROBUST_CACHE", str(tmp_path / "cache"))
+
+
+def save(path, level=100, size=(6, 8), mode="L", **options):
+    """An image of one level; ``size`` is height and width."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = level if mode in ("L", "I;16") else (level, level, level)
+    Image.new(mode, size[::-1], colour).save(path, **options)
+
+
+def faces(root, people=4, poses=3, lights=LIGHTS, size=(96, 84)):
+    """Grey lighting pairs: a folder per person and pose, a file per light, named with both; some are missing."""
+    for person in range(people):
+        for pose in range(poses):
+            group = root / f"person{person}" / f"P{pose:02d}"
+            for light in range(lights):
+                if person == 1 and light % 5 == pose:
+                    continue
+                level = 3 * light + person + 10 * pose
+                save(group / f"P{pose:02d}_A{light - 32:+03d}.pgm", level, size)
+            (group / "info.txt").write_text("no image")
+    return root
+
+
+def test_lighting_pairs_of_many_groups(tmp_path):
+    read = read_pairs(faces(tmp_path / "faces"), label="parent")
+    assert read.image_shape == (1, 96, 84)
+    assert len(read) == 4 * 3 * LIGHTS - 3 * 13
+    assert len(read.kinds) == LIGHTS
+    assert read.kinds[0] == "A+00"
+    assert read.groups[0] == "person0/P00"
+    assert read.class_names == ("person0", "person1", "person2", "person3")
+    assert not read.centred
+    assert read.ignored == 12
+    data = GivenPairs(read, validation=2, test=4)
+    assert [data.count(split) for split in ("train", "validation", "test")] == [
+        int(torch.isin(read.group, read.group[data.rows[split]].unique()).sum()) for split in data.rows
+    ]
+    for split in data.rows:
+        batch = data.pairs(split, torch.arange(data.count(split)))
+        level = (batch.x[:, 0, 0, 0] * 255).round().long(), (batch.perturbed[:, 0, 0, 0] * 255).round().long()
+        names = [read.groups[group] for group in read.group[data.rows[split]].tolist()]
+        offset = torch.tensor([int(name[6]) + 10 * int(name[-1]) for name in names])
+        lights = [((part - offset) // 3) for part in level]
+        assert all(((part - offset) % 3 == 0).all() for part in level), "both halves are of the group"
+        assert (lights[0] != lights[1]).all()
+        assert (lights[1] - 32 == torch.tensor([int(read.kinds[kind][1:]) for kind in batch.kind])).all()
+    drawn = torch.stack([data.pairs("train", torch.arange(64), epoch).x[:, 0, 0, 0] for epoch in range(200)])
+    assert (torch.tensor([len(column.unique()) for column in drawn.T]) > 40).all(), "any other light of the group"
+
+
+def test_an_original_centres_pairs(tmp_path):
+    root = faces(tmp_path / "faces", people=3, lights=8, size=(8, 8))
+    with pytest.raises(ProblemsError, match="a problem: group person1/P00 lacks A-32") as caught:
+        read_pairs(root, original="A-32")
+    assert len(caught.value.problems) == 1
+    read = read_pairs(root, original="A-32", incomplete="skip")
+    assert read.centred
+    assert len(read.groups) == 8
+    assert "A-32" not in read.kinds
+    data = GivenPairs(read, validation=1, test=2)
+    batch = data.pairs("test", torch.arange(data.count("test")))
+    assert batch.index.unique().tolist() == [0, 1]
+    assert len(batch.x.flatten(1).unique(dim=0)) == 2
+    with pytest.raises(InputError, match=r"original=A-320: no group .* did you mean A-32\?"):
+        read_pairs(root, original="A-320")
+
+
+def test_parallel_folders_of_mixed_formats_and_sizes(tmp_path):
+    root = tmp_path / "both"
+    endings = ["png", "jpg", "bmp", "tif", "webp"]
+    for number in range(10):
+        save(root / "clean" / f"a{number}.{endings[number % 5]}", 10 * number, (8 + number % 3, 9), "RGB")
+        for kind in ("fog", "rain")[: 1 + number % 2]:
+            save(root / "perturbed" / kind / f"a{number}.{endings[(number + 1) % 5]}", 200, (8, 9 + number % 2), "RGB")
+    with pytest.raises(InputError, match=r"several sizes, height×width 8×10 .*give one, such as data.size=\[8,10\]"):
+        read_pairs(root)
+    read = read_pairs(root, size=[8, 9])
+    assert (len(read), read.kinds, read.centred) == (15, ("fog", "rain"), True)
+    assert list(read.groups[:3]) == ["a0", "a1", "a2"]
+    assert (read.images[read.perturbed].float() - 200).abs().max() <= 3
+
+
+def test_natural_order_of_names_that_are_numbers(tmp_path):
+    for group in range(3):
+        for variant in range(1, 13):
+            save(tmp_path / "own" / f"g{group}" / f"{variant}.png")
+    assert read_pairs(tmp_path / "own").kinds == tuple(map(str, range(1, 13)))
+
+
+def test_folders_called_train_and_test_are_splits(tmp_path):
+    for split, count in (("train", 4), ("val", 1), ("test", 2)):
+        for group in range(count):
+            for variant in ("a", "b"):
+                save(tmp_path / "own" / split / f"g{group}" / f"{variant}.png")
+    data = GivenPairs(read_pairs(tmp_path / "own"))
+    assert [len(data.rows[split]) for split in ("train", "validation", "test")] == [8, 2, 4]
+
+
+def manifest(root, rows, header="clean,perturbed,kind,label,split"):
+    for name in ("a", "b", "c", "d", "e", "f"):
+        save(root / "images" / f"{name}.png", ord(name))
+    path = root / "pairs.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+    return path
+
+
+def test_a_manifest_with_labels_and_splits(tmp_path):
+    rows = [
+        [f"images/{clean}.png", f"images/{perturbed}.png", kind, label, split]
+        for clean, perturbed, kind, label, split in (
+            ("a", "b", "fog", "cat", "train"),
+            ("c", "d", "rain", "dog", "validation"),
+            ("e", "f", "fog", "dog", "test"),
+        )
+    ]
+    read = read_pairs(manifest(tmp_path, rows))
+    data = GivenPairs(read)
+    assert read.class_names == ("cat", "dog")
+    assert data.pairs("test", torch.tensor([0])).labels.tolist() == [1]
+    assert (data.pairs("validation", torch.tensor([0])).x * 255).round().unique().tolist() == [ord("c")]
+    by_numbers = read_pairs(
+        manifest(tmp_path, [[*row[:3], row[3].replace("cat", "7").replace("dog", "2"), row[4]] for row in rows])
+    )
+    assert by_numbers.label.tolist() == [7, 2, 2]
+    assert by_numbers.class_names == ()
+
+
+def test_pairs_that_share_a_file_are_one_group(tmp_path):
+    rows = [["images/a.png", "images/b.png"], ["images/b.png", "images/c.png"], ["images/d.png", "images/e.png"]]
+    assert read_pairs(manifest(tmp_path, rows, "clean,perturbed")).group.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("clean,disturbed", ["images/a.png", "images/b.png"], "lacks the column perturbed"),
+        ("clean,perturbed,kinds", ["images/a.png", "images/b.png", "x"], "did you mean kind"),
+        ("clean,perturbed,kind,kind", ["images/a.png", "images/b.png", "x", "y"], "kind twice"),
+        ("clean,perturbed", ["images/a.png", "images/none.png"], "line 3: there is no file images/none.png"),
+        ("clean,perturbed", ["images/a.png", "../outside.png"], "line 3: ../outside.png lies outside"),
+        ("clean,perturbed", ["images/a.png", "/etc/hostname"], "line 3: /etc/hostname lies outside"),
+        ("clean,perturbed", ["images/a.png", ""], "line 3: names no perturbed image"),
+        ("clean,perturbed", ["images/a.png", "images/a.png"], "line 3: pairs a file with itself"),
+        ("clean,perturbed", ["images/a.png", "images/b.png", "more"], "line 3: has more cells"),
+        ("clean,perturbed,label", ["images/c.png", "images/d.png", ""], "line 3: has no label, and others have one"),
+        ("clean,perturbed,label", ["images/a.png", "images/c.png", "9"], "line 3: gives label 9 to an image that has"),
+        ("clean,perturbed,split", ["images/c.png", "images/d.png", "dev"], "line 3: split 'dev' is none of"),
+        (
+            "clean,perturbed,split",
+            ["images/a.png", "images/d.png", "test"],
+            "line 3: puts a group into test that",
+        ),
+        ("clean,perturbed,group", ["images/a.png", "images/d.png", "h"], "line 3: puts a file of another group"),
+        ("clean,perturbed", ["images/a.png", "images/b.png"], "line 3: repeats an earlier pair"),
+    ],
+)
+def test_bad_manifests_are_named_by_line(tmp_path, header, row, message):
+    (tmp_path / "data").mkdir()
+    save(tmp_path / "outside.png")
+    first = ["images/a.png", "images/b.png", *{"label": ["1"], "split": ["train"], "group": ["g"]}.get(header[16:], [])]
+    path = manifest(tmp_path / "data", [first, row], header)
+    with pytest.raises(InputError, match=message) as caught:
+        read_pairs(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_everything_that_is_wrong_is_named_at_once_and_can_be_left_out(tmp_path):
+    root = tmp_path / "own"
+    for group in range(5):
+        for variant in ("a", "b", "c"):
+            save(root / f"g{group}" / f"{variant}.png")
+    (root / "g0" / "a.png").write_bytes(b"")
+    whole = (root / "g1" / "b.png").read_bytes()
+    (root / "g1" / "b.png").write_bytes(whole[: len(whole) // 2])
+    frames = [Image.new("L", (8, 6), level) for level in (0, 9)]
+    frames[0].save(root / "g2" / "moving.gif", save_all=True, append_images=frames[1:])
+    save(root / "g3" / "a.bmp")
+    save(root / "g4" / "C.png")
+    save(root / "alone" / "a.png")
+    save(root / "g2" / "deep.tif", mode="L")
+    Image.fromarray(np.full((6, 8), 0.5, np.float32)).save(root / "g2" / "deep.tif")
+    with pytest.raises(ProblemsError) as caught:
+        read_pairs(root)
+    said = " ".join(caught.value.problems)
+    for part in (
+        "g0/a.png is not an image", "g1/b.png", "moving.gif has 2 pages", "several files for a",
+        "names differ only in case", "group alone has one image", "deep.tif has pixels of type F",
+    ):  # fmt: skip
+        assert part in said
+    assert len(caught.value.problems) == 7
+    kept = read_pairs(root, incomplete="skip")
+    assert sorted(kept.group.bincount().tolist()) == [2, 2, 2, 2, 3]
+    assert len(kept.left_out) == 7
+
+
+def test_unpaired_files_of_parallel_folders_are_named(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        save(tmp_path / "own" / "clean" / f"{name}.png")
+        save(tmp_path / "own" / "perturbed" / "fog" / f"{name}.png")
+    save(tmp_path / "own" / "clean" / "lonely.png")
+    save(tmp_path / "own" / "perturbed" / "fog" / "other.png")
+    with pytest.raises(ProblemsError, match=r"perturbed/fog/other.png has no .*clean/lonely.png has no image"):
+        read_pairs(tmp_path / "own")
+
+
+def test_images_that_pillow_reads_in_every_mode(tmp_path):
+    root = tmp_path / "own"
+    for group in range(3):
+        base = root / f"g{group}"
+        save(base / "grey.png", 100)
+        save(base / "sixteen.png", 100 * 257, mode="I;16")
+        big = np.full((6, 8), 100 * 257, ">u2")
+        (base / "big_endian.pgm").write_bytes(b"P5 8 6 65535\n" + big.tobytes())
+        Image.new("RGB", (8, 6), (100, 100, 100)).convert("CMYK").save(base / "ink.tif")
+        Image.new("RGB", (8, 6), (100, 100, 100)).quantize(4).save(base / "palette.gif")
+        Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(base / "clear.png")
+        turned = Image.new("RGB", (6, 8), (100, 100, 100))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        turned.save(base / "turned.jpg", exif=exif)
+    with pytest.raises(InputError, match=r"9 images are grey and 12 are in colour: give data\.colour=grey"):
+        read_pairs(root)
+    for colour, channels in (("grey", 1), ("colour", 3)):
+        read = read_pairs(root, colour=colour, background=7)
+        assert read.image_shape == (channels, 6, 8)
+        for kind, name in enumerate(read.kinds):
+            level = read.images[read.perturbed[read.kind == kind]].float()
+            assert (level - (7 if name == "clear" else 100)).abs().max() <= 2, name
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_images_are_resized_by_area_or_padded(tmp_path, pad):
+    root = tmp_path / "own"
+    for group in range(3):
+        (root / f"g{group}").mkdir(parents=True)
+        checks = ((np.indices((12, 24)).sum(0) % 2) * 200).astype(np.uint8)
+        Image.fromarray(checks).save(root / f"g{group}" / "large.png")
+        save(root / f"g{group}" / "small.png", 60, (3, 4))
+    read = read_pairs(root, size=[6, 6], fit="pad" if pad else "resize", background=9)
+    large, small = (read.images[read.perturbed[read.kind == kind]][0, 0].tolist() for kind in (0, 1))
+    if pad:  # 12×24 becomes 3×6, and 3×4 stays
+        assert large == [[9] * 6, [100] * 6, [100] * 6, [100] * 6, [9] * 6, [9] * 6]
+        assert small == [[9] * 6, *[[9, 60, 60, 60, 60, 9]] * 3, [9] * 6, [9] * 6]
+    else:
+        assert large == [[100] * 6] * 6
+        assert small == [[60] * 6] * 6
+
+
+def test_images_are_packed_once_outside_the_data(tmp_path, monkeypatch):
+    root = faces(tmp_path / "faces", people=2, poses=2, lights=4, size=(8, 8))
+    before = sorted(root.rglob("*"))
+    first = read_pairs(root)
+    monkeypatch.setattr(latentrobust.data.pairs.packing, "_write", lambda *_: pytest.fail("packed again"))
+    assert torch.equal(read_pairs(root).images, first.images)
+    assert sorted(root.rglob("*")) == before
+    with pytest.raises(InputError, match="inside the data"):
+        read_pairs(root, cache=root / "packed")
+    with pytest.raises(BaseException, match="packed again"):
+        read_pairs(root, size=[4, 4])
+    save(root / "person0" / "P00" / "P00_A-32.pgm", 77, (8, 8))
+    with pytest.raises(BaseException, match="packed again"):
+        read_pairs(root)
+
+
+def arrays(count=12, **changed):
+    generator = np.random.default_rng(0)
+    x = generator.random((count, 3, 8, 8))
+    return {"x": x, "x_tilde": np.clip(x + 0.1, 0, 1), "y": np.arange(count) % 3, **changed}
+
+
+def test_pairs_of_arrays_tensors_and_files_are_the_same(tmp_path):
+    given = arrays(kind=["fog", "rain"] * 6, group=np.arange(12) // 2)
+    one = pairs(given["x"], given["x_tilde"], given["y"], kind=given["kind"], group=given["group"])
+    two = pairs(
+        torch.tensor(given["x"]), torch.tensor(given["x_tilde"]), torch.tensor(given["y"]), kind=given["kind"],
+        group=torch.tensor(given["group"]),
+    )  # fmt: skip
+    np.savez(tmp_path / "own.npz", **given)
+    (tmp_path / "folder").mkdir()
+    for name, array in given.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    channels_last = {**given, "x": given["x"].transpose(0, 2, 3, 1), "x_tilde": given["x_tilde"].transpose(0, 2, 3, 1)}
+    three = pairs(**channels_last)
+    for other in (two, three, read_pairs(tmp_path / "own.npz"), read_pairs(tmp_path / "folder")):
+        for name in ("images", "clean", "perturbed", "kind", "group", "label"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert other.kinds == ("fog", "rain")
+
+
+def test_the_same_example_in_several_pairs_is_one_group():
+    given = arrays()
+    twice = pairs(np.concatenate([given["x"]] * 2), np.concatenate([given["x_tilde"], 1 - given["x"]]))
+    assert len(twice.groups) == 12
+    data = GivenPairs(twice)
+    assert {split: data.examples(split) for split in ("validation", "test")} == {"validation": 1, "test": 2}
+    assert data.count("test") == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x_tilde": np.zeros((12, 3, 8, 9))}, "same shape"),
+        ({"x": np.full((12, 3, 8, 8), 1.5)}, "values from 1.5"),
+        ({"x": np.full((12, 3, 8, 8), np.nan)}, "NaN"),
+        ({"x": np.zeros((12, 4, 8, 8))}, "1 or 3 channels"),
+        ({"x": np.zeros((12, 3, 8, 8), np.int64)}, "uint8 images or floats"),
+        ({"y": np.arange(11)}, "y must be 12 whole numbers"),
+        ({"y": np.arange(12) - 1}, "from -1"),
+        ({"y": np.arange(12) / 2}, "whole numbers"),
+        ({"kind": ["fog"]}, "kind must have one entry per pair"),
+        ({"split": ["train"] * 11 + ["dev"]}, "got 'dev'"),
+        ({"split": ["train", "test"] * 6, "group": [0] * 12}, "group 0 is in the splits"),
+    ],
+)
+def test_bad_arrays_are_refused_in_one_line(changed, message):
+    with pytest.raises(InputError, match=message):
+        pairs(**arrays(**changed))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": 6, "test": 6}, "leave no group of 12"),
+        ({"validation": 1.5}, "validation must be a whole number at least 1 or"),
+        ({"train_size": 12}, "there are 9 train groups"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        GivenPairs(pairs(**arrays()), **options)
+
+
+def test_a_split_without_pairs_is_refused():
+    with pytest.raises(InputError, match="no group is in the test split"):
+        GivenPairs(pairs(**arrays(split=["train"] * 12)))
+
+
+def test_missing_labels_are_not_class_0():
+    data = GivenPairs(pairs(*(arrays()[name] for name in ("x", "x_tilde"))))
+    assert not data.has_labels
+    assert data.pairs("train", torch.arange(3)).y is None
+    with pytest.raises(InputError, match=r"no labels, so a set can be learned .*data.label=parent"):
+        _ = data.classes
+
+
+def test_classes_are_spread_over_the_splits():
+    given = arrays(count=60)
+    data = GivenPairs(pairs(given["x"], given["x_tilde"], np.arange(60) % 3), test=12, validation=6)
+    for split, each in (("test", 4), ("validation", 2), ("train", 14)):
+        labels = data.pairs(split, torch.arange(data.count(split))).labels
+        assert labels.bincount().tolist() == [each] * 3
+
+
+def test_an_epoch_may_see_more_or_fewer_pairs():
+    data = functools.partial(GivenPairs, pairs(**arrays(count=40)), batch_size=4)
+    fewer = data(pairs_per_epoch=10)
+    assert fewer.count("train") == 10
+    epochs = [fewer.pairs("train", torch.arange(10), epoch).x for epoch in range(2)]
+    assert not torch.equal(*epochs)
+    more = data(pairs_per_epoch=56).pairs("train", torch.arange(56)).x.flatten(1)
+    assert len(more.unique(dim=0)) == 28
+
+
+def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = faces(tmp_path / "faces", people=3, lights=8, size=(8, 10))
+    save(root / "person0" / "P01" / "P01_A-27.pgm", 5, (9, 10))
+    (root / "person2" / "P00" / "P00_A-27.pgm").write_bytes(b"nothing")
+    main(["inspect", str(root), "--label", "parent", "--picture", "shown.png"])
+    said = capsys.readouterr().out
+    for part in (
+        "8×10 (", "9×10 (1)", "several sizes: give one, such as data.size=[8,10]", "8 kinds", "person1 (",
+        "splits: train 6 groups", "a problem; data.incomplete=skip", "P00_A-27.pgm is not an image", "9 other files",
+    ):  # fmt: skip
+        assert part in said
+    with Image.open(tmp_path / "shown.png") as picture:
+        assert picture.width == 8 * 12
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(tmp_path / "nowhere")])
+    assert stopped.value.code == 2
+    assert "does not exist" in capsys.readouterr().err
