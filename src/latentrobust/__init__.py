@@ -1,7 +1,13 @@
 """Learn perturbation sets from pairs of examples, and use them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
+from latentrobust.data.pairs.reading import pairs, read_pairs
+from latentrobust.data.pairs.table import Pairs
 from latentrobust.perturbation_sets import LatentBall, PerturbationSet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.robustness.assess import CertifySettings, Report, RobustSettings, assess
@@ -9,18 +15,34 @@ from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import noise_level
 from latentrobust.tasks.store import load_model, save_model
 
+if TYPE_CHECKING:
+    from latentrobust.learning import learn
+
 __all__ = [
     "CertifySettings",
     "LatentBall",
+    "Pairs",
     "PerturbationSet",
     "Report",
     "RobustSettings",
     "SmoothedModel",
     "__version__",
     "assess",
+    "learn",
     "load_model",
     "load_perturbation_set",
     "noise_level",
+    "pairs",
+    "read_pairs",
     "save_model",
     "save_perturbation_set",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`learn` needs Lightning and Hydra, which nothing else here does."""
+    if name == "learn":
+        from latentrobust.learning import learn  # noqa: PLC0415
+
+        return learn
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

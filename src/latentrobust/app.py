@@ -77,6 +77,7 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     failures: list[Exception] = []
     composed = False
     given = list(sys.argv)
+    sys.argv = [sys.argv[0], *map(_quoted_coverage, sys.argv[1:])]
     left_out = _without_null_groups()
 
     def job(cfg: DictConfig) -> Any:
@@ -116,6 +117,12 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         _stop(f"latentrobust {name}: {_line(error)}", BAD_INPUT)
     finally:
         sys.argv = given
+
+
+def _quoted_coverage(argument: str) -> str:
+    """An override whose radii may be called ``coverage=0.95``: Hydra takes a second ``=`` between quotes alone."""
+    key, is_set, value = argument.partition("=")
+    return key + is_set + re.sub(r"(?<![\w'\"])coverage=([0-9.]+)", r"'coverage=\1'", value)
 
 
 def _without_null_groups() -> dict[str, str]:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,25 @@ class Range:
         return " and ".join(part for part in (low, high) if part) or "finite"
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """Which texts are meant.
+
+    Args:
+        expression: that the whole text matches.
+        expected: what to say that it is.
+    """
+
+    expression: str
+    expected: str
+
+
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Shape = Annotated[tuple[Count, ...], "of an image, (channels, height, width)"]
-RadiusName = Literal["full", "p25", "p50", "p75"]
+_NAMED = r"p25|p50|p75|p95|coverage=(0?\.\d+|1(\.0*)?)"
+RadiusName = Annotated[str, Pattern(f"full|{_NAMED}", "one of full, p25, p50, p75, p95, coverage=<share>")]
+RadiusRule = Annotated[str, Pattern(f"max|{_NAMED}", "one of max, p25, p50, p75, p95, coverage=<share>")]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
@@ -209,6 +225,8 @@ def _instance(value: Any, annotation: Any) -> Any:
 def _in_range(value: Any, annotation: Any, limits: Sequence[Any]) -> Any:
     found = _fits(value, annotation)
     for limit in limits:
+        if isinstance(limit, Pattern) and (isinstance(found, _Misfit) or re.fullmatch(limit.expression, found) is None):
+            return _Misfit(limit.expected)
         if isinstance(limit, Range):
             noun = {int: "a whole number", float: "a number"}.get(annotation, "a number")
             if isinstance(found, _Misfit) or not limit.holds(found):

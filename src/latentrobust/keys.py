@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     HELD_OUT = 30  # perturbations that nothing was trained on
     FIGURES = 31
     PROBES = 32  # what a model is recognised by
+    COVERAGE = 33
     # Within an example's pair.
     JOINT = 100
     TARGET = 101

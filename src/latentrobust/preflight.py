@@ -128,7 +128,7 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
     if evaluation:
         yield "test_seconds"
     if evaluation.get("quality") is not None:
-        yield from ("quality/*", "latent_norm/*", "exact/quality/*")
+        yield from ("quality/*", "latent_norm/*", "coverage/*", "exact/quality/*")
     if evaluation.get("density") is not None:
         yield from ("bits_per_dim", "round_trip_error")
     measured = ["accuracy/*", "loss/clean", "miou/*", "accuracy_known/*", "mce", "mce/relative"] if evaluation else []

@@ -31,12 +31,13 @@ class Session:
     Args:
         cfg: the whole configuration.
         configuration: the same, resolved.
+        data: that is there already; None makes what the configuration names.
     """
 
-    def __init__(self, cfg: DictConfig, configuration: dict[str, Any]) -> None:
+    def __init__(self, cfg: DictConfig, configuration: dict[str, Any], data: PairModule | None = None) -> None:
         self.configuration = configuration
         self._loggers: dict[str, list[Logger]] = {}
-        self.data: PairModule = instantiate(cfg.data, _convert_="all")
+        self.data: PairModule = data if data is not None else instantiate(cfg.data, _convert_="all")
 
     def seed(self) -> None:
         """Seed PyTorch's own generators, which make the first weights: whatever ran before, a stage begins alike."""
@@ -121,7 +122,7 @@ class Diary(pl.Callback):
 
 
 @contextmanager
-def session(cfg: DictConfig, configuration: dict[str, Any]) -> Iterator[Session]:
+def session(cfg: DictConfig, configuration: dict[str, Any], data: PairModule | None = None) -> Iterator[Session]:
     """A `Session`, closed at the end whatever happens."""
     for noise in (
         ".*number of training batches.*",
@@ -133,7 +134,7 @@ def session(cfg: DictConfig, configuration: dict[str, Any]) -> Iterator[Session]
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     if cfg.print_config:
         print_configuration(configuration)
-    shared = Session(cfg, configuration)
+    shared = Session(cfg, configuration, data)
     shared.seed()
     try:
         yield shared

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from latentrobust.app import resolved
-from latentrobust.errors import InputError, collecting, note
+from latentrobust.data.module import PairModule
+from latentrobust.errors import InputError, collecting, note, warn
 from latentrobust.interrupts import finishing_steps, requested
 from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
 from latentrobust.parts import MODEL_FILES, Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
+from latentrobust.perturbation_sets.coverage import CoverageSettings, measure_coverage
 from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import RunFolder, of_a_run, say
@@ -53,8 +56,14 @@ class Made:
     module: pl.LightningModule | None = None
 
 
-def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[PerturbationSet, Made]:
+def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = None) -> tuple[PerturbationSet, Made]:
     """Learn a perturbation set, select its radius, save it; or load it where an earlier process has done so.
+
+    Args:
+        cfg: the run's configuration.
+        shared: the run's session.
+        own: the run's folder.
+        network: instead of the one that the configuration describes.
 
     Raises:
         InputError: for a checkpoint of another model.
@@ -66,8 +75,7 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[Perturb
     if part.is_finished and place.is_dir():
         say(f"the set in {place} is finished: it is not learned again")
         _note(part)
-        network = None
-        if not _is_described(place):  # of a network from elsewhere
+        if network is None and not _is_described(place):  # of a network from elsewhere
             network = instantiate(cfg.learner, _convert_="all").network
         return sets.restore_perturbation_set(place, network=network), _made(part)
     checkpoint = _where_to_begin(cfg, part, folder, own, [*(folder / name for name in MODEL_FILES), place])
@@ -77,10 +85,11 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[Perturb
     shared.seed()
     started = time.perf_counter()
     with collecting() as about:
-        learner: Any = instantiate(cfg.learner, _convert_="all")
+        learner: Any = instantiate(cfg.learner, _convert_="all", **({} if network is None else {"network": network}))
         trainer = shared.trainer(cfg)
         _fit(trainer, learner, shared, checkpoint)
         perturbations = _learned(trainer, learner, shared)
+        select_radius(perturbations, getattr(learner, "radius_rule", None), shared.data, trainer.strategy.root_device)
     if trainer.is_global_zero:
         sets.save_perturbation_set(perturbations, place)
     made = Made(
@@ -94,6 +103,40 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder) -> tuple[Perturb
     )
     part.finish({"metrics": made.metrics, "history": made.history, "warnings": about})
     return perturbations, made
+
+
+def select_radius(
+    perturbations: PerturbationSet, rule: float | str | None, data: PairModule, device: torch.device
+) -> None:
+    """Measure how much of the validation pairs each radius of a set contains, and give it the radius that is asked for.
+
+    Every process measures the same. The set comes back on the CPU.
+
+    Args:
+        perturbations: that was learned; it has the radius ``max``.
+        rule: a number, or ``max``, ``p95``, ``coverage=0.95``; None leaves the radius.
+        data: with the validation pairs.
+        device: to measure on.
+    """
+    if data.has_pairs:
+        settings = CoverageSettings()
+        limit = settings.examples(data.examples("validation"), data.count("validation"))
+        chosen = [
+            batch.at(batch.index < limit)
+            for index in torch.arange(data.count("validation"), device=device).split(min(data.batch_size, 64))
+            if len((batch := data.pairs("validation", index)).at(batch.index < limit))
+        ]
+        perturbations.to(device)
+        groups = data.groups("validation")
+        perturbations.coverage = measure_coverage(perturbations, chosen, groups, "validation", settings)
+        perturbations.to("cpu")
+    if isinstance(rule, str) and rule != "max":
+        try:
+            perturbations.set_radius(perturbations.radius_of(rule))
+        except InputError as error:  # after all the work: the largest radius is still a set
+            warn(f"learner.radius={rule}: {error}; the largest latent norm is taken")
+    elif rule is not None and rule != "max":
+        perturbations.set_radius(float(rule))
 
 
 def is_given(cfg: DictConfig) -> bool:

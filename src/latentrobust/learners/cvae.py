@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from latentrobust.arguments import Seed, validated
+from latentrobust.arguments import Positive, RadiusRule, Seed, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
@@ -44,6 +44,8 @@ class CVAELearner(pl.LightningModule):
         optimizer: called with the parameters; its learning rate is the peak.
         scheduler: the factor of the peak learning rate at a moment, set at every step.
         beta: the weight of the KL term at a moment.
+        radius: of the set: ``max``, the largest latent norm of the validation pairs; a percentile of these norms
+            (``p95``); the smallest that contains a share of the validation pairs (``coverage=0.95``); or a number.
         init_from: a stored set (a run's folder, a set's, a checkpoint) whose weights to begin with: fine-tuning, also
             for images of another size where the weights do not depend on it; null for random weights.
         channels_last: lay the network's weights out as convolutions like them best: faster on most GPUs.
@@ -61,6 +63,7 @@ class CVAELearner(pl.LightningModule):
         optimizer: Optimizer,
         scheduler: Schedule,
         beta: Schedule,
+        radius: Positive | RadiusRule = "max",
         init_from: str | None = None,
         channels_last: bool = False,
         seed: Seed = 0,
@@ -73,6 +76,7 @@ class CVAELearner(pl.LightningModule):
         self.network = network
         self.likelihood = checked(likelihood)
         self.make_optimizer, self.learning_rate, self.beta, self.seed = optimizer, LearningRate(scheduler), beta, seed
+        self.radius_rule = radius
         self.radius: float | None = None
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric
 
-from latentrobust.arguments import Count, Positive, Seed, validated
+from latentrobust.arguments import Count, Positive, RadiusRule, Seed, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
@@ -45,7 +45,8 @@ class FlowLearner(pl.LightningModule):
         optimizer: called with the parameters; its learning rate is the peak.
         scheduler: the factor of the peak learning rate at a moment, set at every step.
         norm: of the set: ``"l2"`` or ``"linf"``.
-        radius: of the set; null for the largest norm of a validation pair's offset, as for conditional VAEs.
+        radius: of the set: a number; or, where the data has pairs, as for conditional VAEs (``max``, ``p95``,
+            ``coverage=0.95``); null is ``max``.
         augmentation: of the training images, by name, in order; or None.
         recompute: compute activations again for the gradient instead of keeping them: a fraction of the memory.
         initialize_on: training examples whose activations initialise the network.
@@ -62,7 +63,7 @@ class FlowLearner(pl.LightningModule):
         optimizer: Optimizer,
         scheduler: Schedule,
         norm: Norm = "l2",
-        radius: Positive | None = 1.0,
+        radius: Positive | RadiusRule | None = 1.0,
         augmentation: dict[str, Augmentation] | None = None,
         recompute: bool = False,
         initialize_on: Count = 256,
@@ -73,10 +74,12 @@ class FlowLearner(pl.LightningModule):
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
         network.recompute(recompute)
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
-        self.norm, self.fixed_radius = norm, radius
+        self.norm = norm
+        self.radius_rule: float | str = "max" if radius is None else radius
+        self.fixed_radius = radius if isinstance(radius, int | float) else None
         self.augmentation = dict(augmentation or {})
         self.initialize_on, self.seed = initialize_on, seed
-        self.radius = radius
+        self.radius = self.fixed_radius
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()
         # A figure that is not a number must show.

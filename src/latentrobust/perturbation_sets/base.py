@@ -7,7 +7,8 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.likelihood import Likelihood
 from latentrobust.transforms import random
+
+if TYPE_CHECKING:
+    from latentrobust.perturbation_sets.coverage import Coverage
 
 
 def check_labels(y: Tensor, classes: int) -> None:
@@ -132,6 +136,9 @@ class PerturbationSet(nn.Module, ABC):
         needs_label: whether ``at`` needs the labels of its examples.
         data: name of the data it was learned from, or empty.
         latent_norms: mean, std and percentiles of the validation pairs' latent norms, where known.
+        coverage: how much of the validation pairs each radius contains, where known.
+        quality: what was measured of it on test pairs, with the names of ``metrics.json``; empty where nothing was.
+        warnings: what speaks against believing these figures.
     """
 
     needs_label = False
@@ -143,15 +150,50 @@ class PerturbationSet(nn.Module, ABC):
         self.likelihood = likelihood
         self.data = ""
         self.latent_norms: dict[str, float] = {}
+        self.coverage: Coverage | None = None
+        self.quality: dict[str, float] = {}
+        self.warnings: tuple[str, ...] = ()
 
     @property
     def percentile_radii(self) -> dict[str, float]:
-        """The stored percentiles of latent norms that can be radii: ``{"p25": …, "p50": …, "p75": …}``, or empty."""
-        return {
-            name: norm
-            for name, norm in self.latent_norms.items()
-            if name[:1] == "p" and name[1:].isdigit() and 0 < norm < math.inf
+        """The stored quartiles of latent norms, at which sets are measured: ``p25``, ``p50``, ``p75``; or empty."""
+        quartiles = {name: self.latent_norms[name] for name in ("p25", "p50", "p75") if name in self.latent_norms}
+        return {name: norm for name, norm in quartiles.items() if 0 < norm < math.inf}
+
+    def radius_of(self, name: str) -> float:
+        """A radius by name: ``full`` (the set's own), ``p50`` (of the stored latent norms), ``coverage=0.95``.
+
+        Raises:
+            InputError: for a name that the set knows no radius for.
+        """
+        if name == "full":
+            return self.ball.radius
+        if name.startswith("coverage="):
+            if self.coverage is None:
+                raise InputError(
+                    f"the perturbation set stores no coverage, which radius {name!r} asks for: give a number, or learn"
+                    " the set again"
+                )
+            return self.coverage.radius(float(name.removeprefix("coverage=")))
+        stored = {
+            key: norm for key, norm in self.latent_norms.items() if key[:1] == "p" and key[1:].isdigit() and norm > 0
         }
+        if name == "max" and self.latent_norms.get("max", 0) > 0:
+            return self.latent_norms["max"]
+        if name not in stored or not math.isfinite(stored[name]):
+            instead = f"it stores {', '.join(stored)}" if stored else "it stores no latent norms: give numbers"
+            raise InputError(f"the perturbation set has no radius {name!r}; {instead}")
+        return stored[name]
+
+    def set_radius(self, radius: float) -> None:
+        """Change the set's radius, in place."""
+        self.ball = self.ball.with_radius(radius)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the set as a folder; see `latentrobust.save_perturbation_set`."""
+        from latentrobust.perturbation_sets.store import save_perturbation_set  # noqa: PLC0415 - it knows all sets
+
+        return save_perturbation_set(self, folder)
 
     def extra_repr(self) -> str:
         """What tells two sets without weights apart."""

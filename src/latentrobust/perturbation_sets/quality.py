@@ -32,7 +32,7 @@ from latentrobust.perturbation_sets.likelihood import (
 )
 from latentrobust.transforms import random
 
-PERCENTILES = (25, 50, 75)
+PERCENTILES = (25, 50, 75, 95)
 SHOWN_KINDS = 12
 VALUES_AT_ONCE = 1 << 24  # of decoded images, in one pass
 ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")
@@ -300,7 +300,7 @@ class LatentNorms(Metric):
         self.kinds.append(kinds.detach())
 
     def compute(self) -> dict[str, float]:
-        """``mean``, ``std``, ``p25``, ``p50``, ``p75``, ``max``; then ``<kind>/…`` where there are several kinds."""
+        """``mean``, ``std``, ``p25`` to ``p95``, ``max``; then ``<kind>/…`` where there are several kinds."""
         norms = dim_zero_cat(self.norms).cpu().double().numpy()
         kinds = dim_zero_cat(self.kinds).cpu().numpy()
         summary = summarise_norms(norms)

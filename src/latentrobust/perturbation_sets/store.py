@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import latentrobust
-from latentrobust.arguments import Positive, validated
+from latentrobust.arguments import Positive, RadiusName, validated
 from latentrobust.errors import InputError
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
@@ -23,6 +23,7 @@ from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.registry import check_size
 from latentrobust.networks.vae_gan import VAEGAN
 from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.coverage import Coverage
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.exact import PixelBall, RTSSet
 from latentrobust.perturbation_sets.flow import FlowSet
@@ -63,7 +64,12 @@ __all__ = [
 
 
 def describe_cvae(
-    network: CVAE, likelihood: str, radius: float | None, latent_norms: dict[str, float], data: str
+    network: CVAE,
+    likelihood: str,
+    radius: float | None,
+    latent_norms: dict[str, float],
+    data: str,
+    coverage: Coverage | None = None,
 ) -> dict[str, Any]:
     """The configuration of a CVAE set, plain containers only. ``network`` is null for one from outside the package."""
     return {
@@ -75,6 +81,7 @@ def describe_cvae(
         "latent_shape": list(network.latent_shape),
         "radius": radius,
         "latent_norms": latent_norms,
+        "coverage": None if coverage is None else coverage.to_dict(),
         "data": data,
         "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
     }
@@ -87,6 +94,7 @@ def describe_latent(
     radius: float | None,
     latent_norms: dict[str, float],
     data: str,
+    coverage: Coverage | None = None,
 ) -> dict[str, Any]:
     """The configuration of a ``flow`` or ``vae_gan`` set, as `describe_cvae`."""
     return {
@@ -99,6 +107,7 @@ def describe_latent(
         "latent_shape": list(network.latent_shape),
         "radius": radius,
         "latent_norms": latent_norms,
+        "coverage": None if coverage is None else coverage.to_dict(),
         "data": data,
         "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
     }
@@ -113,6 +122,7 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
             perturbations.ball.radius,
             perturbations.latent_norms,
             perturbations.data,
+            perturbations.coverage,
         )
     if isinstance(perturbations, CVAESet):
         return describe_cvae(
@@ -121,6 +131,7 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
             perturbations.ball.radius,
             perturbations.latent_norms,
             perturbations.data,
+            perturbations.coverage,
         )
     common = {
         "format": FORMAT,
@@ -149,13 +160,13 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
 
 @validated
 def load_perturbation_set(
-    path: str | Path | None, *, radius: Positive | None = None, network: LearnedNetwork | None = None
+    path: str | Path | None, *, radius: Positive | RadiusName | None = None, network: LearnedNetwork | None = None
 ) -> PerturbationSet:
     """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
 
     Args:
         path: a set's folder, a run's folder (its ``perturbation_set/``, else its best checkpoint), or a ``.ckpt``.
-        radius: instead of the stored one.
+        radius: instead of the stored one: a number, or ``p25`` to ``p95``, or ``coverage=0.95``.
         network: for a set whose network is not from this package: one of the same architecture, to be filled.
 
     Raises:
@@ -168,7 +179,7 @@ def load_perturbation_set(
 
 
 def restore_perturbation_set(
-    path: str | Path, *, radius: float | None = None, network: LearnedNetwork | None = None
+    path: str | Path, *, radius: float | str | None = None, network: LearnedNetwork | None = None
 ) -> PerturbationSet:
     """`load_perturbation_set` for the run that is still writing it: without looking whether that has finished."""
     path = stored_at(Path(path), FOLDER)
@@ -178,7 +189,10 @@ def restore_perturbation_set(
         configuration, state = _read_checkpoint(path)
     else:
         raise InputError(f"no perturbation set at {path}: expected a set's folder, a run's folder or a .ckpt file")
-    perturbations = _build(configuration, radius, network, path, state)
+    named = radius if isinstance(radius, str) else None
+    perturbations = _build(configuration, None if isinstance(radius, str) else radius, network, path, state)
+    if named is not None:
+        perturbations.set_radius(perturbations.radius_of(named))
     try:
         perturbations.load_state_dict(state)
     except RuntimeError as error:
@@ -253,6 +267,8 @@ def _learned(
     else:
         perturbations = CVAESet(network, configuration["likelihood"], radius)
     perturbations.latent_norms = dict(configuration["latent_norms"])
+    if configuration.get("coverage") is not None:
+        perturbations.coverage = Coverage.from_dict(configuration["coverage"])
     perturbations.data = configuration["data"]
     return perturbations
 

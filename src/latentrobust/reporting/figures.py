@@ -16,9 +16,11 @@ from latentrobust.batch import Batch
 from latentrobust.files import replacing
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.coverage import Coverage
 from latentrobust.transforms import random
 
 BLUE, ORANGE, GREY = "#2a6f97", "#d1703c", "#8a8a8a"
+SHOWN_KINDS = 12  # curves by kind that one figure can hold
 GAP = 2  # white pixels between the images of a grid
 ERROR_NAMES = {
     "pgd_ae": "nearest point found (PGD AE)",
@@ -188,6 +190,24 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
     axis.set_ylabel("squared error")
     axis.set_title("Quality against the radius", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    return plain(figure, axis)
+
+
+def coverage(curve: Coverage, by_kind: Mapping[str, Coverage], radius: float) -> Figure:
+    """The share of test pairs that each radius contains, with its interval, overall and by kind."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    axis.fill_between(curve.radii, curve.low, curve.high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
+    axis.plot(curve.radii, curve.share, color=BLUE, marker="o", markersize=3, label="all pairs")
+    for kind, part in by_kind.items() if len(by_kind) <= SHOWN_KINDS else ():
+        axis.plot(part.radii, part.share, linewidth=0.8, alpha=0.8, label=kind)
+    axis.axvline(radius, color=GREY, linestyle="--", linewidth=1, label="radius of the set")
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("radius of the set")
+    axis.set_ylabel("share of test pairs contained")
+    axis.set_title(f"Coverage to within δ = {curve.tolerance:.3g} (mean squared error)", fontsize=10)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return plain(figure, axis)
 
 

@@ -46,6 +46,10 @@ CAPTIONS = {
     " validation pairs, so that nearly all observed perturbations lie inside the set.",
     "quality": "Distance between the set and observed perturbations. The dashed line is what you get without any set,"
     " by taking the unperturbed example.",
+    "coverage": "Which share of the test pairs lies within a tolerance δ of the set, against its radius: what a radius"
+    " means. δ is twice the median error with which the set reproduces a pair without any limit to the offset, so that"
+    " a typical pair is contained somewhere. Where the curve is flat, a larger radius contains no more of what was"
+    " observed. Pairs of one group (photographs of one thing) count together in the interval.",
     "quality_by_radius": "A smaller radius makes the set smaller: the farthest point comes closer, and fewer observed"
     " perturbations are reached.",
 }
@@ -76,7 +80,7 @@ def set_section(test: QualityTest, data: PairData, metrics: Mapping[str, float])
     return Section(
         title="The perturbation set",
         text=_explanation(perturbations),
-        verdict=_verdict(metrics),
+        verdict=" ".join(filter(None, (_verdict(metrics), _coverage(test)))),
         poor=_judged(metrics) is not None,
         columns=columns,
         rows=rows,
@@ -147,6 +151,21 @@ def _verdict(metrics: Mapping[str, float]) -> str:
     )
 
 
+def _coverage(test: QualityTest) -> str:
+    """What the radius means, in a sentence."""
+    found = test.coverage
+    if found is None:
+        return ""
+    share, low, high = found.at(test.perturbations.ball.radius)
+    measured = f"{found.pairs:,} test pairs of {found.groups:,} {'group' if found.groups == 1 else 'groups'}"
+    each = f"{100 * math.sqrt(found.tolerance):.2g} % of the range from black to white per pixel (root mean square)"
+    return (
+        f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of examples that"
+        f" nothing was learned from, to within {each}: measured on {measured}, with a 95 % interval. Its centre alone,"
+        f" with no offset, is as near to {found.share[0]:.0%} of them."
+    )
+
+
 def _spread(kinds: Sequence[str]) -> list[str]:
     """Three of them: the first, one in the middle, the last."""
     return [kinds[0], kinds[len(kinds) // 2], kinds[-1]]
@@ -173,6 +192,8 @@ def _figures(test: QualityTest, data: PairData) -> dict[str, Figure]:
         if len(number):
             versions = {kind: data.pairs_of_kind("test", number, data.kinds.index(kind)) for kind in chosen}
             found["between_kinds"] = figures.between_kinds(perturbations, versions)
+    if test.coverage is not None:
+        found["coverage"] = figures.coverage(test.coverage, test.coverage_by_kind, perturbations.ball.radius)
     if test.by_radius:
         found["quality_by_radius"] = figures.quality_by_radius(test.by_radius)
     return found

@@ -13,7 +13,8 @@ def resolve_radius(radius: float | str | None, perturbations: PerturbationSet) -
     """A radius by name and value: ``("p50", 3.1)``, ``("full", 14.0)``, or ``("", 2.7)`` for a number.
 
     Args:
-        radius: a number, ``"p25"``, ``"p50"``, ``"p75"`` (of the norms stored with the set), or ``"full"`` or None.
+        radius: a number, ``"p25"``, ``"p50"``, ``"p75"``, ``"p95"`` (of the norms stored with the set),
+            ``"coverage=0.95"`` (of its coverage), or ``"full"`` or None.
         perturbations: the set.
 
     Raises:
@@ -22,11 +23,7 @@ def resolve_radius(radius: float | str | None, perturbations: PerturbationSet) -
     if radius is None or radius == "full":
         return "full", perturbations.ball.radius
     if isinstance(radius, str):
-        known = perturbations.percentile_radii
-        if radius not in known:
-            instead = f"it stores {', '.join(known)}" if known else "it stores no latent norms: give numbers"
-            raise InputError(f"the perturbation set has no radius {radius!r}; {instead}")
-        return radius, known[radius]
+        return radius, perturbations.radius_of(radius)
     if isinstance(radius, bool) or not (math.isfinite(radius) and radius >= 0):
         raise InputError(f"radii must be finite and not negative, got {radius}")
     return "", float(radius)

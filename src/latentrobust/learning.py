@@ -1,0 +1,116 @@
+"""Learn a perturbation set in plain Python: `latentrobust.learn`, the same work as ``python -m latentrobust.train``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from latentrobust.app import CONF, check_trainer, resolved
+from latentrobust.arguments import Count, PositiveShare, Seed, validated
+from latentrobust.data.module import PairModule
+from latentrobust.data.pairs.given import GivenPairs
+from latentrobust.data.pairs.table import Pairs
+from latentrobust.errors import InputError, collecting
+from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.run_folder import run_folder
+from latentrobust.session import run_trainer, session
+from latentrobust.sizes import take_sizes
+from latentrobust.stages import learn_set
+from latentrobust.tasks.quality import QualityTest
+from latentrobust.values import check_values
+
+Kind = Literal["cvae", "flow"]
+DEFAULT_NETWORK = {"cvae": "auto", "flow": "auto_flow"}
+
+
+@validated
+def learn(
+    pairs: Pairs | PairModule,
+    kind: Kind = "cvae",
+    *,
+    network: str | nn.Module = "auto",
+    epochs: Count = 100,
+    batch_size: Count = 64,
+    validation: Count | PositiveShare = 0.1,
+    test: Count | PositiveShare = 0.2,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    seed: Seed = 0,
+    measure: bool = True,
+    progress: bool = True,
+    overrides: Sequence[str] = (),
+) -> PerturbationSet:
+    """Learn a perturbation set from pairs, and measure it on pairs that it has not seen.
+
+    This is what ``python -m latentrobust.train data=pairs`` does, with the same defaults, in a folder that is removed
+    at the end: the same pairs, options and seed give the same weights.
+
+    Args:
+        pairs: from `latentrobust.pairs` or `latentrobust.read_pairs`, or any of the package's data modules.
+        kind: a conditional VAE, or a normalizing flow.
+        network: ``auto`` chooses by the images' size and colour; or a file's name in ``conf/learner/network``; or a
+            network of one's own: a `CVAE`, or a `FlowNetwork`, for these images.
+        epochs: passes over the training pairs; schedules stretch to them.
+        batch_size: pairs per step; fewer where there are fewer training pairs.
+        validation: groups to select the best epoch and the radius on, a number or a share; of `Pairs` without splits.
+        test: groups to measure on, the same.
+        device: ``auto`` takes a CUDA GPU where there is one.
+        seed: of everything random.
+        measure: whether to measure quality on the test pairs: without it the set's ``quality`` is empty.
+        progress: whether to show a bar.
+        overrides: further options of the command, such as ``"learner.optimizer.lr=1e-3"``.
+
+    Returns:
+        The set, frozen, on the CPU; ``latent_norms`` and ``quality`` say how it is, and ``save`` writes it to a folder.
+
+    Raises:
+        InputError: for pairs, networks or options that do not fit, before any work.
+    """
+    data = GivenPairs(pairs, None, batch_size, None, validation, test, seed=seed) if isinstance(pairs, Pairs) else pairs
+    own = network if isinstance(network, nn.Module) else None
+    chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
+    options = [
+        "data=pairs", "data.root=given", f"data.name={_quoted(data.name)}", f"data.batch_size={data.batch_size}",
+        f"learner={kind}", f"learner/network={chosen}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
+        f"seed={seed}", "logger=none", "print_config=false", *([] if progress else ["callbacks.progress=null"]),
+        *overrides,
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder:
+        try:
+            with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+                cfg = compose("train", overrides=[*options, f"paths.output_dir={_quoted(folder)}"])
+        except Exception as error:  # Hydra raises what comes to hand
+            raise InputError(f"learn: {error}") from None
+        cfg.overrides = list(overrides)
+        check_values(cfg)
+        check_trainer(cfg)
+        configuration = resolved(cfg)
+        with (
+            collecting() as warnings,
+            run_folder(Path(folder), configuration) as own_folder,
+            session(cfg, configuration, data) as shared,
+        ):
+            if own is None:
+                take_sizes(cfg, data)
+            learner: Any = instantiate(cfg.learner, _convert_="all", **({} if own is None else {"network": own}))
+            learner.check_data(data)
+            own_folder.begin()
+            perturbations, _ = learn_set(cfg, shared, own_folder, own)
+            if measure:
+                quality: QualityTest = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
+                trainer = shared.trainer(cfg, test=True)
+                run_trainer(trainer, lambda: trainer.test(quality, datamodule=data, verbose=False))
+                perturbations.quality = dict(quality.metrics)
+                perturbations.cpu()
+            perturbations.warnings = tuple(warnings)
+    return perturbations
+
+
+def _quoted(text: str) -> str:
+    """Text as Hydra's command line takes it, whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
