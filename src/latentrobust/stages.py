@@ -21,6 +21,7 @@ from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note, warn
 from latentrobust.interrupts import finishing_steps, requested
 from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
+from latentrobust.networks.registry import origin_of
 from latentrobust.parts import MODEL_FILES, Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
@@ -86,6 +87,9 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
     started = time.perf_counter()
     with collecting() as about:
         learner: Any = instantiate(cfg.learner, _convert_="all", **({} if network is None else {"network": network}))
+        if learner.network.description is None:
+            configured = None if network is not None else resolved(cfg)["learner"].get("network")
+            learner.network.origin = origin_of(learner.network, configured)
         trainer = shared.trainer(cfg)
         _fit(trainer, learner, shared, checkpoint)
         perturbations = _learned(trainer, learner, shared)
@@ -222,6 +226,8 @@ def train_model(
     shared.seed()
     with collecting() as about:
         task: ClassificationTask = instantiate(cfg.task, perturbations=perturbations, _convert_="all")
+    if getattr(task.model, "description", None) is None:
+        task.model.origin = origin_of(task.model, resolved(cfg).get("model"))
     if not task.model.training:  # a stored one, to be trained further; Lightning leaves it as it is
         task.model.train()
     if cfg.task.select_on == "robust" and (cfg.callbacks or {}).get("best") is not None:

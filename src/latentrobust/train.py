@@ -124,7 +124,9 @@ def finished(cfg: DictConfig, configuration: dict[str, Any]) -> Run:
         print(f"{folder} is done, with the same configuration: nothing to do (paths.overwrite=true runs it again)")
     metrics, warnings = read_metrics(folder)
     stored = (folder / sets.FOLDER).is_dir()
-    perturbations = sets.load_perturbation_set(folder) if stored else given_set(cfg)
+    perturbations = None
+    with suppress(InputError):  # of a network from elsewhere, which has to be given
+        perturbations = sets.load_perturbation_set(folder) if stored else given_set(cfg)
     places = {"": folder / models_store.FOLDER}
     places |= {place.parent.name: place for place in sorted(folder.glob(f"models/*/{models_store.FOLDER}"))}
     models = {}

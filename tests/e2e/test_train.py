@@ -184,8 +184,17 @@ def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     finished = run("own", "~learner.network", "+learner.network._target_=their_networks.narrow")
     assert finished.perturbations.ball.shape == (3,)
-    with pytest.raises(InputError, match="pass it as network="):
+    with pytest.raises(InputError, match=r"pass it as network= .*\+perturbation_set.network._target_=their_networks"):
         load_perturbation_set(finished.folder)
+    assert run("own", "~learner.network", "+learner.network._target_=their_networks.narrow").modules == [], "it is done"
+    cfg = compose_in_process(
+        "evaluate", "data=digits", "data/perturbation=linf", "data.test_size=8", "print_config=false",
+        "evaluation.quality.detail=0", "evaluation.quality.settings.steps=1", f"paths.output_dir={tmp_path}/again",
+        f"perturbation_set.path={finished.folder}", "+perturbation_set.network._target_=their_networks.narrow",
+        "callbacks.progress=null",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="do not reach"):
+        assert evaluate(cfg).perturbations.ball == finished.perturbations.ball
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import torch
 from latentrobust import load_model, load_perturbation_set, save_perturbation_set
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
-from latentrobust.perturbation_sets import CVAESet, PixelBall, RTSSet
+from latentrobust.perturbation_sets import CVAESet, LatentBall, PerturbationSet, PixelBall, RTSSet
+from latentrobust.perturbation_sets.base import SetAt
+from latentrobust.perturbation_sets.coverage import Coverage
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae
 
 
@@ -220,3 +222,69 @@ def test_shared_folders_are_readable_for_everybody(small_set, tmp_path):
         "model.safetensors": 0o644,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+class Brighter(PerturbationSet):
+    """Somebody's own set: every pixel becomes brighter or darker by the same share, which a weight scales."""
+
+    def __init__(self, image_shape, most=0.5):
+        super().__init__(tuple(image_shape), LatentBall((1,), "l2", most), "gaussian")
+        self.most = most
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def condition(self, x, y=None):
+        return BrighterAt(x, self.ball, self.scale)
+
+    def describe(self):
+        return {"image_shape": list(self.image_shape), "most": self.most}
+
+
+class BrighterAt(SetAt):
+    def __init__(self, x, ball, scale):
+        super().__init__(x, ball)
+        self.scale = scale
+
+    def encode(self, x_tilde, offset=None):
+        return (x_tilde / self.x - 1).flatten(1).mean(1, keepdim=True)
+
+    def decode(self, u):
+        return (self.x * (1 + self.scale * u[..., None, None])).clamp(0, 1)
+
+
+def test_a_set_of_ones_own_is_stored_and_restored(tmp_path):
+    own = Brighter((1, 4, 4), most=0.25)
+    with torch.no_grad():
+        own.scale.fill_(0.5)
+    own.set_radius(0.125)
+    folder = own.save(tmp_path / "own")
+    with pytest.raises(InputError, match=r"set of .*Brighter.*if you trust it, name it with perturbation_set.of="):
+        load_perturbation_set(folder)
+    for of in (Brighter, f"{Brighter.__module__}.Brighter"):
+        again = load_perturbation_set(folder, of=of)
+        assert (float(again.scale), again.most, again.ball.radius) == (0.5, 0.25, 0.125)
+    for of, message in ((int, "must be a class of perturbation sets"), ("no.such.Set", "cannot be imported")):
+        with pytest.raises(InputError, match=message):
+            load_perturbation_set(folder, of=of)
+
+
+def test_a_set_that_says_nothing_of_itself_is_refused(tmp_path):
+    class Silent(Brighter):
+        describe = PerturbationSet.describe
+
+    with pytest.raises(InputError, match=r"cannot save a Silent: define describe\(\)"):
+        Silent((1, 4, 4)).save(tmp_path / "silent")
+    assert not (tmp_path / "silent").exists()
+
+
+def test_radii_by_name(small_set, tmp_path):
+    small_set.latent_norms = {"p25": 1.0, "p50": 1.5, "p75": 2.0, "p95": 2.5, "max": 3.0}
+    small_set.coverage = Coverage(
+        0.01, (0.0, 1.0, 2.0), (0.1, 0.6, 0.9), (0.0, 0.4, 0.7), (0.3, 0.8, 1.0), 20, 5, "validation"
+    )
+    folder = small_set.save(tmp_path / "set")
+    for name, radius in (("p95", 2.5), ("coverage=0.5", 1.0), ("coverage=0.9", 2.0), ("full", 3.0), (0.7, 0.7)):
+        assert load_perturbation_set(folder, radius=name).ball.radius == radius
+    assert load_perturbation_set(folder).coverage == small_set.coverage
+    for name, message in (("coverage=0.95", "no radius covers 95%"), ("p99", "radius must be .*one of full, p25")):
+        with pytest.raises(InputError, match=message):
+            load_perturbation_set(folder, radius=name)

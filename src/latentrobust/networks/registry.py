@@ -36,6 +36,35 @@ def build_named(
     return network
 
 
+def origin_of(module: nn.Module, configured: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Where a module from outside this package came from: ``_target_`` and arguments, as a configuration names it.
+
+    This is written beside its weights for people to read, and never imported by anything that loads them.
+
+    Args:
+        module: of the package (then None), or anybody's.
+        configured: the part of a configuration that made it; else its class is named, without arguments.
+    """
+    if getattr(module, "description", None) is not None:
+        return None
+    if configured is not None and configured.get("_target_"):
+        return dict(configured)
+    known = getattr(module, "origin", None)
+    if isinstance(known, Mapping):
+        return dict(known)
+    return {"_target_": f"{type(module).__module__}.{type(module).__qualname__}"}
+
+
+def advice(origin: Any, key: str) -> str:
+    """How to load something whose class comes from elsewhere, from the command line and from Python."""
+    if not isinstance(origin, Mapping) or not isinstance(origin.get("_target_"), str):
+        return f"pass it as network= in Python, or name it with +{key}._target_=…"
+    named = " ".join(f"+{key}.{name}={value}" for name, value in origin.items() if name != "_target_")
+    return (
+        f"pass it as network= in Python, or name it, if you trust it, with +{key}._target_={origin['_target_']} {named}"
+    ).strip()
+
+
 MOST_NUMBERS = 1 << 27
 """Of an image that a stored network may be for."""
 

@@ -189,6 +189,18 @@ class PerturbationSet(nn.Module, ABC):
         """Change the set's radius, in place."""
         self.ball = self.ball.with_radius(radius)
 
+    def describe(self) -> dict[str, Any]:
+        """The arguments that make this set again: plain numbers, text and lists, stored with a set of one's own.
+
+        Weights are stored beside them. Sets of this package are stored in formats of their own.
+
+        Raises:
+            InputError: for a class that does not define it.
+        """
+        raise InputError(
+            f"cannot save a {type(self).__name__}: define describe(), which returns the arguments that make it again"
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write the set as a folder; see `latentrobust.save_perturbation_set`."""
         from latentrobust.perturbation_sets.store import save_perturbation_set  # noqa: PLC0415 - it knows all sets

@@ -1,12 +1,14 @@
 """Perturbation sets on disk: a folder with ``config.json`` and ``model.safetensors`` that others can load safely.
 
-The configuration names the network from this package's registry, never an import path, and weights are read without
-unpickling, so loading a stranger's folder runs none of the stranger's code.
+The configuration names the network from this package's registry, and weights are read without unpickling, so loading a
+stranger's folder runs none of the stranger's code. Where a network or a set comes from elsewhere is written down for
+people to read; what is imported is only what the user names.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from latentrobust.errors import InputError
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
-from latentrobust.networks.registry import check_size
+from latentrobust.networks.registry import advice, check_size, origin_of
 from latentrobust.networks.vae_gan import VAEGAN
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import Coverage
@@ -41,6 +43,7 @@ from latentrobust.perturbation_sets.vae_gan import VAEGANSet
 from latentrobust.transforms.affine import RotationTranslationScale
 
 FORMAT = 1
+CUSTOM = "custom"
 FOLDER = "perturbation_set"
 CHECKPOINT_KEY = "perturbation_set"
 """Where a Lightning checkpoint of a learner keeps the set's configuration; its weights are under ``network.``."""
@@ -76,6 +79,7 @@ def describe_cvae(
         "format": FORMAT,
         "kind": "cvae",
         "network": network.description,
+        "origin": origin_of(network),
         "likelihood": likelihood,
         "image_shape": list(network.image_shape),
         "latent_shape": list(network.latent_shape),
@@ -101,6 +105,7 @@ def describe_latent(
         "format": FORMAT,
         "kind": kind,
         "network": network.description,
+        "origin": origin_of(network),
         "norm": norm,
         "likelihood": "gaussian",
         "image_shape": list(network.image_shape),
@@ -144,7 +149,14 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
         return {**common, "kind": "rts", "transform": dataclasses.asdict(perturbations.transform)}
     if isinstance(perturbations, PixelBall):
         return {**common, "kind": "pixel_ball", "norm": perturbations.ball.norm}
-    raise InputError(f"cannot save a {type(perturbations).__name__}: only sets of this package have a format on disk")
+    return {
+        **common,
+        "kind": CUSTOM,
+        "origin": {**(origin_of(perturbations) or {}), **perturbations.describe()},
+        "latent_norms": perturbations.latent_norms,
+        "coverage": None if perturbations.coverage is None else perturbations.coverage.to_dict(),
+        "data": perturbations.data,
+    }
 
 
 @validated
@@ -160,7 +172,11 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
 
 @validated
 def load_perturbation_set(
-    path: str | Path | None, *, radius: Positive | RadiusName | None = None, network: LearnedNetwork | None = None
+    path: str | Path | None,
+    *,
+    radius: Positive | RadiusName | None = None,
+    network: LearnedNetwork | None = None,
+    of: str | type[PerturbationSet] | None = None,
 ) -> PerturbationSet:
     """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
 
@@ -168,6 +184,8 @@ def load_perturbation_set(
         path: a set's folder, a run's folder (its ``perturbation_set/``, else its best checkpoint), or a ``.ckpt``.
         radius: instead of the stored one: a number, or ``p25`` to ``p95``, or ``coverage=0.95``.
         network: for a set whose network is not from this package: one of the same architecture, to be filled.
+        of: for a set whose class is not from this package: the class, or its import path. It is made with the stored
+            arguments (`PerturbationSet.describe`) and filled with the stored weights.
 
     Raises:
         InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
@@ -175,11 +193,15 @@ def load_perturbation_set(
     if path is None:  # what a configuration gives for a run that was not named
         raise InputError("no perturbation set is named: give perturbation_set.path=… (paths.flow=… in experiments)")
     warn_unfinished(Path(path))
-    return restore_perturbation_set(path, radius=radius, network=network)
+    return restore_perturbation_set(path, radius=radius, network=network, of=of)
 
 
 def restore_perturbation_set(
-    path: str | Path, *, radius: float | str | None = None, network: LearnedNetwork | None = None
+    path: str | Path,
+    *,
+    radius: float | str | None = None,
+    network: LearnedNetwork | None = None,
+    of: str | type[PerturbationSet] | None = None,
 ) -> PerturbationSet:
     """`load_perturbation_set` for the run that is still writing it: without looking whether that has finished."""
     path = stored_at(Path(path), FOLDER)
@@ -190,7 +212,11 @@ def restore_perturbation_set(
     else:
         raise InputError(f"no perturbation set at {path}: expected a set's folder, a run's folder or a .ckpt file")
     named = radius if isinstance(radius, str) else None
-    perturbations = _build(configuration, None if isinstance(radius, str) else radius, network, path, state)
+    number = None if isinstance(radius, str) else radius
+    if configuration.get("kind") == CUSTOM:
+        perturbations = _custom(configuration, number, of, path)
+    else:
+        perturbations = _build(configuration, number, network, path, state)
     if named is not None:
         perturbations.set_radius(perturbations.radius_of(named))
     try:
@@ -200,6 +226,38 @@ def restore_perturbation_set(
         raise InputError(f"{path} holds the weights of another model than its configuration names: {details}") from None
     check_finite(state, path)
     perturbations.eval().requires_grad_(False)
+    return perturbations
+
+
+def _custom(
+    configuration: dict[str, Any], radius: float | None, of: str | type[PerturbationSet] | None, path: Path
+) -> PerturbationSet:
+    """A set of a class that the user has named: nothing else is ever imported."""
+    origin = configuration.get("origin")
+    stored = dict(origin) if isinstance(origin, dict) else {}
+    target = str(stored.pop("_target_", "a class that it does not name"))
+    if of is None:
+        raise InputError(
+            f"{path} holds a set of {target}, which is not of this package: if you trust it, name it with"
+            f" perturbation_set.of={target}, or pass the class as of= in Python"
+        )
+    if isinstance(of, str):
+        module, _, name = of.rpartition(".")
+        try:
+            of = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"of={of} cannot be imported: {error}") from None
+    if not (isinstance(of, type) and issubclass(of, PerturbationSet)):
+        raise InputError(f"of= must be a class of perturbation sets, got {of!r}")
+    try:
+        perturbations = of(**stored)
+    except TypeError as error:
+        raise InputError(f"{path}: {of.__name__} does not take what the set says of itself: {error}") from None
+    perturbations.latent_norms = dict(configuration.get("latent_norms") or {})
+    perturbations.data = str(configuration.get("data") or "")
+    if configuration.get("coverage") is not None:
+        perturbations.coverage = Coverage.from_dict(configuration["coverage"])
+    perturbations.set_radius(float(configuration["radius"]) if radius is None else radius)
     return perturbations
 
 
@@ -256,9 +314,12 @@ def _learned(
     weights: Mapping[str, torch.Tensor],
 ) -> PerturbationSet:
     build, of = _LEARNED[configuration["kind"]]
-    network = network or _named_network(build, configuration["network"], path, weights)
+    own = network
+    network = network or _named_network(build, configuration, path, weights)
     if not isinstance(network, of):
         raise InputError(f"{path} holds a {configuration['kind']} set, network= is a {type(network).__name__}")
+    if own is not None and configuration.get("origin") is not None:
+        own.origin = configuration["origin"]
     perturbations: PerturbationSet
     if isinstance(network, FlowNetwork):
         perturbations = FlowSet(network, configuration["norm"], radius)
@@ -274,9 +335,11 @@ def _learned(
 
 
 def _named_network(
-    build: Callable[..., Any], description: dict[str, Any] | None, path: Path, weights: Mapping[str, torch.Tensor]
+    build: Callable[..., Any], configuration: dict[str, Any], path: Path, weights: Mapping[str, torch.Tensor]
 ) -> Any:
+    description = configuration["network"]
     if description is None:
-        raise InputError(f"{path} was learned with a network from outside this package: pass it as network=")
+        how = advice(configuration.get("origin"), "perturbation_set.network")
+        raise InputError(f"{path} was learned with a network from outside this package: {how}")
     check_size(build, description, weights)
     return build(description["name"], **description["arguments"])

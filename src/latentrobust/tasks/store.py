@@ -12,7 +12,7 @@ import latentrobust
 from latentrobust.arguments import validated
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
-from latentrobust.networks.registry import check_size
+from latentrobust.networks.registry import advice, check_size, origin_of
 from latentrobust.perturbation_sets.stored import (
     check_finite,
     read_checkpoint,
@@ -35,6 +35,7 @@ def describe_model(model: nn.Module, image_shape: tuple[int, ...], classes: int,
         "format": FORMAT,
         "kind": "classifier",
         "network": description_of(model),
+        "origin": origin_of(model),
         "image_shape": list(image_shape),
         "classes": classes,
         "data": data,
@@ -83,7 +84,8 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
     if network is None:
         description = configuration.get("network")
         if not isinstance(description, dict):
-            raise InputError(f"{path} holds weights of a network from outside this package: pass it as network")
+            how = advice(configuration.get("origin"), "model.network")
+            raise InputError(f"{path} holds weights of a network from outside this package: {how}")
         try:
             check_size(build, description, state)
             network = build(description["name"], **description["arguments"])
