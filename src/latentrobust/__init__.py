@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from latentrobust.data.pairs.reading import pairs, read_pairs
 from latentrobust.data.pairs.table import Pairs
+from latentrobust.networks.classifiers.wrapped import wrap
 from latentrobust.perturbation_sets import LatentBall, PerturbationSet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.robustness.assess import CertifySettings, Report, RobustSettings, assess
@@ -36,6 +37,7 @@ __all__ = [
     "read_pairs",
     "save_model",
     "save_perturbation_set",
+    "wrap",
 ]
 
 

@@ -25,7 +25,10 @@ def check_images(x: Tensor) -> None:
         raise InputError("images contain NaN or infinity: nothing can be said about them")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        warn(f"images should lie in [0, 1], got {low:.3g} to {high:.3g}: put normalisation inside the model")
+        warn(
+            f"images should lie in [0, 1], got {low:.3g} to {high:.3g}: put normalisation inside the model"
+            " (latentrobust.wrap(model, mean=…, std=…))"
+        )
 
 
 def check_deterministic(model: nn.Module, x: Tensor) -> None:
@@ -54,7 +57,10 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
     logits = logits.detach().float()
     sums = logits.sum(1)
     if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        warn("the model seems to return probabilities: return logits, or gradients will vanish")
+        warn(
+            "the model seems to return probabilities: return logits, or gradients will vanish (take its softmax off, or"
+            " say so with latentrobust.wrap(model, outputs='probabilities'))"
+        )
     predicted = logits.argmax(1)
     margin = float(class_margins(logits, predicted).median())
     if margin > SATURATED:

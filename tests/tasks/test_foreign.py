@@ -1,0 +1,145 @@
+"""Models from elsewhere: wrapped, imported, exported, of Hugging Face; and bad ones."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import latentrobust
+from latentrobust.errors import InputError, RobustnessWarning
+from latentrobust.perturbation_sets import PixelBall
+from latentrobust.robustness.attacks import PGD
+from latentrobust.tasks.foreign import own_model
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+class Theirs(nn.Module):
+    """Logits of three-channel, standardised images of 8×8."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.linear = nn.Linear(3 * 8 * 8, classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def theirs():
+    torch.manual_seed(3)
+    return Theirs()
+
+
+module = theirs()
+
+
+def not_a_model():
+    return "text"
+
+
+def test_images_are_resized_coloured_and_standardised_and_classes_chosen():
+    x = torch.rand(4, 1, 16, 16)
+    wrapped = latentrobust.wrap(module, mean=MEAN, std=STD, size=[8, 8], classes=[4, 0])
+    small = nn.functional.interpolate(x, (8, 8), mode="bilinear", antialias=True)
+    scaled = (small.expand(-1, 3, -1, -1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(wrapped(x), module(scaled)[:, [4, 0]])
+    plain = torch.rand(2, 3, 8, 8)
+    assert torch.equal(latentrobust.wrap(module)(plain), module(plain))
+
+
+def test_probabilities_become_logits_with_a_gradient():
+    probabilities = nn.Sequential(module, nn.Softmax(1))
+    x = torch.rand(4, 3, 8, 8)
+    y = module(x).argmax(1)
+    ball = PixelBall((3, 8, 8), "linf", 0.3)
+    with pytest.warns(RobustnessWarning, match=r"return logits, .*outputs='probabilities'"):
+        PGD(steps=1)(probabilities, ball, x, y)
+    wrapped = latentrobust.wrap(probabilities, outputs="probabilities")
+    torch.testing.assert_close(wrapped(x), module(x).log_softmax(1))
+    found, plain = (PGD(steps=20, checks=False)(model, ball, x, y) for model in (wrapped, module))
+    assert torch.equal(found.fooled, plain.fooled)
+
+
+@pytest.mark.parametrize("answer", ["tuple", "dict", "object"])
+def test_logits_are_found_in_what_models_return(answer):
+    class Returns(nn.Module):
+        def forward(self, x):
+            logits = module(x)
+            if answer == "object":
+                return type("Output", (), {"logits": logits})()
+            return (logits, x) if answer == "tuple" else {"logits": logits, "loss": None}
+
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(latentrobust.wrap(Returns())(x), module(x))
+
+
+def test_models_by_import_path_and_file(tmp_path):
+    x = torch.rand(2, 3, 8, 8)
+    torch.jit.trace(module, x).save(str(tmp_path / "script.pt"))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.export.save(torch.export.export(module, (x,), dynamic_shapes=({0: batch},)), tmp_path / "program.pt2")
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    sources = [
+        {"source": f"{__name__}.module"},
+        {"source": f"{__name__}.theirs"},
+        {"source": f"{__name__}.Theirs", "arguments": {"classes": 5}, "weights": str(tmp_path / "weights.pth")},
+        {"source": str(tmp_path / "script.pt")},
+        {"source": str(tmp_path / "program.pt2")},
+    ]
+    ball = PixelBall((3, 8, 8), "linf", 0.1)
+    y = module(x).argmax(1)
+    worst = PGD(steps=5, checks=False)(module, ball, x, y).score
+    for options in sources:
+        model = own_model(**options, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+        torch.testing.assert_close(model(x), module(x))
+        torch.testing.assert_close(PGD(steps=5, checks=False)(model, ball, x, y).score, worst)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "nothing"}, "expected an import path"),
+        ({"source": "no.such.Model"}, "cannot be imported"),
+        ({"source": f"{__name__}.Nothing"}, "cannot be imported"),
+        ({"source": f"{__name__}.not_a_model"}, "gives a str, not a torch.nn.Module"),
+        ({"source": f"{__name__}.Theirs", "arguments": {"wrong": 1}}, "fails with the arguments"),
+        ({"source": "missing.pt2"}, "no such file"),
+        ({"source": "hf:nobody/nothing"}, "transformers"),
+        ({"source": f"{__name__}.module", "mean": [0.5]}, "mean and std"),
+        ({"source": f"{__name__}.module", "mean": [0.5], "std": [0.0]}, "std must be positive"),
+        ({"source": f"{__name__}.module", "size": [8]}, "size must be"),
+        ({"source": f"{__name__}.module", "classes": []}, "classes must be places"),
+    ],
+)
+def test_bad_models_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        own_model(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_dict_is_no_model(tmp_path):
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=r"for a state dict, name the class as model.source and the file as model.w"):
+        own_model(str(tmp_path / "weights.pt"))
+    with pytest.raises(InputError, match="the model has 5 classes, and class 7 is asked for"):
+        latentrobust.wrap(module, classes=[7])(torch.rand(1, 3, 8, 8))
+    with pytest.raises(InputError, match="must return logits"):
+        latentrobust.wrap(nn.Sequential(module, nn.Flatten(0)))(torch.rand(1, 3, 8, 8))
+
+
+def test_a_hugging_face_classifier(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        num_channels=3, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=4, layer_type="basic"
+    )
+    theirs = transformers.ResNetForImageClassification(config).eval()
+    theirs.save_pretrained(tmp_path / "hub")
+    size = {"height": 16, "width": 16}
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": MEAN, "image_std": STD, "size": size})
+    )
+    model = own_model(f"hf:{tmp_path / 'hub'}")
+    x = torch.rand(2, 3, 16, 16)
+    scaled = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(model(x), theirs(scaled).logits)
