@@ -110,8 +110,10 @@ def test_training_experiments_can_be_named_for_evaluation(composed, experiment):
     ],
 )
 def test_every_option_composes(composed, group, name):
-    given = {"linf": ["data/perturbation=linf"], "scene_folder": ["data.source.folder=x"]}.get(name, [])
-    assert resolved(composed("train", f"{group}={name}", "paths.output_dir=x", *given))
+    needed = {
+        "linf": ["data/perturbation=linf"], "scene_folder": ["data.source.folder=x"], "pairs": ["data.root=x"],
+    }  # fmt: skip
+    assert resolved(composed("train", f"{group}={name}", "paths.output_dir=x", *needed.get(name, [])))
 
 
 TASK = [
@@ -135,8 +137,10 @@ TASK = [
     ],
 )
 def test_every_option_of_a_model_composes_and_builds(composed, group, name):
-    path = ["model.path=x"] if (group, name) == ("model", "trained") else []
-    cfg = composed("train", *TASK, "perturbation_set=rts", f"{group}={name}", *path)
+    path = (
+        {"trained": ["model.path=x"], "own": ["model.source=y"], "auto": [""]}.get(name, []) if group == "model" else []
+    )
+    cfg = composed("train", *TASK, "perturbation_set=rts", f"{group}={name}", *filter(None, path))
     assert resolved(cfg)
     if not path and (group, name) != ("model", "wrn_28_10"):  # 36 million weights; built in the golden test, smaller
         for part in ("model", "training_perturbation", "objective"):

@@ -11,7 +11,7 @@ from latentrobust.data.pairs.table import Pairs
 from latentrobust.networks.classifiers.wrapped import wrap
 from latentrobust.perturbation_sets import LatentBall, PerturbationSet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
-from latentrobust.robustness.assess import CertifySettings, Report, RobustSettings, assess
+from latentrobust.robustness.assess import CertifySettings, Results, RobustSettings, assess
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import noise_level
 from latentrobust.tasks.store import load_model, save_model
@@ -24,7 +24,7 @@ __all__ = [
     "LatentBall",
     "Pairs",
     "PerturbationSet",
-    "Report",
+    "Results",
     "RobustSettings",
     "SmoothedModel",
     "__version__",

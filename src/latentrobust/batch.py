@@ -82,3 +82,18 @@ class Batch:
         if self.x_tilde is None:
             raise InputError("this needs pairs, and the data has none")
         return self.x_tilde
+
+
+def asked_once(batch: Batch, first_kinds: Tensor, asked: Tensor) -> Tensor:
+    """Which pairs of a batch are the first of their image: bool ``[B]``; notes them in ``asked``, bool ``[N]``.
+
+    An image is asked by a pair of its first kind (``first_kinds [N]``), and once even if it has several.
+    """
+    example = batch.index
+    once = (batch.kind == first_kinds.to(example.device)[example]) & ~asked.to(example.device)[example]
+    places = torch.arange(len(example), device=example.device)
+    first = torch.full((len(asked),), len(example), device=example.device)
+    first.scatter_reduce_(0, example[once], places[once], "amin")
+    once &= first[example] == places
+    asked[example[once].to(asked.device)] = True
+    return once

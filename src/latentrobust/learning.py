@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
@@ -78,7 +79,7 @@ def learn(
         "data=pairs", "data.root=given", f"data.name={_quoted(data.name)}", f"data.batch_size={data.batch_size}",
         f"learner={kind}", f"learner/network={chosen}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
         f"seed={seed}", "logger=none", "print_config=false", *([] if progress else ["callbacks.progress=null"]),
-        *overrides,
+        *(["learner.radius=max"] if kind == "flow" and data.has_pairs else []), *overrides,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder:
         try:
@@ -97,7 +98,10 @@ def learn(
         ):
             if own is None:
                 take_sizes(cfg, data)
-            learner: Any = instantiate(cfg.learner, _convert_="all", **({} if own is None else {"network": own}))
+            try:
+                learner: Any = instantiate(cfg.learner, _convert_="all", **({} if own is None else {"network": own}))
+            except InstantiationException as error:
+                raise InputError(f"learn: {error.__cause__ or error}") from None
             learner.check_data(data)
             own_folder.begin()
             perturbations, _ = learn_set(cfg, shared, own_folder, own)

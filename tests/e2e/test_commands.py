@@ -123,7 +123,7 @@ def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
         metrics = json.loads((sweep / job / "metrics.json").read_text())
         assert summary["quality/pgd_ae"] == pytest.approx(metrics["quality/pgd_ae"])
         assert summary["trainer/global_step"] == metrics["steps"]  # final values, right of their curves
-    assert len(list(sweep.rglob("media/images/**/*.png"))) == 14
+    assert len(list(sweep.rglob("media/images/**/*.png"))) == 16
     assert len(list(sweep.rglob("media/table/**/*.json"))) == 2
 
 

@@ -49,7 +49,16 @@ def test_a_run_leaves_what_it_promises(finished):
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert sorted(p.name for p in (folder / "perturbation_set").iterdir()) == ["config.json", "model.safetensors"]
     figures = {p.stem for p in (folder / "figures").iterdir()}
-    expected = {"pairs", "samples", "interpolations", "latent_norms", "quality", "quality_by_radius", "training"}
+    expected = {
+        "pairs",
+        "samples",
+        "interpolations",
+        "latent_norms",
+        "quality",
+        "quality_by_radius",
+        "training",
+        "coverage",
+    }
     assert figures == expected
     configuration = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert configuration["learner"]["network"]["name"] == "mnist_fc"

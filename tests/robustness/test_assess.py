@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import latentrobust
 from latentrobust import CertifySettings, RobustSettings, assess
@@ -15,6 +16,7 @@ from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.statistics import GroupSequential, noise_level
+from latentrobust.transforms.noise import UniformNoise
 
 from .conftest import SHAPE, Linear, ball
 
@@ -104,7 +106,8 @@ def test_everything_about_a_linear_model():
     assert report.metrics["smoothed/sigma"] == pytest.approx(sigma)
     assert report.metrics["certified/eps=0.1"] <= report.metrics["certified/eps=0.05"]
     assert json.loads(report.to_json())["robust/full"] == report.metrics["robust/full"]
-    assert "| robust/full |" in report.to_markdown()
+    assert "| robust/full (first 50 of 60) |" in report.to_markdown()
+    assert "| accuracy/clean |" in report.to_markdown()
     assert "does not change for any latent offset within the certified ℓ2 radius" in report.to_markdown()
 
 
@@ -313,3 +316,49 @@ def test_a_journal_without_its_first_line_is_started_over(tmp_path):
     with pytest.warns(RobustnessWarning, match="1 of 31 lines are damaged"):
         assert certify(Linear(), journal).metrics == whole.metrics
     assert len(journal.read_text().splitlines()) == 31
+
+
+def test_everything_is_measured_by_default_whatever_brings_the_data():
+    x, y = data(600)
+    robust = RobustSettings(attacks={"pgd": PGD(steps=2)}, radii=[0.1])
+    whole = assess(Linear(), data=(x, y), perturbations=ball(), robust=robust)
+    assert whole.metrics["robust/examples"] == 600
+    assert "first" not in whole.to_markdown()
+    dataset = TensorDataset(x, y)
+    for same in ((x.numpy(), y.numpy()), DataLoader(dataset, batch_size=70), dataset):
+        assert assess(Linear(), data=same, perturbations=ball(), robust=robust).metrics == whole.metrics
+
+
+def test_a_model_is_measured_without_a_set_too():
+    x, y = data(30)
+    found = assess(Linear(), data=(x, y), ood={"noise": UniformNoise(0.3)})
+    assert found.metrics["accuracy/clean"] == 1
+    assert found.metrics["accuracy/ood"] == found.metrics["accuracy/ood/noise"] < 1
+    assert not any(name.startswith("robust") for name in found.metrics)
+
+
+def test_swapped_arguments_are_named():
+    x, y = data(5)
+    for wrong in (
+        lambda: assess(Linear(), (x, y), ball()),
+        lambda: assess(Linear(), perturbations=(x, y), data=ball()),
+    ):
+        with pytest.raises(InputError, match=r"swapped: assess\(model, data=…, perturbations=…\)|must be a Perturb"):
+            wrong()
+    with pytest.raises(InputError, match="model is a perturbation set"):
+        assess(ball(), data=(x, y), perturbations=ball())
+    with pytest.raises(InputError, match="no data to assess"):
+        assess(Linear(), perturbations=ball())
+    with pytest.raises(InputError, match="x and x_tilde must have the same shape"):
+        assess(Linear(), data=(x, y, x[..., :1]))
+
+
+def test_radii_that_print_alike_stay_two():
+    x, y = data(40)
+    robust = RobustSettings(attacks={"pgd": PGD(steps=2)}, radii=[0.1000001, 0.1000004])
+    certify = CertifySettings(sigma=0.2, radii=[0.1000001, 0.1000004], n=20, alpha=0.01)
+    found = assess(Linear(), data=(x, y), perturbations=ball(), robust=robust, certify=certify)
+    for measure in ("robust", "certified"):
+        names = [name for name in found.metrics if name.startswith(f"{measure}/eps=0.1")]
+        assert names == [f"{measure}/eps=0.1000001", f"{measure}/eps=0.1000004"]
+    assert {"pgd/eps=0.1000001", "pgd/eps=0.1000004", "pgd/eps=0"} <= set(found.per_example["robust"])

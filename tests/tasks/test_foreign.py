@@ -105,7 +105,7 @@ def test_models_by_import_path_and_file(tmp_path):
         ({"source": f"{__name__}.not_a_model"}, "gives a str, not a torch.nn.Module"),
         ({"source": f"{__name__}.Theirs", "arguments": {"wrong": 1}}, "fails with the arguments"),
         ({"source": "missing.pt2"}, "no such file"),
-        ({"source": "hf:nobody/nothing"}, "transformers"),
+        ({"source": "hf:nobody/nothing"}, "needs Hugging Face|cannot be loaded"),
         ({"source": f"{__name__}.module", "mean": [0.5]}, "mean and std"),
         ({"source": f"{__name__}.module", "mean": [0.5], "std": [0.0]}, "std must be positive"),
         ({"source": f"{__name__}.module", "size": [8]}, "size must be"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from latentrobust.tasks.segmentation import intersection_over_union, known_accuracy
+from latentrobust.robustness.maps import intersection_over_union, known_accuracy
 
 
 def scores(predictions, labels, classes):

@@ -110,12 +110,13 @@ def _robust_titles(tests: Mapping[str, ModelTest]) -> dict[str, str]:
     leading = {test.trained_for for test in tests.values() if test.trained_for is not None}
     radii = {radius: name for test in tests.values() for radius, name in test.radii.items()}
     by = "PGD alone finds" if _only_pgd(tests) else "attacks find"
+    eps = {radius: text for test in tests.values() for radius, text in test.eps.items()}
     for radius in [*sorted(leading), *sorted(set(radii) - leading)]:
         name = f" ({radii[radius]})" if radii.get(radius) else ""
         title = f"worst case that {by} within ε = {radius:.3g}{name}"
         if radius == 0:
             title = "at the set's centre, ε = 0: what decoding alone leaves"
-        titles[f"robust/eps={radius:g}"] = f"{title}, trained for" if radius in leading else title
+        titles[f"robust/eps={eps[radius]}"] = f"{title}, trained for" if radius in leading else title
     return titles
 
 
@@ -161,7 +162,7 @@ def _verdicts(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> l
         sentence = f"{who}: {100 * clean:.1f} % {of} images"
         if test.radii and "robust" in test.tables:
             radius = test.leading_radius
-            worst, centre = (metrics[f"{_prefix(name)}robust/eps={size:g}"] for size in (radius, 0.0))
+            worst, centre = (metrics[f"{_prefix(name)}robust/eps={test.eps[size]}"] for size in (radius, 0.0))
             purpose = ", the radius that it was trained for" if test.trained_for is not None else ""
             sentence += f", {100 * worst:.1f} % in the worst case {by} within ε = {radius:.3g}{purpose}"
             if clean - centre > BLURRED:
@@ -210,7 +211,7 @@ def _figures(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[
     certified = {name: test for name, test in tests.items() if "certified" in test.tables}
     if attacked:
         curves = {
-            name or "model": {radius: test.metrics[f"robust/eps={radius:g}"] for radius in test.radii}
+            name or "model": {radius: test.metrics[f"robust/eps={test.eps[radius]}"] for radius in test.radii}
             for name, test in attacked.items()
         }
         drawn["robust_accuracy"] = (figures.robust_accuracy(curves), _caption("robust_accuracy", tests))

@@ -24,13 +24,13 @@ from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.progress import Progress
 from latentrobust.robustness.radii import attack_radii, certified_radii
+from latentrobust.robustness.results import Table, printed
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
 from latentrobust.transforms import random
 
 Radius = NonNegative | RadiusName
 PROBES = 8  # noisy versions of the first image whose logits tell a model from another
-Table = dict[str, np.ndarray]
 
 
 @validated
@@ -47,7 +47,7 @@ class RobustSettings:
 
     attacks: Mapping[str, Attack] = field(default_factory=lambda: {"pgd": PGD()})
     radii: Sequence[Radius] | None = None
-    examples: Count | None = 500
+    examples: Count | None = None
 
     def __post_init__(self) -> None:
         if not self.attacks or _empty(self.radii):
@@ -84,7 +84,7 @@ class CertifySettings:
     n: Count = 10_000
     alpha: Probability = 0.001
     adaptive: bool = True
-    examples: Count | None = 100
+    examples: Count | None = None
     batch: Count = 512
 
     def __post_init__(self) -> None:
@@ -150,6 +150,7 @@ class Assessor:
         self.model, self.perturbations, self.seed = model, perturbations, seed
         self.robust, self.certify = robust, certify
         self.radii = attack_radii(robust.radii, perturbations) if robust else {}
+        self.eps = printed(self.radii)
         self.targets = certified_radii(certify.radii, perturbations) if certify else {}
         self.sigma = 0.0
         self.certificate_table: CertificateTable | None = None
@@ -185,7 +186,7 @@ class Assessor:
         """Names of the attack table's columns."""
         if self.robust is None:
             return []
-        each = [f"{attack}/eps={radius:g}" for attack in self.robust.attacks for radius in self.radii]
+        each = [f"{attack}/eps={eps}" for attack in self.robust.attacks for eps in self.eps.values()]
         return [*each, "margin", "smallest_fooling_norm", "queries"]
 
     @property
@@ -213,7 +214,7 @@ class Assessor:
             )  # fmt: skip
             remaining = attack.judge(batch.labels).remaining(found[name].score)
             for place, radius in enumerate(self.radii):
-                columns[f"{name}/eps={radius:g}"] = remaining[place].float()
+                columns[f"{name}/eps={self.eps[radius]}"] = remaining[place].float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
         columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
@@ -295,10 +296,11 @@ class Assessor:
         assert self.robust is not None
         metrics = {}
         for radius, name in self.radii.items():
-            right = np.stack([table[f"{attack}/eps={radius:g}"] for attack in self.robust.attacks]).astype(np.float64)
+            eps = self.eps[radius]
+            right = np.stack([table[f"{attack}/eps={eps}"] for attack in self.robust.attacks]).astype(np.float64)
             for attack, column in zip(self.robust.attacks, right, strict=True):
-                metrics[f"robust/{attack}/eps={radius:g}"] = float(np.nanmean(column))
-            metrics[f"robust/eps={radius:g}"] = worst = float(np.nanmean(right.min(0)))
+                metrics[f"robust/{attack}/eps={eps}"] = float(np.nanmean(column))
+            metrics[f"robust/eps={eps}"] = worst = float(np.nanmean(right.min(0)))
             if name:
                 metrics[f"robust/{name}"] = worst
         metrics["robust/examples"] = float(len(table["margin"]))

@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from latentrobust.robustness.criteria import share
+from latentrobust.robustness.results import Table, printed
 from latentrobust.robustness.smoothing import ABSTAIN, Certificate, level_for
 from latentrobust.robustness.statistics import Procedure, certified_radius, lower_bound
 
-Table = dict[str, np.ndarray]
 POINTS = 33  # of the curve of certified accuracy of pixels
 
 
@@ -63,9 +63,10 @@ class ImageCertificates:
             "certified/draws": float(table["draws"].mean()),
             "certified/examples": float(len(right)),
         }
+        eps = printed(self.targets)
         for radius, name in self.targets.items():
             reached = float((right & (table["p_lower"] >= level_for(radius, self.sigma))).mean())
-            metrics |= _named("certified", radius, name, reached)
+            metrics |= _named("certified", eps[radius], name, reached)
         return metrics
 
 
@@ -117,7 +118,7 @@ class PixelCertificates:
     @property
     def columns(self) -> tuple[str, ...]:
         """Shares that are right, abstained, certified at each target, and at each radius of the curve; draws."""
-        targets = [f"{statement}/eps={radius:g}" for statement in self.statements for radius in self.targets]
+        targets = [f"{statement}/eps={eps}" for statement in self.statements for eps in printed(self.targets).values()]
         curve = [f"curve/{statement}/{number}" for statement in self.statements for number in range(POINTS)]
         return ("right", "abstained", "draws", *targets, *curve)
 
@@ -129,11 +130,11 @@ class PixelCertificates:
             "abstained": share(found.prediction == ABSTAIN, y),
             "draws": found.draws,
         }
-        curve = self.curve
+        curve, eps = self.curve, printed(self.targets)
         for statement in self.statements:
             holds = found.certified if statement == "certified" else found.certified_together
             for radius in self.targets:
-                rows[f"{statement}/eps={radius:g}"] = share(right & holds(radius), y)
+                rows[f"{statement}/eps={eps[radius]}"] = share(right & holds(radius), y)
             for number, radius in enumerate(curve):
                 rows[f"curve/{statement}/{number}"] = share(right & holds(radius), y)
         return {name: rows[name] for name in self.columns}
@@ -147,9 +148,11 @@ class PixelCertificates:
             "certified/draws": float(table["draws"].mean()),
             "certified/examples": float(len(table["right"])),
         }
+        eps = printed(self.targets)
         for statement in self.statements:
             for radius, name in self.targets.items():
-                metrics |= _named(statement, radius, name, float(np.nanmean(table[f"{statement}/eps={radius:g}"])))
+                share_of = float(np.nanmean(table[f"{statement}/eps={eps[radius]}"]))
+                metrics |= _named(statement, eps[radius], name, share_of)
         return metrics
 
     def curves(self, table: Table) -> dict[str, list[float]]:
@@ -160,5 +163,5 @@ class PixelCertificates:
         }
 
 
-def _named(statement: str, radius: float, name: str, value: float) -> dict[str, float]:
-    return {f"{statement}/eps={radius:g}": value, **({f"{statement}/{name}": value} if name else {})}
+def _named(statement: str, eps: str, name: str, value: float) -> dict[str, float]:
+    return {f"{statement}/eps={eps}": value, **({f"{statement}/{name}": value} if name else {})}

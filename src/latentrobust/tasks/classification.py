@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from latentrobust.arguments import Count, Seed, validated
-from latentrobust.batch import Batch
+from latentrobust.batch import Batch, asked_once
 from latentrobust.data.module import PairData
-from latentrobust.data.pairs.perturbation import asked_once
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen

@@ -15,7 +15,8 @@ from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.perturbation_sets.stored import warn_unfinished
-from latentrobust.robustness.assessor import Table, is_right
+from latentrobust.robustness.assessor import is_right
+from latentrobust.robustness.results import Table
 
 
 class GridAccuracy(nn.Module):

@@ -35,6 +35,7 @@ from latentrobust.perturbation_sets.quality import (
     measure_quality,
     summarise_norms,
 )
+from latentrobust.robustness.results import printed
 from latentrobust.transforms import random
 
 FIRST = 64  # test pairs that tolerance and radii are found on where no stored set has them
@@ -249,9 +250,11 @@ class QualityTest(pl.LightningModule):
                     part = summarised(radii, covering[of_kind], groups[of_kind], self._tolerance, "test")
                     self.coverage_by_kind[kind] = part
         full = self.perturbations.ball.radius
-        for name, radius in {**self.perturbations.percentile_radii, "radius": full}.items():
+        named = {**self.perturbations.percentile_radii, "radius": full}
+        eps = printed(named.values())
+        for name, radius in named.items():
             share, low, high = self.coverage.at(radius)
-            for key in (name, f"eps={radius:g}"):
+            for key in (name, f"eps={eps[radius]}"):
                 self.metrics[f"coverage/{key}"] = share
                 self.metrics |= {f"coverage/{key}/low": low, f"coverage/{key}/high": high}
         self.metrics |= {f"coverage/radius/{kind}": part.at(full)[0] for kind, part in self.coverage_by_kind.items()}

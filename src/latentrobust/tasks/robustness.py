@@ -11,28 +11,25 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentrobust.arguments import Seed, validated
 from latentrobust.batch import Batch
 from latentrobust.data.images.module import ImagePairs
 from latentrobust.data.module import PairData
-from latentrobust.data.pairs.perturbation import Perturbation, asked_once
 from latentrobust.errors import warn
-from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.perturbation_sets.quality import PairValues
-from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
+from latentrobust.robustness.assessment import Assessment, facts_of
+from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
-from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy
 from latentrobust.robustness.radii import resolve_radius
+from latentrobust.robustness.results import printed
 from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
-from latentrobust.tasks.segmentation import intersection_over_union, known_accuracy
-from latentrobust.transforms import random
+from latentrobust.transforms.perturbation import Perturbation
 
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
@@ -88,23 +85,13 @@ class ModelTest(pl.LightningModule):
             robust = replace(robust, radii=own)
         self.robust, self.certify = robust, certify
         self.ood, self.seed, self.journal = dict(ood or {}), seed, journal
-        self.right = PairValues([])
-        self.iou = nn.ModuleDict()
         self.held_out, self.corruptions = held_out, corruptions
-        self.by_kind = PairValues(["perturbed"])
-        self.stays: PairValues | None = None
-        self.certificates: PairValues | None = None
+        self.assessment: Assessment | None = None
         self.metrics: dict[str, float] = {}
         self.tables: dict[str, dict[str, np.ndarray]] = {}
         self.adversarial: Found | None = None
         self.adversarial_index = torch.zeros(0, dtype=torch.int64)
-        self._kinds: tuple[str, ...] = ()
-        self._has_pairs = True
-        self._other: int | None = None
-        self._first_kinds = torch.zeros(0, dtype=torch.int64)
-        self._asked = torch.zeros(0, dtype=torch.bool)
         self.criterion: Criterion = Classification()
-        self._assessor: Assessor | None = None
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
@@ -130,135 +117,61 @@ class ModelTest(pl.LightningModule):
 
     def _prepare(self, data: PairData, rank: int = 0, world: int = 1) -> None:
         check_centred(data)
-        self._kinds, self._has_pairs, self._first_kinds = data.kinds, data.has_pairs, data.first_kinds("test")
-        self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
         self.criterion = PixelAccuracy() if data.per_pixel else Classification()
-        classes = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
-        names = ["clean", "loss", "perturbed", *(f"ood/{name}" for name in self.ood)]
-        if data.per_pixel:
-            self._other = data.other_class
-            self.iou = nn.ModuleDict(
-                {name: intersection_over_union(classes).to(self.device) for name in ("clean", "perturbed")}
-            )
-        else:
-            names.insert(0, "label")
-        self.right = PairValues(names).to(self.device)
+        outputs = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
         for grid in self._grids:
             grid.setup(data)
-        if self.perturbations is None:
-            return
-        check_same_images(data, self.perturbations)
+        if self.perturbations is not None:
+            check_same_images(data, self.perturbations)
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
-        count = math.ceil(data.examples("test") / world)
-        if self.certify is not None and self.certify.examples is not None:
-            count = min(count, math.ceil(self.certify.examples / world))
-        self._assessor = Assessor(
-            self.model, self.perturbations, self.robust, self.certify, self.seed, journal, count, data.per_pixel
-        )
-        if self.robust is not None:
-            self.stays = PairValues(self._assessor.robust_columns).to(self.device)
-        if self.certify is not None:
-            self.certificates = PairValues(self._assessor.certificate_columns).to(self.device)
+        self.assessment = Assessment(
+            self.model, self.perturbations, facts_of(data, outputs), self.robust, self.certify, self.ood, self.seed,
+            journal, 1 / world,
+        ).to(self.device)  # fmt: skip
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Everything about a batch."""
-        with torch.inference_mode(False):
-            batch = batch.map(torch.clone)
-            logits = self._logits(batch.perturbed, batch.labels, "perturbed")
-            right = self.criterion.accuracy(logits, batch.labels)
-            if len(self._kinds) > 1:
-                self.by_kind.update(batch.index, batch.kind, perturbed=right)
-            once = asked_once(batch, self._first_kinds, self._asked)  # what is asked of the image alone
-            batch, right = batch.at(once), right[once]
-            if not len(batch):
-                return
-            self._count_right(batch, right)
-            self._count_corrupted(batch)
-            if self._assessor is None:
-                return
-            if self.stays is not None and self.robust is not None:
-                part = below(batch, self.robust.examples)
-                if part is not None:
-                    columns, found = self._assessor.attack(part)
-                    self.stays.update(part.index, part.kind, **columns)
-                    if self.adversarial is None:
-                        first = next(iter(found.values()))
-                        self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
-                        self.adversarial_index = part.index[:SHOWN].cpu()
-            if self.certificates is not None and self.certify is not None:
-                part = below(batch, self.certify.examples)
-                if part is not None:
-                    values = self._assessor.certificates(part)
-                    self.certificates.update(part.index, part.kind, **values)
-
-    def _logits(self, images: Tensor, y: Tensor, name: str) -> Tensor:
-        """What the model makes of images; maps are also counted for the intersection over union."""
-        with frozen(self.model), torch.no_grad():
-            logits = answer(self.model, images).float()
-        if name in self.iou:
-            self.iou[name].update(logits.argmax(1), y)  # type: ignore[operator]
-        return logits
-
-    def _count_right(self, batch: Batch, perturbed: Tensor) -> None:
-        logits = self._logits(batch.x, batch.labels, "clean")
-        columns = {"clean": self.criterion.accuracy(logits, batch.labels)}
-        columns["loss"] = cross_entropy(logits, batch.labels)
-        columns["perturbed"] = perturbed
-        if not self.iou:
-            columns["label"] = batch.labels
-        for number, (name, perturbation) in enumerate(self.ood.items()):
-            keys = random.fold_in(random.example_keys(self.seed, batch.index, Purpose.HELD_OUT), number)
-            drawn = perturbation.draw(keys, tuple(batch.x.shape[1:]))
-            columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.x, drawn), batch.labels)
-        self.right.update(batch.index, batch.kind, **columns)
+        assert self.assessment is not None
+        alone = self.assessment.update(batch)
+        if not self._grids or not len(alone):
+            return
+        data: ImagePairs = self.trainer.datamodule  # type: ignore[attr-defined]
+        for grid in self._grids:
+            originals, rows = data.originals("test", alone.index)
+            grid.update(self.model, originals, alone.labels, alone.index, rows)
 
     @property
     def _grids(self) -> list[GridAccuracy]:
         return [grid for grid in (self.held_out, self.corruptions) if grid is not None]
 
-    def _count_corrupted(self, batch: Batch) -> None:
-        data: ImagePairs = self.trainer.datamodule  # type: ignore[attr-defined]
-        for grid in self._grids:
-            originals, rows = data.originals("test", batch.index)
-            grid.update(self.model, originals, batch.labels, batch.index, rows)
-
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
-        table = self.tables["accuracy"] = self.right.table()
-        self.metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
-        if self._has_pairs:
-            self.metrics["accuracy/perturbed"] = _mean(table["perturbed"])
-        if len(self._kinds) > 1:
-            of_kinds = self.tables["kinds"] = self.by_kind.table()
-            self.metrics["accuracy/perturbed"] = _mean(of_kinds["perturbed"])
-            for number, kind in enumerate(self._kinds):
-                if (chosen := of_kinds["kind"] == number).any():
-                    self.metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
-        for name, iou in self.iou.items():
-            self.metrics[f"miou/{name}"] = float(iou.compute())  # type: ignore[operator]
-            if self._other is not None:
-                self.metrics[f"accuracy_known/{name}"] = float(known_accuracy(iou, self._other))  # type: ignore[arg-type]
-        each = {name: _mean(table[f"ood/{name}"]) for name in self.ood}
+        assert self.assessment is not None
+        found = self.assessment.compute()
+        self.metrics, self.tables = dict(found.metrics), dict(found.per_example)
+        self.adversarial = self.assessment.adversarial
+        self.adversarial_index = self.assessment.adversarial_index
         if self.held_out is not None:
             of_held_out = self.tables["held_out"] = self.held_out.values.table()
-            found = self.held_out.metrics(of_held_out)
-            each |= {kind: found[f"accuracy/corruption/{kind}"] for kind in self.held_out.grid.kinds}
-        if each:
+            accuracies = self.held_out.metrics(of_held_out)
+            each = {name: self.metrics[f"accuracy/ood/{name}"] for name in self.ood}
+            each |= {kind: accuracies[f"accuracy/corruption/{kind}"] for kind in self.held_out.grid.kinds}
             self.metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
             self.metrics["accuracy/ood"] = sum(each.values()) / len(each)
         if self.corruptions is not None:
             of_corruptions = self.tables["corruptions"] = self.corruptions.values.table()
             self.metrics |= self.corruptions.metrics(of_corruptions)
-        if self._assessor is None:
-            return
-        if self.stays is not None:
-            self.tables["robust"] = self.stays.table()
-            self.metrics |= self._assessor.robust_metrics(self.tables["robust"])
-        if self.certificates is not None:
-            self.tables["certified"] = self.certificates.table()
-            self.metrics |= self._assessor.certified_metrics(self.tables["certified"])
+
+    @property
+    def _assessor(self) -> Assessor | None:
+        return self.assessment.assessor if self.assessment is not None else None
+
+    @property
+    def eps(self) -> dict[float, str]:
+        """Attack radii as they stand in ``metrics.json``."""
+        return self._assessor.eps if self._assessor is not None else {}
 
     @property
     def radii(self) -> dict[float, str]:
@@ -274,7 +187,7 @@ class ModelTest(pl.LightningModule):
     def target_names(self) -> dict[str, str]:
         """Names of certified radii, by the radius as it stands in ``metrics.json``."""
         targets = self._assessor.targets if self._assessor is not None else {}
-        return {f"{radius:g}": name for radius, name in targets.items()}
+        return {eps: targets[radius] for radius, eps in printed(targets).items()}
 
     @property
     def pixels(self) -> int:
@@ -290,7 +203,3 @@ class ModelTest(pl.LightningModule):
     def sigma(self) -> float:
         """Noise level of the certificates."""
         return self._assessor.sigma if self._assessor is not None else 0.0
-
-
-def _mean(column: np.ndarray) -> float:
-    return float(np.nanmean(column.astype(np.float64)))  # an image in which no pixel counts has no accuracy

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.robustness.criteria import PixelAccuracy
+from latentrobust.robustness.maps import intersection_over_union
 from latentrobust.robustness.objectives import Consistency
 from latentrobust.tasks.classification import ClassificationTask
 
@@ -54,16 +54,3 @@ class SegmentationTask(ClassificationTask):
         assert self._iou is not None
         self._iou.update(logits.argmax(1), y)
         self.log("val/miou/perturbed", self._iou, on_epoch=True, batch_size=len(y))
-
-
-def intersection_over_union(classes: int) -> MulticlassJaccardIndex:
-    """Mean over the classes that occur in truth or prediction; pixels with a negative label do not count."""
-    return MulticlassJaccardIndex(classes, average="macro", ignore_index=-1, validate_args=False)
-
-
-def known_accuracy(iou: MulticlassJaccardIndex, other: int) -> Tensor:
-    """The share of right pixels among those whose true class is not ``other``, from what ``iou`` has counted."""
-    with iou.sync_context():  # the counts of all processes
-        counts = iou.confmat.double()
-    known = torch.arange(len(counts), device=counts.device) != other
-    return counts.diagonal()[known].sum() / counts[known].sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from latentrobust.arguments import Side, validated
@@ -21,6 +20,8 @@ def digits(side: Side = 28) -> Images:
     Raises:
         InputError: for a side below 8.
     """
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import, and nothing else needs it
+
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] / 16
     large = F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False).clamp(0, 1)

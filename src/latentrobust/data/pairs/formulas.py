@@ -12,10 +12,10 @@ from latentrobust.batch import Batch
 from latentrobust.data.images.base import Images
 from latentrobust.data.images.module import ImagePairs
 from latentrobust.data.module import PAIRS
-from latentrobust.data.pairs.perturbation import Perturbation
 from latentrobust.keys import Purpose
 from latentrobust.transforms.affine import RotationTranslationScale, pad_to
 from latentrobust.transforms.noise import Unchanged
+from latentrobust.transforms.perturbation import Perturbation
 from latentrobust.transforms.random import example_keys, fold_in, integers
 
 

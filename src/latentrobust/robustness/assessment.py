@@ -1,0 +1,260 @@
+"""One measurement of a model over a set: what `assess` and the command line both feed with batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentrobust.batch import Batch, asked_once
+from latentrobust.keys import Purpose
+from latentrobust.perturbation_sets.ascent import frozen
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
+from latentrobust.robustness.attacks import Found
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
+from latentrobust.robustness.results import Results, Table
+from latentrobust.transforms import random
+from latentrobust.transforms.perturbation import Perturbation
+
+SHOWN = 8  # examples whose adversarial images are kept for figures
+
+
+class Assessed(Protocol):
+    """What has to be known of data that a model is measured on; the package's data modules say it."""
+
+    kinds: tuple[str, ...]
+    has_pairs: bool
+    centred: bool
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether each pixel has a class of its own."""
+
+    @property
+    def other_class(self) -> int | None:
+        """The class of pixels that are none of the others."""
+
+    def examples(self, split: str) -> int:
+        """Of a split."""
+
+    def count(self, split: str) -> int:
+        """Pairs of a split."""
+
+    def first_kinds(self, split: str) -> Tensor:
+        """The kind of each example's first pair."""
+
+    def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
+        """The pairs of a split."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the examples that will come.
+
+    Attributes:
+        kinds: names of the kinds of perturbations.
+        has_pairs: whether there are perturbed images.
+        per_pixel: whether each pixel has a class.
+        outputs: classes that the model tells apart; needed where each pixel has one.
+        other_class: the class of pixels that are none of the others, or None.
+        first_kinds: the kind of each example's first pair; empty where each example comes once.
+        examples: how many there are in all, where that is known.
+    """
+
+    kinds: tuple[str, ...] = ("perturbed",)
+    has_pairs: bool = False
+    per_pixel: bool = False
+    outputs: int = 0
+    other_class: int | None = None
+    first_kinds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    examples: int | None = None
+
+
+class Assessment(nn.Module):
+    """Accuracy on all pairs; attacks and certificates of each example once, with the kind of its first pair.
+
+    `update` takes batches in any order and on any number of processes, `compute` gathers them.
+
+    Args:
+        model: images in [0, 1] to logits.
+        perturbations: for attacks and certificates; None measures accuracy alone.
+        facts: of the examples that will come.
+        robust: attacks and radii, or None.
+        certify: certification, or None.
+        ood: further perturbations by name, applied to the clean images.
+        seed: of all draws, by (seed, example).
+        journal: file for finished certificates, or None.
+        share: of the examples that this process will see, for the estimate of the time left.
+
+    Raises:
+        InputError: for radii or noise levels that do not fit the set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet | None,
+        facts: Facts,
+        robust: RobustSettings | None = None,
+        certify: CertifySettings | None = None,
+        ood: Mapping[str, Perturbation] | None = None,
+        seed: int = 0,
+        journal: Path | None = None,
+        share: float = 1.0,
+    ) -> None:
+        super().__init__()
+        # In tuples, so that devices and checkpoints are their owners' business.
+        self._parts = (model, perturbations)
+        self.facts, self.robust, self.certify, self.seed = facts, robust, certify, seed
+        self.ood = dict(ood or {})
+        self.criterion: Criterion = PixelAccuracy() if facts.per_pixel else Classification()
+        names = ["clean", "loss", *(["perturbed"] if facts.has_pairs else []), *(f"ood/{name}" for name in self.ood)]
+        self.iou = nn.ModuleDict()
+        if facts.per_pixel:
+            from latentrobust.robustness.maps import intersection_over_union  # noqa: PLC0415 - it imports matplotlib
+
+            halves = ("clean", "perturbed") if facts.has_pairs else ("clean",)
+            self.iou = nn.ModuleDict({half: intersection_over_union(facts.outputs) for half in halves})
+        else:
+            names.insert(0, "label")
+        self.right = PairValues(names)
+        self.by_kind = PairValues(["perturbed"])
+        self.assessor: Assessor | None = None
+        self.stays: PairValues | None = None
+        self.certificates: PairValues | None = None
+        if perturbations is not None and (robust is not None or certify is not None):
+            limits = [limit for limit in (facts.examples, certify.examples if certify else None) if limit is not None]
+            expected = math.ceil(min(limits) * share) if limits else None
+            self.assessor = Assessor(model, perturbations, robust, certify, seed, journal, expected, facts.per_pixel)
+            self.stays = PairValues(self.assessor.robust_columns) if robust is not None else None
+            self.certificates = PairValues(self.assessor.certificate_columns) if certify is not None else None
+        self._asked = torch.zeros(len(facts.first_kinds), dtype=torch.bool)
+        self.adversarial: Found | None = None
+        self.adversarial_index = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def model(self) -> nn.Module:
+        """That is measured."""
+        return self._parts[0]
+
+    def update(self, batch: Batch) -> Batch:
+        """Measure everything about a batch; returns the part of it that is asked of the images alone."""
+        with torch.inference_mode(False):
+            batch = batch.map(torch.clone)
+            right: Tensor | None = None
+            if self.facts.has_pairs:
+                logits = self._logits(batch.perturbed, batch.labels, "perturbed")
+                right = self.criterion.accuracy(logits, batch.labels)
+                if len(self.facts.kinds) > 1:
+                    self.by_kind.update(batch.index, batch.kind, perturbed=right)
+            if len(self.facts.first_kinds):
+                once = asked_once(batch, self.facts.first_kinds, self._asked)
+                batch, right = batch.at(once), right[once] if right is not None else None
+            if len(batch):
+                self._count_right(batch, right)
+                self._attack_and_certify(batch)
+            return batch
+
+    def _attack_and_certify(self, batch: Batch) -> None:
+        if self.assessor is None:
+            return
+        if self.stays is not None and self.robust is not None:
+            part = below(batch, self.robust.examples)
+            if part is not None:
+                columns, found = self.assessor.attack(part)
+                self.stays.update(part.index, part.kind, **columns)
+                if self.adversarial is None:
+                    first = next(iter(found.values()))
+                    self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
+                    self.adversarial_index = part.index[:SHOWN].cpu()
+        if self.certificates is not None and self.certify is not None:
+            part = below(batch, self.certify.examples)
+            if part is not None:
+                self.certificates.update(part.index, part.kind, **self.assessor.certificates(part))
+
+    def _logits(self, images: Tensor, y: Tensor, half: str) -> Tensor:
+        """What the model makes of images; maps are also counted for the intersection over union."""
+        with frozen(self.model), torch.no_grad():
+            logits = answer(self.model, images).float()
+        self.criterion.check(logits, y)
+        if half in self.iou:
+            self.iou[half].update(logits.argmax(1), y.clamp_min(-1))  # type: ignore[operator]
+        return logits
+
+    def _count_right(self, batch: Batch, perturbed: Tensor | None) -> None:
+        logits = self._logits(batch.x, batch.labels, "clean")
+        columns = {"clean": self.criterion.accuracy(logits, batch.labels)}
+        columns["loss"] = cross_entropy(logits, batch.labels)
+        if perturbed is not None:
+            columns["perturbed"] = perturbed
+        if not self.iou:
+            columns["label"] = batch.labels
+        for number, (name, perturbation) in enumerate(self.ood.items()):
+            keys = random.fold_in(random.example_keys(self.seed, batch.index, Purpose.HELD_OUT), number)
+            drawn = perturbation.draw(keys, tuple(batch.x.shape[1:]))
+            columns[f"ood/{name}"] = is_right(self.model, perturbation.apply(batch.x, drawn), batch.labels)
+        self.right.update(batch.index, batch.kind, **columns)
+
+    def compute(self) -> Results:
+        """Everything, gathered over batches and processes."""
+        tables: dict[str, Table] = {"accuracy": self.right.table()}
+        table = tables["accuracy"]
+        metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
+        kinds = self.facts.kinds
+        if self.facts.has_pairs:
+            metrics["accuracy/perturbed"] = _mean(table["perturbed"])
+            if len(kinds) > 1:
+                of_kinds = tables["kinds"] = self.by_kind.table()
+                metrics["accuracy/perturbed"] = _mean(of_kinds["perturbed"])
+                for number, kind in enumerate(kinds):
+                    if (chosen := of_kinds["kind"] == number).any():
+                        metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
+        if self.iou:
+            from latentrobust.robustness.maps import known_accuracy  # noqa: PLC0415
+        for half, iou in self.iou.items():
+            metrics[f"miou/{half}"] = float(iou.compute())  # type: ignore[operator]
+            if self.facts.other_class is not None:
+                metrics[f"accuracy_known/{half}"] = float(known_accuracy(iou, self.facts.other_class))  # type: ignore[arg-type]
+        each = {name: _mean(table[f"ood/{name}"]) for name in self.ood}
+        if each:
+            metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
+            metrics["accuracy/ood"] = sum(each.values()) / len(each)
+        if self.assessor is not None:
+            metrics["radius"] = self.assessor.perturbations.ball.radius
+            if self.stays is not None:
+                tables["robust"] = self.stays.table()
+                metrics |= self.assessor.robust_metrics(tables["robust"])
+            if self.certificates is not None:
+                tables["certified"] = self.certificates.table()
+                metrics |= self.assessor.certified_metrics(tables["certified"])
+        return Results(
+            metrics,
+            tables,
+            subsets=self._subsets(tables),
+            only_pgd=self.robust is not None and self.robust.only_pgd,
+        )
+
+    def _subsets(self, tables: Mapping[str, Table]) -> dict[str, tuple[int, int]]:
+        """Of attacks and certificates: how many examples, of how many."""
+        total = len(tables["accuracy"]["clean"])
+        return {part: (len(tables[part]["index"]), total) for part in ("robust", "certified") if part in tables}
+
+
+def facts_of(data: Assessed, outputs: int, split: str = "test") -> Facts:
+    """What the package's data modules say of a split."""
+    return Facts(
+        data.kinds, data.has_pairs, data.per_pixel, outputs, data.other_class if data.per_pixel else None,
+        data.first_kinds(split), data.examples(split),
+    )  # fmt: skip
+
+
+def _mean(column: np.ndarray) -> float:
+    return float(np.nanmean(column.astype(np.float64)))  # an image in which no pixel counts has no accuracy

@@ -1,0 +1,164 @@
+"""From somebody's folder to a set, a model, its report: by the commands, and by the same steps in Python."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import latentrobust
+from latentrobust import RobustSettings, assess
+from latentrobust.data.images import photos
+from latentrobust.data.pairs.given import GivenPairs
+from latentrobust.errors import InputError
+from latentrobust.evaluate import evaluate
+from latentrobust.robustness.attacks import PGD
+from latentrobust.train import train
+
+from ..conftest import compose_in_process
+
+QUICK = [
+    "print_config=false", "callbacks.progress=null", "trainer.accelerator=cpu", "trainer.max_epochs=1",
+    "evaluation.quality.settings.steps=2", "evaluation.quality.settings.likelihood_draws=2",
+    "evaluation.quality.settings.own_likelihood=false", "evaluation.quality.detail=2",
+    "evaluation.quality.coverage.steps=2",
+]  # fmt: skip
+MODEL = [
+    "~learner", "task=classification", "callbacks=classification", "model=auto", "training_perturbation=adversarial",
+    "training_perturbation.steps=1", "objective=standard", "perturbation_set=trained", "evaluation=model",
+    "evaluation/certify=default", "evaluation.robust.attacks.pgd.steps=2", "evaluation.certify.n=50",
+    "evaluation.certify.n0=10", "evaluation.certify.alpha=0.05", "evaluation.certify.examples=3",
+    "task.select_on=perturbed", "print_config=false", "callbacks.progress=null", "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("LATENTROBUST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def curve(image, gamma):
+    return ((image / 255.0) ** gamma * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Patches of photographs: groups of gammas by class, parallel folders, and a manifest."""
+    root = tmp_path_factory.mktemp("own")
+    found = photos(side=16, train=30, test=2)
+    patches = found.train.images.permute(0, 2, 3, 1).numpy()
+    rows = ["clean,perturbed,kind,label,split"]
+    for number, (patch, label) in enumerate(zip(patches, found.train.labels.tolist(), strict=True)):
+        group = root / "groups" / f"photo{label % 2}" / f"patch{number}"
+        group.mkdir(parents=True)
+        for gamma in (1.0, 0.5, 2.0):
+            Image.fromarray(curve(patch, gamma)).save(group / f"gamma{gamma:g}.png")
+        for folder, gamma in (("clean", 1.0), ("perturbed/dark", 2.0), ("perturbed/bright", 0.5)):
+            place = root / "parallel" / folder
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(curve(patch, gamma)).save(place / f"{number}.{'png' if gamma == 1 else 'bmp'}")
+        place = root / "table"
+        place.mkdir(exist_ok=True)
+        for name, gamma in (("clean", 1.0), ("dark", 2.0)):
+            Image.fromarray(curve(patch, gamma)).save(place / f"{number}_{name}.png")
+        split = ("train", "train", "train", "val", "test")[number // 2 % 5]
+        rows.append(f"{number}_clean.png,{number}_dark.png,dark,photo{label % 2},{split}")
+    (root / "table" / "pairs.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+LAYOUTS = {
+    "groups": ["data.root={}/groups", "data.original=gamma1", "data.label=parent"],
+    "parallel": ["data.root={}/parallel"],
+    "table": ["data.root={}/table/pairs.csv"],
+}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_from_a_folder_to_a_set_and_a_robust_model(sets, tmp_path, layout):
+    data = ["data=pairs", *(option.format(sets) for option in LAYOUTS[layout])]
+    cfg = compose_in_process("train", *data, *QUICK, f"paths.output_dir={tmp_path}/set")
+    with pytest.warns(UserWarning, match="do not reach"):
+        learned = train(cfg)
+    assert learned.perturbations.image_shape == (3, 16, 16)
+    assert 0 <= learned.metrics["coverage/radius/low"] <= learned.metrics["coverage/radius"] <= 1
+    stored = json.loads((tmp_path / "set" / "perturbation_set" / "config.json").read_text())
+    assert stored["coverage"]["split"] == "validation"
+    report = (tmp_path / "set" / "report.html").read_text()
+    assert "of the perturbations of examples that nothing was learned from" in report
+    assert (tmp_path / "set" / "figures" / "coverage.png").is_file()
+    over = [*MODEL, *data, f"perturbation_set.path={tmp_path}/set", f"paths.output_dir={tmp_path}/model"]
+    cfg = compose_in_process("train", *over)
+    if layout == "parallel":
+        with pytest.raises(InputError, match=r"data pairs has no labels, so a set can be learned"):
+            train(cfg)
+        return
+    with pytest.warns(UserWarning, match="do not reach"):
+        trained = train(cfg)
+    assert {"accuracy/clean", "accuracy/perturbed", "robust/full", "certified/p50"} <= set(trained.metrics)
+    assert (tmp_path / "model" / "report.html").is_file()
+    if layout == "groups":
+        _same_in_python(cfg, tmp_path)
+
+
+def _same_in_python(cfg, tmp_path):
+    """`assess` and `evaluate` agree key by key for the same model, set and data."""
+    options = [f"{key}" for key in cfg.overrides]
+    overrides = [
+        "data=pairs", f"data.root={cfg.data.root}", "data.original=gamma1", "data.label=parent", "evaluation=model",
+        "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=4", "print_config=false", "model=trained",
+        f"model.path={tmp_path}/model", f"perturbation_set.path={tmp_path}/set", f"paths.output_dir={tmp_path}/again",
+        "callbacks.progress=null", "trainer.accelerator=cpu", *options,
+    ]  # fmt: skip
+    with pytest.warns(UserWarning, match="do not reach"):
+        measured = evaluate(compose_in_process("evaluate", *overrides)).metrics
+    read = latentrobust.read_pairs(cfg.data.root, original="gamma1", label="parent")
+    robust = RobustSettings(attacks={"pgd": PGD(steps=2)}, examples=4)
+    model = latentrobust.load_model(tmp_path / "model")
+    stored = latentrobust.load_perturbation_set(tmp_path / "set")
+    with pytest.warns(UserWarning, match="do not reach"):
+        found = assess(model, data=GivenPairs(read), perturbations=stored, robust=robust)
+    assert found.metrics == {key: measured[key] for key in found.metrics}
+    assert set(measured) - set(found.metrics) == {"test_seconds"}
+
+
+def test_learn_and_the_command_give_the_same_weights(tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
+    x_tilde = (x // 2).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", x=x, x_tilde=x_tilde)
+    with pytest.warns(UserWarning, match="do not reach"):
+        learned = latentrobust.learn(
+            latentrobust.pairs(x, x_tilde, name="own"), epochs=2, device="cpu", progress=False,
+            overrides=[option for option in QUICK if option.startswith("evaluation")],
+        )  # fmt: skip
+    assert learned.quality["quality/pgd_ae"] > 0
+    assert learned.coverage.pairs == 2
+    assert learned.warnings
+    cfg = compose_in_process(
+        "train", "data=pairs", f"data.root={tmp_path}/own.npz", *QUICK, "trainer.max_epochs=2", "test=false",
+        f"paths.output_dir={tmp_path}/run",
+    )  # fmt: skip
+    same = train(cfg).perturbations.state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in learned.state_dict().items())
+    loaded = latentrobust.load_perturbation_set(learned.save(tmp_path / "mine"))
+    assert loaded.coverage == learned.coverage
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "gan"}, "kind must be one of cvae, flow"),
+        ({"network": "nothing"}, "learn: .*nothing"),
+        ({"network": torch.nn.Linear(2, 2)}, "network must be"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"overrides": ["learner.nothing=1"]}, "nothing"),
+    ],
+)
+def test_bad_options_of_learn_are_refused_before_any_work(options, message):
+    x = np.zeros((12, 1, 8, 8), np.uint8)
+    x[:, 0, 0, 0] = np.arange(12)
+    with pytest.raises(InputError, match=message):
+        latentrobust.learn(latentrobust.pairs(x, x), progress=False, **options)
