@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -17,18 +17,20 @@ from latentrobust.batch import Batch
 from latentrobust.errors import InputError, collecting
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.assessment import Assessed, Assessment, Facts, facts_of
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.results import Results
 from latentrobust.transforms.perturbation import Perturbation
 
+if TYPE_CHECKING:
+    from latentrobust.robustness.assessment import Assessed, Assessment, Facts
+
 __all__ = ["CertifySettings", "Results", "RobustSettings", "assess"]
 
 AT_ONCE = 256  # images measured together, whatever the batches of the data
 EXPECTED = "data must be (x, y) or (x, y, x_tilde), tensors or arrays of one length, batches of them, or a dataset"
-Data = Iterable[Sequence[Tensor]] | Sequence[Tensor] | Dataset[Any] | Assessed
+Data = Any  # what EXPECTED says, or one of the package's data modules
 
 
 @validated
@@ -94,6 +96,8 @@ def _measured(
     seed: int,
     journal: str | Path | None,
 ) -> Results:
+    from latentrobust.robustness.assessment import Assessment  # noqa: PLC0415 - torchmetrics imports matplotlib
+
     assessment: Assessment | None = None
     for batch in _batches(data, model, perturbations, device):
         if assessment is None:
@@ -110,6 +114,8 @@ def _measured(
 
 def _facts(model: nn.Module, data: Data, first: Batch) -> Facts:
     """What is known of the examples, given the first batch of them."""
+    from latentrobust.robustness.assessment import Facts, facts_of  # noqa: PLC0415
+
     per_pixel = first.labels.dim() == 3
     outputs = 0
     if per_pixel:
