@@ -7,7 +7,8 @@ import nbclient
 import nbformat
 import pytest
 
-NAMES = {"01_learn_a_perturbation_set": 4, "02_train_and_certify": 3}  # and how many pictures they show
+# And how many pictures they show.
+NAMES = {"01_learn_a_perturbation_set": 4, "02_train_and_certify": 3, "03_your_own_pairs": 4}
 
 
 @pytest.mark.parametrize("name", list(NAMES))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentrobust.errors import InputError
 from latentrobust.transforms.random import permutation
+
+if TYPE_CHECKING:
+    from latentrobust.data.pairs.given import GivenPairs
 
 Amount = int | float
 """Of groups: a number of them, or a share below 1."""
@@ -61,6 +65,24 @@ class Pairs:
     def image_shape(self) -> tuple[int, ...]:
         """Of one image: ``(C, H, W)``."""
         return tuple(self.images.shape[1:])
+
+    def as_data(
+        self, validation: Amount = 0.1, test: Amount = 0.2, *, batch_size: int = 64, seed: int = 0
+    ) -> GivenPairs:
+        """A data module of these pairs, split by group: what `latentrobust.learn` and `latentrobust.assess` take.
+
+        Args:
+            validation: groups to validate on, a number or a share; unless the pairs name splits.
+            test: groups to test on, the same.
+            batch_size: pairs per batch.
+            seed: of the draw, and of the order of training pairs.
+
+        Raises:
+            InputError: for numbers that leave a split without groups.
+        """
+        from latentrobust.data.pairs.given import GivenPairs  # noqa: PLC0415 - it needs Lightning
+
+        return GivenPairs(self, None, batch_size, None, validation, test, split_seed=seed, seed=seed)
 
     def describe(self) -> str:
         """What the pairs are, in a sentence or two."""
