@@ -64,6 +64,22 @@ def test_command_writes_a_set(tmp_path, capsys):
     assert load_perturbation_set(tmp_path / "set").ball.radius == 14
 
 
+def test_calibrating_gives_a_set_radius_norms_and_coverage(tmp_path):
+    network = build("mnist_fc", hidden=16, latent=4)
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "c.pth")
+    command = [str(tmp_path / "c.pth"), str(tmp_path / "set"), "--network", "mnist_fc"]
+    command += ["--argument", "hidden=16", "--argument", "latent=4"]
+    data = ["data=digits", "data/perturbation=linf", "data.validation=40"]
+    main([*command, "--calibrate", *data])
+    found = load_perturbation_set(tmp_path / "set")
+    assert found.ball.radius == found.latent_norms["max"] > found.latent_norms["p50"] > 0
+    assert (found.coverage.pairs, found.coverage.split, found.data) == (40, "validation", "digits")
+    main([*command, "--calibrate", *data, "--radius", "2.5"])
+    assert load_perturbation_set(tmp_path / "set").ball.radius == 2.5
+    with pytest.raises(SystemExit):
+        main([*command, "--calibrate", "data=digits", "data/perturbation=rts"])
+
+
 def test_the_set_of_corruptions_is_imported(tmp_path):
     small = {"latent": 8, "wide": 8, "narrow": 4, "blocks": 1}
     torch.save({"model_state_dict": build("resnet", **small).state_dict()}, tmp_path / "c.pth")
@@ -108,7 +124,7 @@ def test_bad_files_stop_with_one_line_and_write_nothing(tmp_path, capsys):
         ("evil.pth", "mnist_conv", "14", "asks to run code"),
         ("other.pth", "mnist_conv", "14", "no model_state_dict"),
         ("missing.pth", "mnist_conv", "14", "no checkpoint at"),
-        ("c.pth", "mnist_conv", "-1", "--radius must be given, positive"),
+        ("c.pth", "mnist_conv", "-1", "--radius must be positive and finite"),
     ]
     for file, network, radius, message in cases:
         with pytest.raises(SystemExit) as stopped:
@@ -155,8 +171,9 @@ def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--network", "lenet5", "--radius", "3"], "--radius is for perturbation sets"),
-        (["--network", "mnist_fc"], "--radius must be given"),
+        (["--network", "lenet5", "--radius", "3"], "--radius and --calibrate are for perturbation sets"),
+        (["--network", "mnist_fc"], "a set needs a radius: give --radius, or --calibrate data=…"),
+        (["--network", "mnist_fc", "--calibrate", "data=nothing"], "--calibrate data=nothing"),
         (["--network", "wide_resnet", "--argument", "depth=11"], "6 n"),
         (["--network", "wide_resnet", "--argument", "colour=11"], "colour"),
     ],

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from latentrobust.app import BAD_INPUT, is_bad_input
+from latentrobust.app import BAD_INPUT, CONF, is_bad_input
 from latentrobust.data.images.pickles import NUMBERS
+from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, one_line
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.classifiers.normalize import STANDARDISATION
@@ -30,6 +34,7 @@ from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import save_perturbation_set
 from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
+from latentrobust.stages import calibrate
 from latentrobust.streams import prepare_streams
 from latentrobust.tasks.store import save_model
 
@@ -165,22 +170,42 @@ def _convert(chosen: argparse.Namespace) -> str:
     except OmegaConfBaseException as error:
         raise InputError(f"--argument needs name=value: {error}") from None
     if chosen.network in cvae.NETWORKS or chosen.network in flows.NETWORKS:
-        if chosen.radius is None or not (chosen.radius > 0 and math.isfinite(chosen.radius)):
-            raise InputError(f"--radius must be given, positive and finite, for a set; got {chosen.radius}")
-        where = (chosen.checkpoint, chosen.network, chosen.radius)
+        if chosen.radius is not None and not (chosen.radius > 0 and math.isfinite(chosen.radius)):
+            raise InputError(f"--radius must be positive and finite; got {chosen.radius}")
+        if chosen.radius is None and not chosen.calibrate:
+            raise InputError("a set needs a radius: give --radius, or --calibrate data=… to take it from pairs")
+        data = _data(chosen.calibrate) if chosen.calibrate else None
+        where = (chosen.checkpoint, chosen.network, chosen.radius or 1.0)
         perturbations: PerturbationSet
         if chosen.network in flows.NETWORKS:
             perturbations = import_flow(*where, chosen.norm, **arguments)
         else:
             perturbations = import_checkpoint(*where, chosen.likelihood, **arguments)
+        if data is not None:
+            calibrate(perturbations.requires_grad_(False), data)
+            if chosen.radius is not None:
+                perturbations.set_radius(chosen.radius)
         return f"perturbation set: {save_perturbation_set(perturbations, chosen.out)}"
-    if chosen.radius is not None:
-        raise InputError(f"--radius is for perturbation sets; {chosen.network} is a classifier")
+    if chosen.radius is not None or chosen.calibrate:
+        raise InputError(f"--radius and --calibrate are for perturbation sets; {chosen.network} is a classifier")
     model = import_classifier(chosen.checkpoint, chosen.network, chosen.data, **arguments)
     image_shape = tuple(arguments.get("image_shape", _image_shape(chosen.network, arguments)))
     with torch.no_grad():
         classes = model(torch.zeros(1, *image_shape)).shape[1]
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
+
+
+def _data(overrides: Sequence[str]) -> PairModule:
+    """The data that options of the command line describe."""
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            cfg = compose("evaluate", overrides=[*overrides, "paths.output_dir=."])
+        data: PairModule = instantiate(cfg.data, _convert_="all")
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"--calibrate {' '.join(overrides)}: {error.__cause__ or error}") from None
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def _image_shape(network: str, arguments: dict[str, Any]) -> tuple[int, ...]:
@@ -201,7 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--network", required=True, choices=sorted([*cvae.NETWORKS, *flows.NETWORKS, *classifiers.CLASSIFIERS])
     )
-    parser.add_argument("--radius", type=float, help="of a perturbation set, e.g. 14 for RTS (table 4)")
+    parser.add_argument("--radius", type=float, help="of a set, e.g. 14 for RTS (table 4); needed without --calibrate")
+    parser.add_argument(
+        "--calibrate", nargs="+", metavar="OPTION", help="options that name data with pairs, such as data=mnist"
+        " data/perturbation=rts: its validation pairs give a set its radius, latent norms and coverage",
+    )  # fmt: skip
     parser.add_argument("--likelihood", default="bernoulli", choices=["bernoulli", "gaussian"], help="of a CVAE")
     parser.add_argument("--norm", default="l2", choices=["l2", "linf"], help="of a flow's set")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from latentrobust.app import resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note
-from latentrobust.parts import Part, key_of
+from latentrobust.parts import Part, key_of, stored_part
 from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.perturbation_sets import store as sets
 from latentrobust.reporting.density import density_section
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.html import Section, write_report
@@ -29,9 +31,20 @@ from latentrobust.reporting.terminal import print_quality, print_rows
 from latentrobust.reporting.training import training_section
 from latentrobust.robustness.assessor import Assessor
 from latentrobust.robustness.journal import fingerprint
-from latentrobust.run_folder import JOURNALS, RunFolder, say, write_csv, write_metrics, writes
-from latentrobust.session import Session, run_trainer
-from latentrobust.stages import stored_training, trained_for, variants
+from latentrobust.run_folder import (
+    DONE,
+    JOURNALS,
+    RunFolder,
+    of_a_run,
+    read_metrics,
+    say,
+    write_csv,
+    write_metrics,
+    writes,
+)
+from latentrobust.session import Session, run_trainer, session
+from latentrobust.stages import given_set, is_described, stored_training, trained_for, variants
+from latentrobust.tasks import store as models_store
 from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest, check_same_images
 from latentrobust.tasks.robustness import ModelTest
@@ -202,6 +215,65 @@ class _Measuring:
         return test.metrics
 
 
+def remake_report(folder: str | Path) -> Path:
+    """Make a finished run's figures and ``report.html`` again, from what its folder keeps; nothing is measured.
+
+    Pictures of examples are taken from the data, which has to be where it was.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        InputError: if it is no finished run, or has not kept what it measured.
+    """
+    folder = Path(folder).absolute()
+    configuration = of_a_run(folder)
+    if configuration is None or not (folder / DONE).is_file():
+        raise InputError(f"{folder} holds no finished run, so there is no report to make again")
+    cfg = OmegaConf.create({**configuration, "print_config": False})
+    metrics, warnings = read_metrics(folder)
+    perturbations, models = stored_in(cfg, folder)
+    with session(cfg, configuration) as shared, collecting(inherit=False):
+        data = shared.data
+        data.prepare_data()
+        data.setup()
+        quality: QualityTest | None = None
+        density: DensityTest | None = None
+        if perturbations is not None and cfg.evaluation.get("quality") is not None:
+            quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
+            quality.restore(stored_part(folder, "quality")[1], data)
+        if perturbations is not None and cfg.evaluation.get("density") is not None:
+            history = stored_part(folder, "set")[0].get("history") if (folder / sets.FOLDER).is_dir() else None
+            density = instantiate(cfg.evaluation.density, perturbations=perturbations, history=history, _convert_="all")
+            density.restore(stored_part(folder, "density")[1], data)
+        tests, radii = {}, _trained_for(cfg)
+        for name, model in models.items():
+            tests[name] = _model_test(cfg, folder, name, model, perturbations, radii.get(name))
+            tests[name].restore(stored_part(folder, f"test-{name}" if name else "test")[1], data)
+        _write_report(folder, shared, _sections(folder, data, metrics, quality, density, tests), warnings)
+    return folder / "report.html"
+
+
+def stored_in(cfg: DictConfig, folder: Path) -> tuple[PerturbationSet | None, dict[str, nn.Module]]:
+    """The set and the models that a run's folder holds, or that its configuration names."""
+    place = folder / sets.FOLDER
+    perturbations = None
+    if place.is_dir():
+        network = None if is_described(place) else instantiate(cfg.learner, _convert_="all").network
+        perturbations = sets.restore_perturbation_set(place, network=network)
+    elif cfg.get("perturbation_set") is not None:
+        perturbations = given_set(cfg)
+    models: dict[str, nn.Module] = {}
+    if cfg.get("task") is not None:
+        for name, variant in variants(cfg):
+            home = (folder / "models" / name if name else folder) / models_store.FOLDER
+            network = None if is_described(home) else instantiate(variant.model, _convert_="all")
+            models[name] = models_store.restore_model(home, network=network)
+    elif cfg.get("model") is not None and cfg.get("job_type") == "evaluate":
+        models[""] = instantiate(cfg.model, _convert_="all").eval()
+    return perturbations, models
+
+
 def _sections(
     folder: Path,
     data: PairModule,
@@ -268,6 +340,12 @@ def _write(
     if per_example:  # what was measured first, then pictures of it
         write_csv(folder / "per_example.csv", per_example)
     write_metrics(folder, metrics, warnings)
+    return _write_report(folder, shared, sections, warnings)
+
+
+def _write_report(
+    folder: Path, shared: Session, sections: Sequence[Section], warnings: Sequence[str]
+) -> dict[str, Any]:
     figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
@@ -281,7 +359,7 @@ def _write(
 def _per_example(
     quality: QualityTest | None, density: DensityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """One table over everything: a row an example and kind, blank where something was not measured."""
+    """One table over everything: a row per example and kind, blank where something was not measured."""
     tables = [("", part.per_example) for part in (quality, density) if part is not None]
     for name, test in tests.items():
         prefix = f"{name}/" if name else ""
@@ -303,5 +381,11 @@ def _per_example(
     return columns if rows else {}
 
 
-def _rows(table: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
-    return list(zip(table["index"].tolist(), table["kind"].tolist(), strict=True))
+def _rows(table: Mapping[str, np.ndarray]) -> list[tuple[int, int, int]]:
+    """Example, kind, and which of the pairs of this example and kind a row is about: own pairs may have several."""
+    seen: Counter[tuple[int, int]] = Counter()
+    rows = []
+    for pair in zip(table["index"].tolist(), table["kind"].tolist(), strict=True):
+        rows.append((*pair, seen[pair]))
+        seen[pair] += 1
+    return rows

@@ -110,6 +110,21 @@ class Part:
             file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
+def stored_part(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a finished part of a finished run has left, whatever its key: its result, and its tensors and arrays.
+
+    Raises:
+        InputError: if it is not there, not finished or damaged.
+    """
+    try:
+        found = read_json(folder / PARTS / f"{name}.json", 1 << 26)
+        result = dict(found["result"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} has not kept what it found ({PARTS}/{name}.json): run it again") from None
+    values = folder / PARTS / f"{name}.pt"
+    return result, _arrays(read_checkpoint(values)) if values.exists() else {}
+
+
 _ARRAY = "array"  # marks a tensor that was an array
 
 

@@ -1,4 +1,8 @@
-"""Aggregate runs over seeds: ``python -m latentrobust.report FOLDER [--metric NAME …] [--x KEY]``."""
+"""Reports made afterwards: ``python -m latentrobust.report FOLDER [--metric NAME …] [--x KEY]``.
+
+Of a folder with runs below it, they are aggregated over seeds; of one finished run, ``report.html`` and its figures are
+made again from what its folder keeps.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from latentrobust.app import BAD_INPUT, is_bad_input
 from latentrobust.errors import InputError, one_line
 from latentrobust.reporting import aggregate
 from latentrobust.reporting.figures import write_figure
-from latentrobust.run_folder import write_csv, write_text
+from latentrobust.run_folder import of_a_run, write_csv, write_text
 from latentrobust.streams import prepare_streams
 
 DEFAULT_METRICS = ("accuracy/clean", "*/accuracy/clean", "bits_per_dim", "robust/full", "*/robust/full")
@@ -53,16 +57,25 @@ def report(
     return summary
 
 
+def _is_one_run(folder: Path) -> bool:
+    return of_a_run(folder) is not None and not any(folder.glob("*/config.yaml"))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.report", description=__doc__)
-    parser.add_argument("folder", help="of a sweep, or any folder with runs below it")
+    parser.add_argument("folder", help="of a run, whose report is made again; of a sweep, or any with runs below it")
     parser.add_argument("--metric", action="append", metavar="NAME", help="in metrics.json; * stands for anything")
     parser.add_argument("--x", metavar="KEY", help="for the figures' axis, e.g. data.train_size")
     parser.add_argument("--out", metavar="DIR", help="where to write; FOLDER/report by default")
     chosen = parser.parse_args(arguments)
     try:
+        if _is_one_run(Path(chosen.folder)):
+            from latentrobust.measure import remake_report  # noqa: PLC0415 - it needs all of the framework
+
+            print(f"report: {remake_report(chosen.folder)}")
+            return
         summary = report(chosen.folder, chosen.metric or DEFAULT_METRICS, chosen.x, chosen.out)
     except (InputError, OSError) as error:
         if not is_bad_input(error):

@@ -26,12 +26,14 @@ from latentrobust.parts import MODEL_FILES, Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
 from latentrobust.perturbation_sets.coverage import CoverageSettings, measure_coverage
+from latentrobust.perturbation_sets.quality import LatentNorms
 from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import RunFolder, of_a_run, say
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
+from latentrobust.tasks.quality import check_same_images
 from latentrobust.values import check_values
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
@@ -76,7 +78,7 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
     if part.is_finished and place.is_dir():
         say(f"the set in {place} is finished: it is not learned again")
         _note(part)
-        if network is None and not _is_described(place):  # of a network from elsewhere
+        if network is None and not is_described(place):  # of a network from elsewhere
             network = instantiate(cfg.learner, _convert_="all").network
         return sets.restore_perturbation_set(place, network=network), _made(part)
     checkpoint = _where_to_begin(cfg, part, folder, own, [*(folder / name for name in MODEL_FILES), place])
@@ -141,6 +143,28 @@ def select_radius(
             warn(f"learner.radius={rule}: {error}; the largest latent norm is taken")
     elif rule is not None and rule != "max":
         perturbations.set_radius(float(rule))
+
+
+def calibrate(perturbations: PerturbationSet, data: PairModule) -> None:
+    """Give a set from elsewhere what a learner would have given it: latent norms and coverage of the validation pairs.
+
+    Its radius becomes the largest of these norms.
+
+    Raises:
+        InputError: for data without pairs, or with images of another shape.
+    """
+    if not data.has_pairs:
+        raise InputError(f"data {data.name} has no pairs to calibrate a set on: choose data/perturbation=…")
+    check_same_images(data, perturbations)
+    norms = LatentNorms(data.kinds)
+    with torch.no_grad():
+        for index in torch.arange(data.count("validation")).split(data.batch_size):
+            batch = data.pairs("validation", index)
+            s = perturbations.at(batch.x, batch.y)
+            norms.update(s.ball.size(s.encode(batch.perturbed, batch.offset)), batch.kind)
+    perturbations.latent_norms, perturbations.data = norms.compute(), data.name
+    perturbations.set_radius(perturbations.radius_of("max"))
+    select_radius(perturbations, None, data, torch.device("cpu"))
 
 
 def is_given(cfg: DictConfig) -> bool:
@@ -219,7 +243,7 @@ def train_model(
     if part.is_finished and place.is_dir():
         say(f"the model in {place} is finished: it is not trained again")
         _note(part)
-        network = None if _is_described(place) else instantiate(cfg.model, _convert_="all")
+        network = None if is_described(place) else instantiate(cfg.model, _convert_="all")
         return models.restore_model(place, network=network), _made(part)
     stale = [home] if name else [*(home / file for file in MODEL_FILES), place]
     checkpoint = _where_to_begin(cfg, part, home, own, stale)
@@ -282,7 +306,7 @@ def _is_readable(checkpoint: Path) -> bool:
     return True
 
 
-def _is_described(place: Path) -> bool:
+def is_described(place: Path) -> bool:
     """Whether a folder says which of this package's networks its weights are for."""
     return isinstance(read_folder(place, "network")[0].get("network"), dict)
 

@@ -124,6 +124,19 @@ def _same_in_python(cfg, tmp_path):
     assert set(measured) - set(found.metrics) == {"test_seconds"}
 
 
+def test_several_pairs_of_one_example_and_kind_are_rows_of_their_own(tmp_path):
+    x = np.repeat(np.random.default_rng(0).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8), 3, 0)
+    np.savez(
+        tmp_path / "own.npz", x=x, x_tilde=255 - x // (1 + np.arange(30) % 3)[:, None, None, None].astype(np.uint8)
+    )
+    overrides = [*QUICK, f"paths.output_dir={tmp_path}/run", "data=pairs", f"data.root={tmp_path}/own.npz"]
+    with pytest.warns(UserWarning, match="do not reach"):
+        train(compose_in_process("train", *overrides))
+    rows = (tmp_path / "run" / "per_example.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["0"] * 3 + ["1"] * 3
+    assert len({row.split(",")[2] for row in rows[1:]}) == 6
+
+
 def test_learn_and_the_command_give_the_same_weights(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)

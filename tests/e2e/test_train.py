@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from latentrobust import load_perturbation_set
 from latentrobust.app import _line, is_bad_input
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
+from latentrobust.report import main as report_main
 from latentrobust.train import train
 
 from ..conftest import SMALL, compose_in_process
@@ -87,7 +90,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert np.mean([float(row["pgd_ae"]) for row in rows]) == pytest.approx(metrics["quality/pgd_ae"], rel=1e-6)
 
     report = (folder / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 7
+    assert report.count("data:image/png;base64,") == 8
     assert "<script" not in report
     assert "http" not in report.split("<details>")[0].replace("http-equiv", "")
 
@@ -183,6 +186,25 @@ def test_tensorboard_and_no_logger(run):
     finished = run("tb", "logger=tensorboard")
     assert list((finished.folder / "tensorboard").glob("events.out*"))
     assert not (run("none", "logger=none").folder / "logs").exists()
+
+
+def test_a_report_is_made_again_from_the_run_s_folder_alone(finished, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.folder, moved)
+    before = (moved / "report.html").read_text()
+    pictures = {path.name: path.read_bytes() for path in (moved / "figures").iterdir()}
+    (moved / "report.html").unlink()
+    shutil.rmtree(moved / "figures")
+    report_main([str(moved)])
+    assert f"report: {moved}/report.html" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (moved / "figures").iterdir()} == pictures
+    made_at = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d \w+")
+    assert made_at.sub("", (moved / "report.html").read_text()) == made_at.sub("", before)
+    (moved / ".parts" / "quality.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        report_main([str(moved)])
+    assert stopped.value.code == 2
+    assert "has not kept what it found" in capsys.readouterr().err
 
 
 def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):

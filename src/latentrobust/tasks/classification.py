@@ -275,7 +275,8 @@ def check_centred(data: PairData) -> None:
     """
     if not data.centred:
         raise InputError(
-            "models are trained and measured on pairs of an original and its perturbed version: data.pairing=centred"
+            "models are trained and measured on pairs of an original and its perturbed version: data.pairing=centred,"
+            " or data.original=… for own pairs in groups"
         )
 
 
