@@ -27,6 +27,7 @@ EVERYWHERE = {
     "interrupts",
     "keys",
     "lock",
+    "modules",
     "schedules",
     "streams",
     "latentrobust",

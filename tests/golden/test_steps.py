@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from latentrobust import modules
 from latentrobust.batch import Batch
 from latentrobust.learners import cvae as cvae_learner
 from latentrobust.learners import flow as flow_learner
@@ -56,7 +57,8 @@ def batch(x, x_tilde):
 def in_training(monkeypatch, module, learner):
     """A learner whose steps can be taken without a trainer; returns its optimiser."""
     optimizer = learner.make_optimizer(learner.network.parameters())
-    monkeypatch.setattr(module, "now", lambda learner, batch_idx: Moment(0.0))
+    for place in (module, modules):
+        monkeypatch.setattr(place, "now", lambda learner, batch_idx: Moment(0.0), raising=False)
     learner._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     learner.log = learner.log_dict = lambda *args, **kwargs: None
     learner.optimizers = lambda: optimizer

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -15,20 +13,19 @@ from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
+from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, checked, pixel_loss, squared_error
 from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error, shown_norms
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae, load_perturbation_set
-from latentrobust.schedules import LearningRate, Schedule, end, now
+from latentrobust.schedules import Schedule, end, now
 from latentrobust.transforms import random
-
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @validated
-class CVAELearner(pl.LightningModule):
+class CVAELearner(Scheduled):
     """Minimises ``reconstruction + β·KL`` (Wong & Kolter, eq. 6).
 
     Both terms are summed over pixels or latents; logged values are averages over the batch. What is differentiated is
@@ -68,14 +65,14 @@ class CVAELearner(pl.LightningModule):
         channels_last: bool = False,
         seed: Seed = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if init_from is not None:
             _take_weights(network, init_from)
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.likelihood = checked(likelihood)
-        self.make_optimizer, self.learning_rate, self.beta, self.seed = optimizer, LearningRate(scheduler), beta, seed
+        self.beta, self.seed = beta, seed
         self.radius_rule = radius
         self.radius: float | None = None
         self.latent_norms: dict[str, float] = {}
@@ -112,13 +109,10 @@ class CVAELearner(pl.LightningModule):
                 f"data {data.name} has no pairs to learn from: choose data/perturbation=…, or learner=flow"
             )
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
-        return self.learning_rate.of(self.make_optimizer(self.network.parameters()))
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate."""
-        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
+    @property
+    def trained(self) -> nn.Module:
+        """The network."""
+        return self.network
 
     def losses(self, pairs: Batch, purpose: Purpose = Purpose.LEARNING) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
         """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
@@ -145,8 +139,7 @@ class CVAELearner(pl.LightningModule):
         }
         values |= {"train/kl": kl.mean().detach()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index))
-        lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.log_dict({"train/beta": beta, "train/lr": lr}, on_step=True, on_epoch=False)
+        self.log_rate(beta=beta)
         # DDP averages over processes, and Lightning over accumulated batches.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric
@@ -16,21 +14,20 @@ from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
+from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.convolution import InvertibleConvolution
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.perturbation_sets.quality import LatentNorms, shown_norms
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_latent
-from latentrobust.schedules import LearningRate, Schedule, now
+from latentrobust.schedules import Schedule
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
 
 @validated
-class FlowLearner(pl.LightningModule):
+class FlowLearner(Scheduled):
     """Minimises the negative log-likelihood of clean images (Yüksel et al., section 2).
 
     What is differentiated is in nats per image, as in the published code, so that weight decay, the optimiser's ε and
@@ -70,10 +67,9 @@ class FlowLearner(pl.LightningModule):
         channels_last: bool = False,
         seed: Seed = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
         network.recompute(recompute)
-        self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
         self.norm = norm
         self.radius_rule: float | str = "max" if radius is None else radius
         self.fixed_radius = radius if isinstance(radius, int | float) else None
@@ -125,13 +121,10 @@ class FlowLearner(pl.LightningModule):
         keys = random.example_keys(self.seed, pairs.index, Purpose.LEARNING_START)
         self.network.initialize(self.network.dequantize(pairs.x, keys), pairs.labels)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser alone: the learning rate is set at every step."""
-        return self.learning_rate.of(self.make_optimizer(self.network.parameters()))
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate."""
-        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
+    @property
+    def trained(self) -> nn.Module:
+        """The network."""
+        return self.network
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The negative log-likelihood of a batch, in nats per image: what weight decay and clipping are relative to."""
@@ -141,8 +134,7 @@ class FlowLearner(pl.LightningModule):
         size = len(batch.index)
         self.train_bits.update(bits.detach(), size)
         self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
-        lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.log("train/lr", lr, on_step=True, on_epoch=False)
+        self.log_rate()
         return bits * (math.prod(self.network.image_shape) * math.log(2))
 
     def bits_per_dim(self, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:

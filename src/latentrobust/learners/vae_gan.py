@@ -15,7 +15,7 @@ from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
-from latentrobust.learners.flow import Optimizer
+from latentrobust.modules import Optimizer
 from latentrobust.networks.vae_gan import VAEGAN, adversarial_losses, vae_gan_losses
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_latent

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from latentrobust.batch import Batch, asked_once
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
+from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
@@ -26,18 +26,17 @@ from latentrobust.robustness.criteria import Classification, Criterion, PixelAcc
 from latentrobust.robustness.objectives import Standard, TrainingObjective
 from latentrobust.robustness.training import Schedule as StagedPerturbation
 from latentrobust.robustness.training import Setting, TrainingPerturbation
-from latentrobust.schedules import LearningRate, Schedule, now
+from latentrobust.schedules import Schedule
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import ImageAugmentation, apply_in_order
 
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ACCURACIES = ("clean", "perturbed", "robust")
 
 
 @validated
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(Scheduled):
     """A model trained on what ``training_perturbation`` makes of each batch, under an objective.
 
     Validation logs ``val/accuracy/clean``, ``…/perturbed`` (on the data's own perturbed images) and, in the epochs with
@@ -81,7 +80,7 @@ class ClassificationTask(pl.LightningModule):
         channels_last: bool = False,
         seed: Seed = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if select_on == "robust" and (validation_attack is None or perturbations is None):
             raise InputError(
                 "task.select_on=robust needs a perturbation_set and a task.validation_attack: give both, or"
@@ -92,7 +91,6 @@ class ClassificationTask(pl.LightningModule):
             raise InputError("mixup changes images and labels together, which only objective=standard is made for")
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.training_perturbation, self.objective = training_perturbation, objective
-        self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
         self._set = (perturbations,)
         self.validation_attack = validation_attack
@@ -163,13 +161,10 @@ class ClassificationTask(pl.LightningModule):
                 f" trainer.max_epochs={epochs}: shorten training_perturbation.epochs"
             )
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser alone: the learning rate is set from the epoch, in ``on_train_batch_start``."""
-        return self.learning_rate.of(self.make_optimizer(self.model.parameters()))
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate."""
-        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
+    @property
+    def trained(self) -> nn.Module:
+        """The network."""
+        return self.model
 
     def on_train_epoch_end(self) -> None:
         """Keep accuracy and loss on the images that were trained on."""
@@ -192,8 +187,7 @@ class ClassificationTask(pl.LightningModule):
             metric: Any = self.fit_metrics[name]
             metric.update(value, len(batch.index))
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=len(batch.index))
-        lr = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.log("train/lr", lr, on_step=True, on_epoch=False)
+        self.log_rate()
         return loss
 
     def _augmented(self, batch: Batch, keys: Tensor) -> Batch:

@@ -1,0 +1,49 @@
+"""What the Lightning modules that train something have in common: an optimiser whose rate follows a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from latentrobust.schedules import LearningRate, Schedule, now
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Scheduled(pl.LightningModule):
+    """A module that trains one network with one optimiser.
+
+    The learning rate is a function of how far training is, set at every step: nothing to save, so nothing to lose on
+    resuming.
+
+    Args:
+        optimizer: called with the parameters; its learning rate is the peak.
+        scheduler: the factor of the peak learning rate at a moment.
+    """
+
+    def __init__(self, optimizer: Optimizer, scheduler: Schedule) -> None:
+        super().__init__()
+        self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network whose parameters are trained."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser alone."""
+        return self.learning_rate.of(self.make_optimizer(self.trained.parameters()))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate."""
+        self.learning_rate.set(self.optimizers(), now(self, batch_idx))
+
+    def log_rate(self, **further: float) -> None:
+        """Log the learning rate of a step, and other values that follow a schedule, as ``train/<name>``."""
+        rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        values = {f"train/{name}": value for name, value in {"lr": rate, **further}.items()}
+        self.log_dict(values, on_step=True, on_epoch=False)
