@@ -10,6 +10,7 @@ from latentrobust.data.pairs.reading import pairs, read_pairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.networks.classifiers.wrapped import wrap
 from latentrobust.perturbation_sets import LatentBall, PerturbationSet
+from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.robustness.assess import CertifySettings, Results, RobustSettings, assess
 from latentrobust.robustness.smoothing import SmoothedModel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CertifySettings",
+    "CoverageSettings",
     "LatentBall",
     "Pairs",
     "PerturbationSet",

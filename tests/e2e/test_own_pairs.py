@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import latentrobust
-from latentrobust import RobustSettings, assess
+from latentrobust import CoverageSettings, RobustSettings, assess
 from latentrobust.data.images import photos
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
@@ -121,6 +121,11 @@ def _same_in_python(cfg, tmp_path):
     with pytest.warns(UserWarning, match="do not reach"):
         found = assess(model, data=GivenPairs(read), perturbations=stored, robust=robust)
     assert found.metrics == {key: measured[key] for key in found.metrics}
+    of_set = json.loads((tmp_path / "set" / "metrics.json").read_text())
+    settings = CoverageSettings(steps=2)
+    covered = assess(model, data=GivenPairs(read), perturbations=stored, robust=None, coverage=settings).metrics
+    keys = {key for key in of_set if key.startswith("coverage")}
+    assert {key: covered[key] for key in covered if key.startswith("coverage")} == {key: of_set[key] for key in keys}
     assert set(measured) - set(found.metrics) == {"test_seconds"}
 
 

@@ -17,6 +17,7 @@ from latentrobust.batch import Batch
 from latentrobust.errors import InputError, collecting
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
@@ -42,6 +43,7 @@ def assess(
     robust: RobustSettings | None = RobustSettings(),  # noqa: B008 - frozen
     certify: CertifySettings | None = None,
     ood: Mapping[str, Perturbation] | None = None,
+    coverage: CoverageSettings | None = None,
     seed: Seed = 0,
     journal: str | Path | None = None,
 ) -> Results:
@@ -59,6 +61,7 @@ def assess(
         robust: attacks and radii; None for no attack. Without stored latent norms, give radii as numbers.
         certify: certification; None for none.
         ood: further perturbations by name, which the clean images are measured under.
+        coverage: measures which share of the perturbed images the set contains, where the data has some.
         seed: of all draws, by (seed, position in the data).
         journal: file to keep finished certificates in; an interrupted call with the same settings goes on from it.
 
@@ -78,7 +81,7 @@ def assess(
         try:
             if perturbations is not None:
                 perturbations.to(device)
-            results = _measured(model, perturbations, data, device, robust, certify, ood, seed, journal)
+            results = _measured(model, perturbations, data, device, robust, certify, ood, coverage, seed, journal)
         finally:
             if perturbations is not None:
                 perturbations.to(home)
@@ -93,6 +96,7 @@ def _measured(
     robust: RobustSettings | None,
     certify: CertifySettings | None,
     ood: Mapping[str, Perturbation] | None,
+    coverage: CoverageSettings | None,
     seed: int,
     journal: str | Path | None,
 ) -> Results:
@@ -103,7 +107,7 @@ def _measured(
         if assessment is None:
             facts = _facts(model, data, batch)
             path = Path(journal) if journal is not None else None
-            assessment = Assessment(model, perturbations, facts, robust, certify, ood, seed, path).to(device)
+            assessment = Assessment(model, perturbations, facts, robust, certify, ood, coverage, seed, path).to(device)
         if (batch.x_tilde is not None) != assessment.facts.has_pairs:
             raise InputError("some batches of the data have perturbed images and some have none")
         assessment.update(batch)

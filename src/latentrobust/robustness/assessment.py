@@ -16,14 +16,18 @@ from latentrobust.batch import Batch, asked_once
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
 from latentrobust.robustness.attacks import Found
+from latentrobust.robustness.covering import Covering
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.robustness.results import Results, Table
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
 
+MANY = 1 << 40  # more examples than there are, where nobody knows how many
+FIRST = 64  # pairs that a set without stored coverage is looked at with
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 
@@ -51,6 +55,9 @@ class Assessed(Protocol):
     def first_kinds(self, split: str) -> Tensor:
         """The kind of each example's first pair."""
 
+    def groups(self, split: str) -> Tensor:
+        """The group of each example."""
+
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs of a split."""
 
@@ -67,6 +74,8 @@ class Facts:
         other_class: the class of pixels that are none of the others, or None.
         first_kinds: the kind of each example's first pair; empty where each example comes once.
         examples: how many there are in all, where that is known.
+        pairs: of them, where that is known.
+        groups: the group of each example; empty where each is one of its own.
     """
 
     kinds: tuple[str, ...] = ("perturbed",)
@@ -76,6 +85,8 @@ class Facts:
     other_class: int | None = None
     first_kinds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     examples: int | None = None
+    pairs: int | None = None
+    groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 class Assessment(nn.Module):
@@ -90,6 +101,7 @@ class Assessment(nn.Module):
         robust: attacks and radii, or None.
         certify: certification, or None.
         ood: further perturbations by name, applied to the clean images.
+        coverage: how to measure which share of the pairs the set contains; None leaves it out.
         seed: of all draws, by (seed, example).
         journal: file for finished certificates, or None.
         share: of the examples that this process will see, for the estimate of the time left.
@@ -106,6 +118,7 @@ class Assessment(nn.Module):
         robust: RobustSettings | None = None,
         certify: CertifySettings | None = None,
         ood: Mapping[str, Perturbation] | None = None,
+        coverage: CoverageSettings | None = None,
         seed: int = 0,
         journal: Path | None = None,
         share: float = 1.0,
@@ -114,7 +127,8 @@ class Assessment(nn.Module):
         # In tuples, so that devices and checkpoints are their owners' business.
         self._parts = (model, perturbations)
         self.facts, self.robust, self.certify, self.seed = facts, robust, certify, seed
-        self.ood = dict(ood or {})
+        self.ood, self.coverage = dict(ood or {}), coverage
+        self.covering: Covering | None = None
         self.criterion: Criterion = PixelAccuracy() if facts.per_pixel else Classification()
         names = ["clean", "loss", *(["perturbed"] if facts.has_pairs else []), *(f"ood/{name}" for name in self.ood)]
         self.iou = nn.ModuleDict()
@@ -155,6 +169,7 @@ class Assessment(nn.Module):
                 right = self.criterion.accuracy(logits, batch.labels)
                 if len(self.facts.kinds) > 1:
                     self.by_kind.update(batch.index, batch.kind, perturbed=right)
+                self._cover(batch)
             if len(self.facts.first_kinds):
                 once = asked_once(batch, self.facts.first_kinds, self._asked)
                 batch, right = batch.at(once), right[once] if right is not None else None
@@ -162,6 +177,21 @@ class Assessment(nn.Module):
                 self._count_right(batch, right)
                 self._attack_and_certify(batch)
             return batch
+
+    def _cover(self, batch: Batch) -> None:
+        _, perturbations = self._parts
+        if self.coverage is None or perturbations is None:
+            return
+        facts = self.facts
+        if self.covering is None:
+            pairs = facts.pairs or facts.examples or self.coverage.pairs or MANY
+            examples = self.coverage.examples(facts.examples or pairs, pairs)
+            self.covering = Covering(
+                perturbations, self.coverage, facts.kinds, batch.at(slice(0, FIRST)), facts.groups, examples, self.seed
+            ).to(batch.x.device)
+        with frozen(perturbations), torch.no_grad():
+            s = perturbations.at(batch.x, batch.y if batch.y is not None and batch.y.dim() == 1 else None)
+        self.covering.update(s, batch)
 
     def _attack_and_certify(self, batch: Batch) -> None:
         if self.assessor is None:
@@ -227,6 +257,9 @@ class Assessment(nn.Module):
         if each:
             metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
             metrics["accuracy/ood"] = sum(each.values()) / len(each)
+        if self.covering is not None:
+            curve, by_kind, tables["coverage"] = self.covering.compute()
+            metrics |= self.covering.metrics(curve, by_kind)
         if self.assessor is not None:
             metrics["radius"] = self.assessor.perturbations.ball.radius
             if self.stays is not None:
@@ -252,7 +285,7 @@ def facts_of(data: Assessed, outputs: int, split: str = "test") -> Facts:
     """What the package's data modules say of a split."""
     return Facts(
         data.kinds, data.has_pairs, data.per_pixel, outputs, data.other_class if data.per_pixel else None,
-        data.first_kinds(split), data.examples(split),
+        data.first_kinds(split), data.examples(split), data.count(split), data.groups(split),
     )  # fmt: skip
 
 

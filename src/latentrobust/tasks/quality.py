@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,13 +19,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
-from latentrobust.perturbation_sets.coverage import (
-    Coverage,
-    CoverageSettings,
-    covering_radii,
-    measure_coverage,
-    summarised,
-)
+from latentrobust.perturbation_sets.coverage import Coverage, CoverageSettings
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import (
     PairValues,
@@ -35,7 +28,7 @@ from latentrobust.perturbation_sets.quality import (
     measure_quality,
     summarise_norms,
 )
-from latentrobust.robustness.results import printed
+from latentrobust.robustness.covering import Covering, padded
 from latentrobust.transforms import random
 
 FIRST = 64  # test pairs that tolerance and radii are found on where no stored set has them
@@ -85,13 +78,10 @@ class QualityTest(pl.LightningModule):
         self.per_example: dict[str, np.ndarray] = {}
         self.by_radius: dict[str, dict[str, float]] = {}
         self.coverage_settings = coverage
-        self.covering = PairValues(["covering_radius"])
+        self.covering: Covering | None = None
         self.coverage: Coverage | None = None
         self.coverage_by_kind: dict[str, Coverage] = {}
         self._kinds: tuple[str, ...] = ()
-        self._coverage_examples, self._tolerance = 0, math.inf
-        self._coverage_radii: list[float] = []
-        self._groups = torch.zeros(0, dtype=torch.int64)
 
     def results(self) -> dict[str, Any]:
         """What was found: containers, numbers and arrays."""
@@ -127,19 +117,12 @@ class QualityTest(pl.LightningModule):
         self._kinds = data.kinds
 
     def _prepare_coverage(self, data: PairData, settings: CoverageSettings) -> None:
-        """Radii and tolerance: those of the stored set, or those that the first test pairs ask for."""
-        self._coverage_examples = settings.examples(data.examples("test"), data.count("test"))
-        self._groups = data.groups("test")
-        stored = self.perturbations.coverage
-        if stored is None:
-            device = next(self.perturbations.parameters(), torch.zeros(())).device
-            few = data.first_pairs("test", FIRST, device)
-            with torch.inference_mode(False):
-                quick = dataclasses.replace(settings, steps=0)
-                stored = measure_coverage(self.perturbations, [few], self._groups, "test", quick, self.seed)
-        self._tolerance = settings.tolerance or stored.tolerance
-        own = {self.perturbations.ball.radius, *self.perturbations.percentile_radii.values()}
-        self._coverage_radii = sorted({*stored.radii, *own})
+        device = next(self.perturbations.parameters(), torch.zeros(())).device
+        examples = settings.examples(data.examples("test"), data.count("test"))
+        few = data.first_pairs("test", FIRST, device)
+        self.covering = Covering(
+            self.perturbations, settings, data.kinds, few, data.groups("test"), examples, self.seed
+        ).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """All metrics of a batch."""
@@ -156,19 +139,8 @@ class QualityTest(pl.LightningModule):
                 for suffix, offsets in found.items():
                     nearest[suffix][chosen] = offsets.to(nearest[suffix].dtype)
             self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys, nearest)
-            self._cover(s, batch)
-
-    def _cover(self, s: SetAt, batch: Batch) -> None:
-        chosen = (batch.index < self._coverage_examples).nonzero()[:, 0]
-        if self.coverage_settings is None or not len(chosen):
-            return
-        part, of_part = s.select(chosen), batch.at(chosen)
-        u = part.encode(of_part.perturbed, of_part.offset)
-        found = covering_radii(
-            part, of_part.perturbed, u, self._coverage_radii, self._tolerance, self.coverage_settings.steps,
-            self.coverage_settings.relative_step,
-        )  # fmt: skip
-        self.covering.update(of_part.index, of_part.kind, covering_radius=found)
+            if self.covering is not None:
+                self.covering.update(s, batch)
 
     def _measure_detail(self, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
         """At the percentile radii, rising, and against the exact set; returns the nearest offsets found."""
@@ -234,35 +206,10 @@ class QualityTest(pl.LightningModule):
             }
             self.metrics["quality/sample_to_exact"] = self.to_exact.compute()["distance"]
         self.per_example = table
-        if self.coverage_settings is not None:
-            self._summarise_coverage(len(table["index"]))
-
-    def _summarise_coverage(self, pairs: int) -> None:
-        """The curve, its metrics, and the column of the table: the measured pairs come first in it."""
-        found = self.covering.table()
-        groups = self._groups.numpy()[found["index"]]
-        covering = found["covering_radius"]
-        radii = self._coverage_radii
-        self.coverage = summarised(radii, covering, groups, self._tolerance, "test")
-        if len(self._kinds) > 1:
-            for number, kind in enumerate(self._kinds):
-                if (of_kind := found["kind"] == number).any():
-                    part = summarised(radii, covering[of_kind], groups[of_kind], self._tolerance, "test")
-                    self.coverage_by_kind[kind] = part
-        full = self.perturbations.ball.radius
-        named = {**self.perturbations.percentile_radii, "radius": full}
-        eps = printed(named.values())
-        for name, radius in named.items():
-            share, low, high = self.coverage.at(radius)
-            for key in (name, f"eps={eps[radius]}"):
-                self.metrics[f"coverage/{key}"] = share
-                self.metrics |= {f"coverage/{key}/low": low, f"coverage/{key}/high": high}
-        self.metrics |= {f"coverage/radius/{kind}": part.at(full)[0] for kind, part in self.coverage_by_kind.items()}
-        self.metrics["coverage/tolerance"] = self._tolerance
-        self.metrics["coverage/pairs"] = float(self.coverage.pairs)
-        self.metrics["coverage/groups"] = float(self.coverage.groups)
-        rest = np.full(pairs - len(covering), np.nan)
-        self.per_example = {**self.per_example, "covering_radius": np.concatenate([covering, rest])}
+        if self.covering is not None:
+            self.coverage, self.coverage_by_kind, measured = self.covering.compute()
+            self.metrics |= self.covering.metrics(self.coverage, self.coverage_by_kind)
+            self.per_example = {**table, "covering_radius": padded(measured, len(table["index"]))}
 
     def _norms(self, table: dict[str, np.ndarray]) -> dict[str, float]:
         norms = table["latent_norm"].astype(np.float64)

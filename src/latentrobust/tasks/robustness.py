@@ -127,8 +127,8 @@ class ModelTest(pl.LightningModule):
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
         self.assessment = Assessment(
-            self.model, self.perturbations, facts_of(data, outputs), self.robust, self.certify, self.ood, self.seed,
-            journal, 1 / world,
+            self.model, self.perturbations, facts_of(data, outputs), self.robust, self.certify, self.ood, None,
+            self.seed, journal, 1 / world,
         ).to(self.device)  # fmt: skip
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -1,0 +1,111 @@
+"""The coverage of a set, gathered over batches and processes: its curve overall and by kind, and its metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentrobust.batch import Batch
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.perturbation_sets.coverage import (
+    Coverage,
+    CoverageSettings,
+    covering_radii,
+    measure_coverage,
+    summarised,
+)
+from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.robustness.results import Table, printed
+
+SPLIT = "test"
+
+
+class Covering(nn.Module):
+    """At which radius each pair is contained.
+
+    Radii and tolerance are those of the stored set, or what the first pairs ask for.
+
+    Args:
+        perturbations: any set.
+        settings: of the search.
+        kinds: names of the kinds of perturbations.
+        few: the first pairs, on the set's device; looked at where the set stores no coverage.
+        groups: the group of each example, int64; empty where each is a group of its own.
+        examples: measure the first so many examples.
+        seed: of the reconstructions.
+    """
+
+    def __init__(
+        self,
+        perturbations: PerturbationSet,
+        settings: CoverageSettings,
+        kinds: tuple[str, ...],
+        few: Batch,
+        groups: Tensor,
+        examples: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._set = (perturbations,)  # in a tuple: devices and checkpoints are its owner's business
+        self.settings, self.kinds, self.groups, self.examples = settings, kinds, groups, examples
+        self.values = PairValues(["covering_radius"])
+        stored = perturbations.coverage
+        if stored is None:
+            with torch.inference_mode(False):
+                quick = dataclasses.replace(settings, steps=0)
+                own = torch.arange(int(few.index.max()) + 1)
+                stored = measure_coverage(perturbations, [few.map(torch.clone)], own, SPLIT, quick, seed)
+        self.tolerance = settings.tolerance or stored.tolerance
+        at = {perturbations.ball.radius, *perturbations.percentile_radii.values()}
+        self.radii = sorted({*stored.radii, *at})
+
+    def update(self, s: SetAt, batch: Batch) -> None:
+        """Measure the pairs of a batch among the first examples; ``s`` is the set at all of the batch."""
+        chosen = (batch.index < self.examples).nonzero()[:, 0]
+        if not len(chosen):
+            return
+        part, pairs = s.select(chosen), batch.at(chosen)
+        u = part.encode(pairs.perturbed, pairs.offset)
+        found = covering_radii(
+            part, pairs.perturbed, u, self.radii, self.tolerance, self.settings.steps, self.settings.relative_step
+        )
+        self.values.update(pairs.index, pairs.kind, covering_radius=found)
+
+    def compute(self) -> tuple[Coverage, dict[str, Coverage], Table]:
+        """The curve, the curves by kind where there are several, and the table of pairs, ordered by index."""
+        table = self.values.table()
+        groups = self.groups.numpy()[table["index"]] if len(self.groups) else table["index"]
+        covering = table["covering_radius"]
+        by_kind = {}
+        for number, kind in enumerate(self.kinds) if len(self.kinds) > 1 else ():
+            if (of_kind := table["kind"] == number).any():
+                by_kind[kind] = summarised(self.radii, covering[of_kind], groups[of_kind], self.tolerance, SPLIT)
+        return summarised(self.radii, covering, groups, self.tolerance, SPLIT), by_kind, table
+
+    def metrics(self, curve: Coverage, by_kind: dict[str, Coverage]) -> dict[str, float]:
+        """Shares at the set's radius and its quartiles, with their intervals, and what was measured."""
+        (perturbations,) = self._set
+        full = perturbations.ball.radius
+        named = {**perturbations.percentile_radii, "radius": full}
+        eps = printed(named.values())
+        found: dict[str, float] = {}
+        for name, radius in named.items():
+            share, low, high = curve.at(radius)
+            for key in (name, f"eps={eps[radius]}"):
+                found |= {f"coverage/{key}": share, f"coverage/{key}/low": low, f"coverage/{key}/high": high}
+        found |= {f"coverage/radius/{kind}": part.at(full)[0] for kind, part in by_kind.items()}
+        return {
+            **found,
+            "coverage/tolerance": self.tolerance,
+            "coverage/pairs": float(curve.pairs),
+            "coverage/groups": float(curve.groups),
+        }
+
+
+def padded(table: Table, pairs: int) -> np.ndarray:
+    """Covering radii as a column beside those of all pairs, the measured ones first; NaN where none was measured."""
+    measured = table["covering_radius"]
+    return np.concatenate([measured, np.full(pairs - len(measured), np.nan)])
