@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from latentrobust import load_model, load_perturbation_set
+from latentrobust import load_model, load_perturbation_set, save_model
 from latentrobust.convert import import_checkpoint, main
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build as build_classifier
@@ -283,3 +283,35 @@ def test_a_wide_resnet_published_without_normalisation_gets_none(tmp_path):
     main([str(tmp_path / "c.pth"), str(tmp_path / "m"), "--network", "wide_resnet", *options])
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(load_model(tmp_path / "m")(x), network(x))
+
+
+@pytest.mark.parametrize(("golden", "network"), [("glow", "glow"), ("freia", "fully_connected")])
+def test_flows_are_exported_as_they_were_published(tmp_path, golden, network):
+    state = published_state(golden)
+    torch.save(state, tmp_path / "f.pt")
+    main([str(tmp_path / "f.pt"), str(tmp_path / "set"), "--network", network, "--radius", "0.5"])
+    main([str(tmp_path / "set"), str(tmp_path / "again.pt"), "--export"])
+    found = torch.load(tmp_path / "again.pt", weights_only=True)["model"]
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_sets_and_classifiers_are_exported_as_they_were_published(tmp_path, capsys):
+    network = build("mnist_fc", hidden=16, latent=4)
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "c.pth")
+    options = ["--argument", "hidden=16", "--argument", "latent=4", "--radius", "2"]
+    main([str(tmp_path / "c.pth"), str(tmp_path / "set"), "--network", "mnist_fc", *options])
+    main([str(tmp_path / "set"), str(tmp_path / "again.pth"), "--export"])
+    found = torch.load(tmp_path / "again.pth", weights_only=True)["model_state_dict"]
+    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+    main([str(tmp_path / "again.pth"), str(tmp_path / "set"), "--network", "mnist_fc", *options])
+    lenet = build_classifier("lenet5", mean=[0.1], std=[0.3])
+    folder = save_model(lenet, tmp_path / "model", image_shape=(1, 28, 28), classes=10, data="")
+    main([str(folder), str(tmp_path / "lenet.pt"), "--export"])
+    plain = torch.load(tmp_path / "lenet.pt", weights_only=True)["model_state_dict"]
+    assert plain.keys() == build_classifier("lenet5").state_dict().keys()
+    for arguments in (["nowhere", "x.pt", "--export"], [str(tmp_path / "c.pth"), "x"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    assert "\n" not in capsys.readouterr().err.strip().splitlines()[-1]

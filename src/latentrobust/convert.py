@@ -1,4 +1,7 @@
-"""Import published checkpoints: ``python -m latentrobust.convert FILE OUT --network NAME [--radius R]``."""
+"""Import published checkpoints, and export to their layout.
+
+``python -m latentrobust.convert FILE OUT --network NAME [--radius R]``, ``… FOLDER FILE --export``.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from latentrobust.app import BAD_INPUT, CONF, is_bad_input
 from latentrobust.data.images.pickles import NUMBERS
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, one_line
+from latentrobust.files import read_json, write_tensors
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.classifiers.normalize import STANDARDISATION
 from latentrobust.networks.flows.published import (
@@ -28,15 +32,17 @@ from latentrobust.networks.flows.published import (
     fully_connected_state,
     glow_arguments,
     glow_state,
+    published_fully_connected_state,
+    published_glow_state,
 )
 from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
-from latentrobust.perturbation_sets.store import save_perturbation_set
+from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
 from latentrobust.stages import calibrate
 from latentrobust.streams import prepare_streams
-from latentrobust.tasks.store import save_model
+from latentrobust.tasks.store import load_model, save_model
 
 # Of Yüksel et al., who standardise images outside the checkpoint; and networks that were published without
 # normalisation: the small CNNs of either project, and the segmentation UNet.
@@ -195,6 +201,54 @@ def _convert(chosen: argparse.Namespace) -> str:
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
 
 
+def export_checkpoint(path: str | Path, out: str | Path) -> Path:
+    """Write a stored CVAE, flow or classifier as its authors' code reads it: a file with a state dict.
+
+    Radius, likelihood and, of networks that were published without it, normalisation are not part of such files.
+
+    Args:
+        path: folder of a set or a model, or of a run.
+        out: the file.
+
+    Raises:
+        InputError: for something that was never published in such a layout.
+    """
+    folder = Path(path)
+    is_set = (folder / "perturbation_set").is_dir() or _kind(folder) not in ("classifier", None)
+    if is_set:
+        network = getattr(load_perturbation_set(folder), "network", None)
+        if isinstance(network, cvae.CVAE):
+            content: dict[str, Any] = {"model_state_dict": network.state_dict()}
+        elif isinstance(network, flows.FlowNetwork):
+            renamed = {"glow": published_glow_state, "fully_connected": published_fully_connected_state}
+            name = (network.description or {}).get("name")
+            if name not in renamed:
+                raise InputError(f"{folder} holds a flow of one's own, which has no published layout")
+            content = {"model": renamed[name](network.state_dict())}
+        else:
+            raise InputError(f"{folder} holds no CVAE and no flow: only these have a published layout")
+    else:
+        model = load_model(folder)
+        state = model.state_dict()
+        if (getattr(model, "description", None) or {}).get("name") in STANDARDISED:  # theirs standardise outside
+            state = {name.removeprefix("1."): value for name, value in state.items() if not name.startswith("0.")}
+        content = {"model_state_dict": state}
+    try:
+        write_tensors(Path(out), content)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+    return Path(out)
+
+
+def _kind(folder: Path) -> str | None:
+    """What a stored set's or model's folder says that it holds; None where it says nothing."""
+    try:
+        found = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return None
+    return str(found.get("kind")) if isinstance(found, dict) else None
+
+
 def _data(overrides: Sequence[str]) -> PairModule:
     """The data that options of the command line describe."""
     try:
@@ -221,11 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.convert", description=__doc__)
-    parser.add_argument("checkpoint", help="a published .pth or .pt file")
-    parser.add_argument("out", help="folder to write: config.json and model.safetensors")
     parser.add_argument(
-        "--network", required=True, choices=sorted([*cvae.NETWORKS, *flows.NETWORKS, *classifiers.CLASSIFIERS])
+        "checkpoint", help="a published .pth or .pt file; with --export a set's, model's or run's folder"
     )
+    parser.add_argument("out", help="folder to write: config.json and model.safetensors; with --export a file")
+    parser.add_argument("--export", action="store_true", help="write a stored CVAE, flow or classifier as published")
+    parser.add_argument("--network", choices=sorted([*cvae.NETWORKS, *flows.NETWORKS, *classifiers.CLASSIFIERS]))
     parser.add_argument("--radius", type=float, help="of a set, e.g. 14 for RTS (table 4); needed without --calibrate")
     parser.add_argument(
         "--calibrate", nargs="+", metavar="OPTION", help="options that name data with pairs, such as data=mnist"
@@ -242,7 +297,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of the network, where it is not the published size: --argument depth=10 --argument width=1",
     )  # fmt: skip
     try:
-        print(_convert(parser.parse_args(arguments)))
+        chosen = parser.parse_args(arguments)
+        if chosen.export:
+            print(f"published layout: {export_checkpoint(chosen.checkpoint, chosen.out)}")
+            return
+        if chosen.network is None:
+            raise InputError("--network names what the checkpoint holds; --export writes one instead")
+        print(_convert(chosen))
     except (ValueError, OSError) as error:
         if not (is_bad_input(error) or isinstance(error, ValueError)):
             raise

@@ -74,6 +74,41 @@ def glow_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
+def published_glow_state(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `glow_state`: what flow-lp's code loads.
+
+    Raises:
+        InputError: for a Glow with ``lu=True`` or ``scale="bounded"``, which flow-lp does not have.
+    """
+    names = {own: published for published, own in _STEP.items()}
+    published = {"bounds": torch.tensor([BOUNDS])}
+    for name, value in ours.items():
+        if name == "initialized":
+            continue
+        found = re.fullmatch(r"flow\.((?:following\.)*)steps\.flows\.(\d+)\.(.+)", name)
+        if found is None or found[3] not in names:
+            raise InputError(f"{name} has no place in flow-lp's Glow: only lu=false and scale=learned can be exported")
+        own, stem = names[found[3]], f"flows.{found[1].replace('following.', 'next.')}steps.{found[2]}."
+        if own in ("coup.nn.logs", "coup.nn.out_conv.weight", "coup.nn.out_conv.bias"):
+            value = torch.stack(value.chunk(2), 1).flatten(0, 1)  # noqa: PLW2901 - scale and shift alternate
+        published[stem + own] = value
+        if own.endswith("norm.bias"):
+            published[f"{stem}{own.removesuffix('bias')}is_initialized"] = torch.ones(1)
+    return published
+
+
+def published_fully_connected_state(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `fully_connected_state`: what a FrEIA 0.2 flow loads."""
+    parts = {"of_first": "subnet1", "of_second": "subnet2", "first": "0", "last": "2"}
+    published = {}
+    for name, value in ours.items():
+        if found := re.fullmatch(r"flow\.flows\.(\d+)\.(of_\w+)\.(first|last)\.(weight|bias)", name):
+            published[f"module_list.{found[1]}.{parts[found[2]]}.{parts[found[3]]}.{found[4]}"] = value
+        elif found := re.fullmatch(r"flow\.flows\.(\d+)\.(back|order)", name):
+            published[f"module_list.{found[1]}.perm{'_inv' if found[2] == 'back' else ''}"] = value
+    return published
+
+
 def fully_connected_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]:
     """Blocks, width and classes of the published fully connected flow on 28×28 images, by its weights.
 
