@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from latentrobust.arguments import Seed, validated
 from latentrobust.batch import Batch
-from latentrobust.errors import InputError, collecting
+from latentrobust.errors import InputError, collecting, warn
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
@@ -71,7 +71,7 @@ def assess(
     if isinstance(data, PerturbationSet) or (perturbations is not None and _is_data(perturbations)):
         raise InputError("data and perturbations are swapped: assess(model, data=…, perturbations=…)")
     if data is None:
-        raise InputError("there is no data to assess: assess(model, data=(x, y), perturbations=…)")
+        raise InputError(f"there is no data to assess: {EXPECTED}")
     model = as_model(model)
     if perturbations is not None:
         check_set(perturbations)
@@ -85,7 +85,8 @@ def assess(
         finally:
             if perturbations is not None:
                 perturbations.to(home)
-    return replace(results, warnings=list(found))
+    own = {} if perturbations is None else {"radius": perturbations.ball.radius}
+    return replace(results, metrics={**own, **results.metrics}, warnings=list(found))
 
 
 def _measured(
@@ -109,7 +110,10 @@ def _measured(
             path = Path(journal) if journal is not None else None
             assessment = Assessment(model, perturbations, facts, robust, certify, ood, coverage, seed, path).to(device)
         if (batch.x_tilde is not None) != assessment.facts.has_pairs:
-            raise InputError("some batches of the data have perturbed images and some have none")
+            if assessment.facts.has_pairs:
+                raise InputError("the first batch of the data has perturbed images, and a later one has none")
+            warn("only some batches of the data have perturbed images: these are left out")
+            batch = replace(batch, x_tilde=None)  # noqa: PLW2901
         assessment.update(batch)
     if assessment is None:
         raise InputError("there is no data to assess")
@@ -147,6 +151,7 @@ def _batches(
     for parts in _parts(data):
         x = as_images(parts[0], model, perturbations)
         y = as_labels(parts[1], x)
+        y = y if y.dtype.is_floating_point else y.long()
         rest = [as_images(part, model, perturbations, "x_tilde") for part in parts[2:]]
         if rest and rest[0].shape != x.shape:
             raise InputError(f"x and x_tilde must have the same shape, got {list(x.shape)} and {list(rest[0].shape)}")

@@ -261,7 +261,6 @@ class Assessment(nn.Module):
             curve, by_kind, tables["coverage"] = self.covering.compute()
             metrics |= self.covering.metrics(curve, by_kind)
         if self.assessor is not None:
-            metrics["radius"] = self.assessor.perturbations.ball.radius
             if self.stays is not None:
                 tables["robust"] = self.stays.table()
                 metrics |= self.assessor.robust_metrics(tables["robust"])
