@@ -17,7 +17,7 @@ ALLOWED = {
     "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "benchmark": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
-    "reporting": {"perturbation_sets", "robustness", "transforms", "data", "tasks", "run_folder"},
+    "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},
 }
 EVERYWHERE = {
     "arguments",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
 from latentrobust.reporting.html import Section
-from latentrobust.tasks.density import DensityTest, History
+from latentrobust.reporting.measured import MeasuredFlow
 from latentrobust.transforms import random
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0)
@@ -28,7 +28,7 @@ CAPTIONS = {
 }
 
 
-def density_section(test: DensityTest, data: PairData, metrics: Mapping[str, float]) -> Section:
+def density_section(test: MeasuredFlow, data: PairData, metrics: Mapping[str, float]) -> Section:
     """Likelihood, round trip and pictures; after ``trainer.test``."""
     perturbations = test.perturbations
     ball = perturbations.ball
@@ -108,7 +108,7 @@ def interpolations(perturbations: FlowSet, pairs: Batch, lines: int = 6, steps: 
     return image_rows(rows, "Between two test images", ["image", *[""] * (steps - 2), "image"])
 
 
-def curve(history: History) -> Figure:
+def curve(history: Mapping[str, Sequence[float]]) -> Figure:
     """Bits per dimension against the epoch."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()

@@ -15,10 +15,10 @@ from latentrobust.data.module import PairData
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.reporting import figures, segmentation
 from latentrobust.reporting.html import Cell, Section
+from latentrobust.reporting.measured import MeasuredModel
 from latentrobust.robustness.certificates import PixelCertificates
 from latentrobust.robustness.criteria import PixelAccuracy, logits_of
 from latentrobust.robustness.smoothing import PROMISE
-from latentrobust.tasks.robustness import ModelTest
 
 CAPTIONS = {
     "robust_accuracy": "Share of test images on which the model stays right whatever the attacks found within the"
@@ -49,7 +49,7 @@ ONLY_PGD = (
 )
 
 
-def models_section(tests: Mapping[str, ModelTest], data: PairData, metrics: Mapping[str, float]) -> Section:
+def models_section(tests: Mapping[str, MeasuredModel], data: PairData, metrics: Mapping[str, float]) -> Section:
     """Models by name (empty for a single one) after ``trainer.test``."""
     attacked = [test for test in tests.values() if "robust" in test.tables]
     certified = [test for test in tests.values() if "certified" in test.tables]
@@ -70,7 +70,7 @@ def _prefix(name: str) -> str:
     return f"{name}/" if name else ""
 
 
-def _rows(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[list[Cell]]:
+def _rows(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) -> list[list[Cell]]:
     test = next(iter(tests.values()))
     wanted = {"accuracy/clean": "clean accuracy", "accuracy/perturbed": "accuracy on perturbed data"}
     held_out = test.held_out.grid.kinds if test.held_out is not None else ()
@@ -104,7 +104,7 @@ def _rows(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[
     return table
 
 
-def _robust_titles(tests: Mapping[str, ModelTest]) -> dict[str, str]:
+def _robust_titles(tests: Mapping[str, MeasuredModel]) -> dict[str, str]:
     """Rows of robust accuracy: the radius that a model was trained for first, then the others from 0 on."""
     titles: dict[str, str] = {}
     leading = {test.trained_for for test in tests.values() if test.trained_for is not None}
@@ -120,11 +120,11 @@ def _robust_titles(tests: Mapping[str, ModelTest]) -> dict[str, str]:
     return titles
 
 
-def _only_pgd(tests: Mapping[str, ModelTest]) -> bool:
+def _only_pgd(tests: Mapping[str, MeasuredModel]) -> bool:
     return all(test.robust.only_pgd for test in tests.values() if test.robust is not None)
 
 
-def _share_of_set(test: ModelTest, radius: float) -> list[str]:
+def _share_of_set(test: MeasuredModel, radius: float) -> list[str]:
     """A certified ℓ2 radius beside the set's own; around an ℓ∞ ball, that of the ℓ2 ball."""
     if test.perturbations is None:
         return []
@@ -133,7 +133,7 @@ def _share_of_set(test: ModelTest, radius: float) -> list[str]:
     return [f"{100 * radius / own:.0f} % of the set's"]
 
 
-def _count(test: ModelTest, key: str) -> int:
+def _count(test: MeasuredModel, key: str) -> int:
     """Of images behind a share: several pairs of one image do not make it surer."""
     table = {"robust": "robust", "certified": "certified", "smoothed": "certified"}.get(
         key.partition("/")[0], "accuracy"
@@ -141,7 +141,7 @@ def _count(test: ModelTest, key: str) -> int:
     return len(test.tables[table]["index"]) if table in test.tables else 0
 
 
-def _cell(test: ModelTest, key: str, value: float | None) -> Cell:
+def _cell(test: MeasuredModel, key: str, value: float | None) -> Cell:
     """A share of images in percent with its 95 % interval by Wilson; shares of pixels, not being independent, bare."""
     if value is None or math.isnan(value) or key.partition("/")[0] not in SHARES or key == "certified/draws":
         return value
@@ -152,7 +152,7 @@ def _cell(test: ModelTest, key: str, value: float | None) -> Cell:
     return f"{100 * value:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
 
 
-def _verdicts(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> list[str]:
+def _verdicts(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) -> list[str]:
     sentences = []
     by = "that PGD alone finds" if _only_pgd(tests) else "found"
     for name, test in tests.items():
@@ -174,7 +174,7 @@ def _verdicts(tests: Mapping[str, ModelTest], metrics: Mapping[str, float]) -> l
     return sentences
 
 
-def _note(attacked: list[ModelTest], certified: list[ModelTest]) -> str:
+def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
     parts = []
     if attacked or certified:
         parts.append("In brackets: 95 % intervals by Wilson, for the images that were measured.")
@@ -205,7 +205,7 @@ def _note(attacked: list[ModelTest], certified: list[ModelTest]) -> str:
     return " ".join(parts)
 
 
-def _figures(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[Figure, str]]:
+def _figures(tests: Mapping[str, MeasuredModel], data: PairData) -> dict[str, tuple[Figure, str]]:
     drawn: dict[str, tuple[Figure, str]] = {}
     attacked = {name: test for name, test in tests.items() if "robust" in test.tables}
     certified = {name: test for name, test in tests.items() if "certified" in test.tables}
@@ -250,7 +250,7 @@ def _figures(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[
     return drawn
 
 
-def _by_kind(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[Figure, str]]:
+def _by_kind(tests: Mapping[str, MeasuredModel], data: PairData) -> dict[str, tuple[Figure, str]]:
     drawn = {}
     of_kinds = {
         name or "model": {
@@ -279,7 +279,7 @@ def _by_kind(tests: Mapping[str, ModelTest], data: PairData) -> dict[str, tuple[
     return drawn
 
 
-def _adversarial(test: ModelTest, data: PairData, name: str) -> Figure:
+def _adversarial(test: MeasuredModel, data: PairData, name: str) -> Figure:
     radius, images = _worst(test, -1)
     pairs = data.pairs("test", test.adversarial_index)
     said = _said(test, images).tolist()
@@ -288,7 +288,7 @@ def _adversarial(test: ModelTest, data: PairData, name: str) -> Figure:
     return figures.adversarial_rows(pairs.x, images, outcomes, title)
 
 
-def _maps(test: ModelTest, data: PairData, name: str, number: int) -> Figure:
+def _maps(test: MeasuredModel, data: PairData, name: str, number: int) -> Figure:
     radius, images = _worst(test, number)
     pairs = data.pairs("test", test.adversarial_index)
     pictures = {"example x": pairs.x[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
@@ -297,21 +297,21 @@ def _maps(test: ModelTest, data: PairData, name: str, number: int) -> Figure:
     return segmentation.maps_under_attack(pictures, said, pairs.labels[:SHOWN_MAPS], data.class_names, title)
 
 
-def _worst(test: ModelTest, number: int) -> tuple[float, torch.Tensor]:
+def _worst(test: MeasuredModel, number: int) -> tuple[float, torch.Tensor]:
     """One of the radii that were attacked, which rise, and what the first attack found there."""
     found = test.adversarial
     assert found is not None
     return found.radii[number], found.images[number].cpu()
 
 
-def _said(test: ModelTest, images: torch.Tensor) -> torch.Tensor:
+def _said(test: MeasuredModel, images: torch.Tensor) -> torch.Tensor:
     """Predicted classes of images, on the CPU."""
     device = next((parameter.device for parameter in test.model.parameters()), torch.device("cpu"))
     with frozen(test.model), torch.no_grad():
         return logits_of(test.model, images.to(device)).argmax(1).cpu()
 
 
-def _certified_pixels(certified: Mapping[str, ModelTest]) -> Figure:
+def _certified_pixels(certified: Mapping[str, MeasuredModel]) -> Figure:
     curves, radii = {}, {}
     for name, test in certified.items():
         table = test.certificate_table
@@ -322,13 +322,13 @@ def _certified_pixels(certified: Mapping[str, ModelTest]) -> Figure:
     return segmentation.certified_pixels(curves, radii, perturbations.ball.radius)
 
 
-def _caption(figure: str, tests: Mapping[str, ModelTest]) -> str:
+def _caption(figure: str, tests: Mapping[str, MeasuredModel]) -> str:
     return f"{CAPTIONS[figure]}{' Of pixels: the mean share that is right.' if _per_pixel(tests) else ''}"
 
 
-def _per_pixel(tests: Mapping[str, ModelTest]) -> bool:
+def _per_pixel(tests: Mapping[str, MeasuredModel]) -> bool:
     return any(isinstance(test.criterion, PixelAccuracy) for test in tests.values())
 
 
-def _promise(tests: Mapping[str, ModelTest]) -> str:
+def _promise(tests: Mapping[str, MeasuredModel]) -> str:
     return f"What a certificate says: {PROMISE}{f' {TWO_STATEMENTS}' if _per_pixel(tests) else ''}"
