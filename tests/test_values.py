@@ -6,8 +6,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from latentrobust.app import CONF
-from latentrobust.arguments import hints_of, maker_of
+from latentrobust.app import CONF, _quoted_coverage
+from latentrobust.arguments import Positive, RadiusName, check, hints_of, maker_of
 from latentrobust.errors import InputError
 from latentrobust.values import _located, check_values
 
@@ -71,3 +71,30 @@ def test_what_does_not_fit_is_named_by_its_key(changed, message):
 
 def test_what_cannot_be_imported_is_left_to_who_instantiates_it():
     check_values(configuration(model={"_target_": "no.such.Thing", "x": 1}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("learner.radius=coverage=0.9", "learner.radius='coverage=0.9'"),
+        ("evaluation.robust.radii=[0,coverage=.5,full]", "evaluation.robust.radii=[0,'coverage=.5',full]"),
+        ("learner.radius='coverage=0.9'", "learner.radius='coverage=0.9'"),
+        ('learner.radius="coverage=0.9"', 'learner.radius="coverage=0.9"'),
+        ("data=pairs", "data=pairs"),
+        ("evaluation.quality.coverage=null", "evaluation.quality.coverage=null"),
+        ("--cfg", "--cfg"),
+    ],
+)
+def test_radii_called_coverage_can_be_typed_without_quotes(argument, expected):
+    assert _quoted_coverage(argument) == expected
+
+
+@pytest.mark.parametrize("radius", ["coverage=0.95", "coverage=1", "p95", "full", 2.5])
+def test_names_of_radii_are_taken(radius):
+    assert check(radius, Positive | RadiusName, "radius") == radius
+
+
+@pytest.mark.parametrize("radius", ["coverage=95", "coverage=", "p99", "max", "coverage=0.9 ", -1.0])
+def test_other_names_of_radii_are_refused(radius):
+    with pytest.raises(InputError, match="radius must be"):
+        check(radius, Positive | RadiusName, "radius")

@@ -20,14 +20,13 @@ from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
 from latentrobust.robustness.attacks import Found
-from latentrobust.robustness.covering import Covering
+from latentrobust.robustness.covering import FIRST, Covering
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.robustness.results import Results, Table
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
 
 MANY = 1 << 40  # more examples than there are, where nobody knows how many
-FIRST = 64  # pairs that a set without stored coverage is looked at with
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 

@@ -21,6 +21,7 @@ from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.results import Table, printed
 
 SPLIT = "test"
+FIRST = 64  # pairs that a set without stored coverage is looked at with
 
 
 class Covering(nn.Module):

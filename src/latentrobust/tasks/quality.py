@@ -28,10 +28,8 @@ from latentrobust.perturbation_sets.quality import (
     measure_quality,
     summarise_norms,
 )
-from latentrobust.robustness.covering import Covering, padded
+from latentrobust.robustness.covering import FIRST, Covering, padded
 from latentrobust.transforms import random
-
-FIRST = 64  # test pairs that tolerance and radii are found on where no stored set has them
 
 
 @validated

@@ -31,8 +31,6 @@ from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms.perturbation import Perturbation
 
-SHOWN = 8  # examples whose adversarial images are kept for figures
-
 
 @validated
 class ModelTest(pl.LightningModule):
