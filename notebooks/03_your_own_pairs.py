@@ -46,7 +46,7 @@ from latentrobust.robustness.attacks import PGD
 
 # %%
 folder = Path(tempfile.mkdtemp())
-patches = photos(side=24, train=120, test=2).train
+patches = photos(side=24, train=90, test=2).train
 for number, (patch, label) in enumerate(zip(patches.images.permute(0, 2, 3, 1).numpy(), patches.labels, strict=True)):
     group = folder / f"photo{int(label) % 5}" / f"patch{number}"
     group.mkdir(parents=True)
@@ -75,7 +75,7 @@ display(Picture(str(pictured), width=700))
 pairs = lr.read_pairs(folder, original="original", label="parent", cache=tempfile.mkdtemp())
 s = lr.learn(
     pairs,
-    epochs=12,
+    epochs=10,
     batch_size=32,
     device="cpu",
     progress=False,
@@ -121,7 +121,7 @@ network = nn.Sequential(
 )
 model = lr.wrap(network, mean=[0.45, 0.45, 0.45], std=[0.25, 0.25, 0.25])
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-for epoch in range(12):
+for epoch in range(10):
     for index in torch.randperm(data.count("train")).split(32):
         batch = data.pairs("train", index, epoch)
         loss = nn.functional.cross_entropy(model(batch.x), batch.labels)

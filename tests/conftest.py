@@ -29,6 +29,7 @@ SMALL = [
     "evaluation.quality.settings.steps=3",
     "evaluation.quality.settings.likelihood_draws=4",
     "evaluation.quality.detail=8",
+    "evaluation.quality.coverage.steps=2",
     "print_config=false",
     "callbacks.progress=null",
 ]
