@@ -69,7 +69,9 @@ class Batch:
             InputError: if there are none.
         """
         if self.y is None:
-            raise InputError("this needs labels, and the data has none")
+            raise InputError(
+                "this needs labels, and the data has none: give y, or for own pairs data.label=parent or a manifest with labels"
+            )
         return self.y
 
     @property

@@ -127,11 +127,11 @@ def select_radius(
     if data.has_pairs:
         settings = CoverageSettings()
         limit = settings.examples(data.examples("validation"), data.count("validation"))
-        chosen = [
-            batch.at(batch.index < limit)
-            for index in torch.arange(data.count("validation"), device=device).split(min(data.batch_size, 64))
-            if len((batch := data.pairs("validation", index)).at(batch.index < limit))
-        ]
+        chosen = []
+        for index in torch.arange(data.count("validation"), device=device).split(min(data.batch_size, 64)):
+            batch = data.pairs("validation", index)
+            if len(part := batch.at(batch.index < limit)):
+                chosen.append(part)
         perturbations.to(device)
         groups = data.groups("validation")
         perturbations.coverage = measure_coverage(perturbations, chosen, groups, "validation", settings)

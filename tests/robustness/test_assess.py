@@ -362,3 +362,16 @@ def test_radii_that_print_alike_stay_two():
         names = [name for name in found.metrics if name.startswith(f"{measure}/eps=0.1")]
         assert names == [f"{measure}/eps=0.1000001", f"{measure}/eps=0.1000004"]
     assert {"pgd/eps=0.1000001", "pgd/eps=0.1000004", "pgd/eps=0"} <= set(found.per_example["robust"])
+
+
+def test_a_radius_with_two_names_has_both():
+    """The smallest radius that contains enough pairs is often a percentile: ``robust/full`` must not be lost."""
+    x, y = data(20)
+    perturbations = ball("l2", 0.2)
+    perturbations.latent_norms = {"p25": 0.1, "p50": 0.15, "p75": 0.2}
+    robust = RobustSettings(attacks={"pgd": PGD(steps=2, relative_step=0.5)})
+    certify = CertifySettings(sigma=0.2, n=20, alpha=0.01, radii=["p75", "full", 0.2])
+    metrics = assess(Linear(), data=(x, y), perturbations=perturbations, robust=robust, certify=certify).metrics
+    for measure in ("robust", "certified"):
+        assert metrics[f"{measure}/full"] == metrics[f"{measure}/p75"] == metrics[f"{measure}/eps=0.2"]
+    assert {"robust/p25", "robust/p50"} <= set(metrics)

@@ -23,7 +23,7 @@ from latentrobust.robustness.certificates import CertificateTable, ImageCertific
 from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.progress import Progress
-from latentrobust.robustness.radii import attack_radii, certified_radii
+from latentrobust.robustness.radii import attack_radii, certified_radii, names_of
 from latentrobust.robustness.results import Table, printed
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
@@ -301,8 +301,7 @@ class Assessor:
             for attack, column in zip(self.robust.attacks, right, strict=True):
                 metrics[f"robust/{attack}/eps={eps}"] = float(np.nanmean(column))
             metrics[f"robust/eps={eps}"] = worst = float(np.nanmean(right.min(0)))
-            if name:
-                metrics[f"robust/{name}"] = worst
+            metrics |= {f"robust/{each}": worst for each in names_of(name)}
         metrics["robust/examples"] = float(len(table["margin"]))
         return metrics
 

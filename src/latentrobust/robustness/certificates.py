@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from latentrobust.robustness.criteria import share
+from latentrobust.robustness.radii import names_of
 from latentrobust.robustness.results import Table, printed
 from latentrobust.robustness.smoothing import ABSTAIN, Certificate, level_for
 from latentrobust.robustness.statistics import Procedure, certified_radius, lower_bound
@@ -164,4 +165,4 @@ class PixelCertificates:
 
 
 def _named(statement: str, eps: str, name: str, value: float) -> dict[str, float]:
-    return {f"{statement}/eps={eps}": value, **({f"{statement}/{name}": value} if name else {})}
+    return {f"{statement}/eps={eps}": value, **{f"{statement}/{each}": value for each in names_of(name)}}

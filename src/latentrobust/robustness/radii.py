@@ -36,7 +36,7 @@ def attack_radii(radii: Sequence[float | str] | None, perturbations: Perturbatio
     """
     named = [resolve_radius(radius, perturbations) for radius in radii or [*perturbations.percentile_radii, "full"]]
     named.append(("", 0.0))
-    return dict(sorted((value, name) for name, value in named))
+    return _by_radius(named)
 
 
 def certified_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> dict[float, str]:
@@ -48,4 +48,19 @@ def certified_radii(radii: Sequence[float | str] | None, perturbations: Perturba
     named = [resolve_radius(radius, perturbations) for radius in radii or [*perturbations.percentile_radii] or ["full"]]
     ball = perturbations.ball
     around = math.sqrt(math.prod(ball.shape)) if ball.norm == "linf" else 1.0
-    return dict(sorted((value * around if name else value, name) for name, value in named))
+    return _by_radius([(name, value * around if name else value) for name, value in named])
+
+
+def names_of(name: str) -> list[str]:
+    """The single names in one of `attack_radii`: a set's own radius may be one of its percentiles too."""
+    return [part for part in name.split(", ") if part]
+
+
+def _by_radius(named: Sequence[tuple[str, float]]) -> dict[float, str]:
+    """Radii, rising, each with all of its names."""
+    names: dict[float, list[str]] = {}
+    for name, value in named:
+        known = names.setdefault(value, [])
+        if name and name not in known:
+            known.append(name)
+    return {value: ", ".join(names[value]) for value in sorted(names)}
