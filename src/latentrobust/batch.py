@@ -70,7 +70,7 @@ class Batch:
         """
         if self.y is None:
             raise InputError(
-                "this needs labels, and the data has none: give y, or for own pairs data.label=parent or a manifest with labels"
+                "this needs labels, and the data has none: give y, or for own pairs data.label=parent or a manifest"
             )
         return self.y
 
