@@ -4,47 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.app import resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note
-from latentrobust.parts import Part, key_of, stored_part
+from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
-from latentrobust.perturbation_sets import store as sets
-from latentrobust.reporting.density import density_section
-from latentrobust.reporting.figures import write_figure
-from latentrobust.reporting.html import Section, write_report
 from latentrobust.reporting.loggers import log_results
-from latentrobust.reporting.models import models_section
-from latentrobust.reporting.quality import set_section
+from latentrobust.reporting.shown import ShownData
 from latentrobust.reporting.terminal import print_quality, print_rows
-from latentrobust.reporting.training import training_section
+from latentrobust.reports import SHOWN, per_example_table, report_sections, write_run_report
 from latentrobust.robustness.assessor import Assessor
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import (
-    DONE,
     JOURNALS,
     RunFolder,
-    of_a_run,
-    read_metrics,
     say,
     write_csv,
     write_metrics,
     writes,
 )
-from latentrobust.session import Session, run_trainer, session
-from latentrobust.stages import given_set, is_described, stored_training, trained_for, variants
-from latentrobust.tasks import store as models_store
+from latentrobust.session import Session, run_trainer
+from latentrobust.stages import stored_training, trained_for, variants
 from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest, check_same_images
 from latentrobust.tasks.robustness import ModelTest
@@ -140,10 +129,10 @@ def measure(
         density = instantiate(cfg.evaluation.density, **arguments, _convert_="all")
         metrics |= measuring("density", density)
     tests = {}
-    radii = _trained_for(cfg)
+    radii = radii_trained_for(cfg)
     for name, model in models.items():
         with collecting(inherit=False) as about:
-            test = tests[name] = _model_test(cfg, folder, name, model, perturbations, radii.get(name))
+            test = tests[name] = model_test(cfg, folder, name, model, perturbations, radii.get(name))
             found = measuring(
                 f"test-{name}" if name else "test", test, model=fingerprint(model), radius=radii.get(name)
             )
@@ -153,9 +142,13 @@ def measure(
     metrics |= {**extra, "test_seconds": time.perf_counter() - started}
     if trainer.is_global_zero:
         shared.save()
-        sections = _sections(folder, data, metrics, quality, density, tests)
-        per_example = _per_example(quality, density, tests, data.kinds)
-        figures = _write(folder, shared, sections, metrics, per_example, warnings)
+        shown = ShownData(data)
+        sections = report_sections(folder, shown, metrics, quality, density, tests)
+        if per_example := per_example_table(quality, density, tests, data.kinds):
+            write_csv(folder / "per_example.csv", per_example)  # what was measured first, then pictures of it
+        write_metrics(folder, metrics, warnings)
+        figures = write_run_report(folder, shown, shared.configuration, sections, warnings)
+        Part(folder, SHOWN, {}).finish(*shown.kept())
         norms = quality.per_example["latent_norm"] if quality is not None else None
         # Behind the last training step, so that final values stand at the right end of their curves.
         steps = [int(value) for key, value in metrics.items() if key.rpartition("/")[2] == "steps"]
@@ -202,7 +195,7 @@ class _Measuring:
         part = Part(self._own.path, name, key_of(decides, MEASURED_KEYS, set=self._set, **key))
         if part.is_finished:
             say(f"{name} was measured before: its results are taken")
-            test.restore(part.values(), self._data)
+            test.restore(part.values())
             for message in part.result["warnings"]:
                 note(message)
             return test.metrics
@@ -215,88 +208,7 @@ class _Measuring:
         return test.metrics
 
 
-def remake_report(folder: str | Path) -> Path:
-    """Make a finished run's figures and ``report.html`` again, from what its folder keeps; nothing is measured.
-
-    Pictures of examples are taken from the data, which has to be where it was.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        InputError: if it is no finished run, or has not kept what it measured.
-    """
-    folder = Path(folder).absolute()
-    configuration = of_a_run(folder)
-    if configuration is None or not (folder / DONE).is_file():
-        raise InputError(f"{folder} holds no finished run, so there is no report to make again")
-    cfg = OmegaConf.create({**configuration, "print_config": False})
-    metrics, warnings = read_metrics(folder)
-    perturbations, models = stored_in(cfg, folder)
-    with session(cfg, configuration) as shared, collecting(inherit=False):
-        data = shared.data
-        data.prepare_data()
-        data.setup()
-        quality: QualityTest | None = None
-        density: DensityTest | None = None
-        if perturbations is not None and cfg.evaluation.get("quality") is not None:
-            quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
-            quality.restore(stored_part(folder, "quality")[1], data)
-        if perturbations is not None and cfg.evaluation.get("density") is not None:
-            history = stored_part(folder, "set")[0].get("history") if (folder / sets.FOLDER).is_dir() else None
-            density = instantiate(cfg.evaluation.density, perturbations=perturbations, history=history, _convert_="all")
-            density.restore(stored_part(folder, "density")[1], data)
-        tests, radii = {}, _trained_for(cfg)
-        for name, model in models.items():
-            tests[name] = _model_test(cfg, folder, name, model, perturbations, radii.get(name))
-            tests[name].restore(stored_part(folder, f"test-{name}" if name else "test")[1], data)
-        _write_report(folder, shared, _sections(folder, data, metrics, quality, density, tests), warnings)
-    return folder / "report.html"
-
-
-def stored_in(cfg: DictConfig, folder: Path) -> tuple[PerturbationSet | None, dict[str, nn.Module]]:
-    """The set and the models that a run's folder holds, or that its configuration names."""
-    place = folder / sets.FOLDER
-    perturbations = None
-    if place.is_dir():
-        network = None if is_described(place) else instantiate(cfg.learner, _convert_="all").network
-        perturbations = sets.restore_perturbation_set(place, network=network)
-    elif cfg.get("perturbation_set") is not None:
-        perturbations = given_set(cfg)
-    models: dict[str, nn.Module] = {}
-    if cfg.get("task") is not None:
-        for name, variant in variants(cfg):
-            home = (folder / "models" / name if name else folder) / models_store.FOLDER
-            network = None if is_described(home) else instantiate(variant.model, _convert_="all")
-            models[name] = models_store.restore_model(home, network=network)
-    elif cfg.get("model") is not None and cfg.get("job_type") == "evaluate":
-        models[""] = instantiate(cfg.model, _convert_="all").eval()
-    return perturbations, models
-
-
-def _sections(
-    folder: Path,
-    data: PairModule,
-    metrics: Mapping[str, float],
-    quality: QualityTest | None,
-    density: DensityTest | None,
-    tests: Mapping[str, ModelTest],
-) -> list[Section]:
-    """Of the report: the set, the flow, the models, the training, as far as there are some."""
-    sections = []
-    if quality is not None:
-        sections.append(set_section(quality, data, metrics))
-    if density is not None:
-        sections.append(density_section(density, data, metrics))
-    if tests:
-        sections.append(models_section(tests, data, metrics))
-    places = {name: folder / "models" / name for name in tests if name}
-    if (training := training_section({"": folder, **places})) is not None:
-        sections.append(training)
-    return sections
-
-
-def _model_test(
+def model_test(
     cfg: DictConfig,
     folder: Path,
     name: str,
@@ -304,6 +216,7 @@ def _model_test(
     perturbations: PerturbationSet | None,
     radius: float | str | None,
 ) -> ModelTest:
+    """The test of one model as ``cfg.evaluation`` says; its journal lies in the model's folder."""
     evaluation = cfg.evaluation
     chosen = evaluation.get("certified_models")
     certify = evaluation.get("certify") if chosen is None or name in chosen else None
@@ -321,71 +234,9 @@ def _model_test(
     )
 
 
-def _trained_for(cfg: DictConfig) -> dict[str, float | str | None]:
+def radii_trained_for(cfg: DictConfig) -> dict[str, float | str | None]:
     """The radius that each model was trained for, by name, as far as this run or the model's own says."""
     if cfg.get("task") is not None:
         return {name: trained_for(variant.get("training_perturbation")) for name, variant in variants(cfg)}
     path = (cfg.get("model") or {}).get("path")
     return {"": trained_for(stored_training(path))} if isinstance(path, str) else {}
-
-
-def _write(
-    folder: Path,
-    shared: Session,
-    sections: Sequence[Section],
-    metrics: Mapping[str, float],
-    per_example: Mapping[str, Sequence[Any]],
-    warnings: Sequence[str],
-) -> dict[str, Any]:
-    if per_example:  # what was measured first, then pictures of it
-        write_csv(folder / "per_example.csv", per_example)
-    write_metrics(folder, metrics, warnings)
-    return _write_report(folder, shared, sections, warnings)
-
-
-def _write_report(
-    folder: Path, shared: Session, sections: Sequence[Section], warnings: Sequence[str]
-) -> dict[str, Any]:
-    figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        write_figure(figure, folder / "figures" / f"{name}.png")
-    data = shared.data
-    about = f"{data.name} ({', '.join(data.kinds)}), {data.count('test')} test pairs. {data.note}".strip()
-    write_report(folder / "report.html", sections, about, folder / "figures", shared.configuration, warnings)
-    return figures
-
-
-def _per_example(
-    quality: QualityTest | None, density: DensityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
-) -> dict[str, list[Any]]:
-    """One table over everything: a row per example and kind, blank where something was not measured."""
-    tables = [("", part.per_example) for part in (quality, density) if part is not None]
-    for name, test in tests.items():
-        prefix = f"{name}/" if name else ""
-        parts = {"accuracy": "", "kinds": "", "robust": "robust/", "certified": "certified/"}
-        parts |= {"held_out": "ood/", "corruptions": "corruption/"}
-        tables += [(f"{prefix}{parts[part]}", table) for part, table in test.tables.items()]
-    rows = sorted({pair for _, table in tables for pair in _rows(table)})
-    columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [kinds[row[1]] for row in rows]}
-    place = {row: number for number, row in enumerate(rows)}
-    for prefix, table in tables:
-        where = [place[row] for row in _rows(table)]
-        for name, values in table.items():
-            if name in ("index", "kind") or name.startswith("curve/"):  # points of figures
-                continue
-            column: list[Any] = [""] * len(rows)
-            for number, value in zip(where, values.tolist(), strict=True):
-                column[number] = value
-            columns[f"{prefix}{name}"] = column
-    return columns if rows else {}
-
-
-def _rows(table: Mapping[str, np.ndarray]) -> list[tuple[int, int, int]]:
-    """Example, kind, and which of the pairs of this example and kind a row is about: own pairs may have several."""
-    seen: Counter[tuple[int, int]] = Counter()
-    rows = []
-    for pair in zip(table["index"].tolist(), table["kind"].tolist(), strict=True):
-        rows.append((*pair, seen[pair]))
-        seen[pair] += 1
-    return rows

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     try:
         if _is_one_run(Path(chosen.folder)):
-            from latentrobust.measure import remake_report  # noqa: PLC0415 - it needs all of the framework
+            from latentrobust.remake import remake_report  # noqa: PLC0415 - it needs all of the framework
 
             print(f"report: {remake_report(chosen.folder)}")
             return

@@ -70,7 +70,7 @@ def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
     assert (folder / "FAILED").read_text().startswith("CutError")
     assert len(fits) == 3  # the set, two models
     with monkeypatch.context() as broken:
-        broken.setattr(measure, "_write", cut)
+        broken.setattr(measure, "per_example_table", cut)
         with pytest.raises(CutError):
             start(folder, *SEVERAL)
     assert len(fits) == 5  # the end of the second, and the third
@@ -187,7 +187,7 @@ def test_an_evaluation_goes_on(whole, tmp_path, monkeypatch):
     chosen += [f"perturbation_set.path={whole.folder}", "model=trained", f"model.path={model}", "callbacks=evaluate"]
     complete = start(tmp_path / "complete", *chosen, entry="evaluate")
     with monkeypatch.context() as broken:
-        broken.setattr(measure, "_model_test", cut)
+        broken.setattr(measure, "model_test", cut)
         with pytest.raises(CutError):
             start(tmp_path / "cut", *chosen, entry="evaluate")
     runs = counted(monkeypatch, measure, "run_trainer")

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from latentrobust import load_perturbation_set
 from latentrobust.app import _line, is_bad_input
+from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
 from latentrobust.report import main as report_main
@@ -188,7 +189,11 @@ def test_tensorboard_and_no_logger(run):
     assert not (run("none", "logger=none").folder / "logs").exists()
 
 
-def test_a_report_is_made_again_from_the_run_s_folder_alone(finished, tmp_path, capsys):
+def test_a_report_is_made_again_from_the_run_s_folder_alone(finished, tmp_path, capsys, monkeypatch):
+    def gone(*_):
+        raise AssertionError("the data is asked for")
+
+    monkeypatch.setattr(PairModule, "__init__", gone)
     moved = tmp_path / "moved"
     shutil.copytree(finished.folder, moved)
     before = (moved / "report.html").read_text()

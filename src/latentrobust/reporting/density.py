@@ -8,12 +8,12 @@ import torch
 from matplotlib.figure import Figure
 
 from latentrobust.batch import Batch
-from latentrobust.data.module import PairData
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
 from latentrobust.reporting.html import Section
 from latentrobust.reporting.measured import MeasuredFlow
+from latentrobust.reporting.shown import ShownData
 from latentrobust.transforms import random
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0)
@@ -28,7 +28,7 @@ CAPTIONS = {
 }
 
 
-def density_section(test: MeasuredFlow, data: PairData, metrics: Mapping[str, float]) -> Section:
+def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, float]) -> Section:
     """Likelihood, round trip and pictures; after ``trainer.test``."""
     perturbations = test.perturbations
     ball = perturbations.ball

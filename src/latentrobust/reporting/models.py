@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
-from latentrobust.data.module import PairData
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.reporting import figures, segmentation
 from latentrobust.reporting.html import Cell, Section
 from latentrobust.reporting.measured import MeasuredModel
+from latentrobust.reporting.shown import ShownData
 from latentrobust.robustness.certificates import PixelCertificates
 from latentrobust.robustness.criteria import PixelAccuracy, logits_of
 from latentrobust.robustness.smoothing import PROMISE
@@ -49,7 +49,7 @@ ONLY_PGD = (
 )
 
 
-def models_section(tests: Mapping[str, MeasuredModel], data: PairData, metrics: Mapping[str, float]) -> Section:
+def models_section(tests: Mapping[str, MeasuredModel], data: ShownData, metrics: Mapping[str, float]) -> Section:
     """Models by name (empty for a single one) after ``trainer.test``."""
     attacked = [test for test in tests.values() if "robust" in test.tables]
     certified = [test for test in tests.values() if "certified" in test.tables]
@@ -205,7 +205,7 @@ def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
     return " ".join(parts)
 
 
-def _figures(tests: Mapping[str, MeasuredModel], data: PairData) -> dict[str, tuple[Figure, str]]:
+def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, tuple[Figure, str]]:
     drawn: dict[str, tuple[Figure, str]] = {}
     attacked = {name: test for name, test in tests.items() if "robust" in test.tables}
     certified = {name: test for name, test in tests.items() if "certified" in test.tables}
@@ -250,7 +250,7 @@ def _figures(tests: Mapping[str, MeasuredModel], data: PairData) -> dict[str, tu
     return drawn
 
 
-def _by_kind(tests: Mapping[str, MeasuredModel], data: PairData) -> dict[str, tuple[Figure, str]]:
+def _by_kind(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, tuple[Figure, str]]:
     drawn = {}
     of_kinds = {
         name or "model": {
@@ -279,7 +279,7 @@ def _by_kind(tests: Mapping[str, MeasuredModel], data: PairData) -> dict[str, tu
     return drawn
 
 
-def _adversarial(test: MeasuredModel, data: PairData, name: str) -> Figure:
+def _adversarial(test: MeasuredModel, data: ShownData, name: str) -> Figure:
     radius, images = _worst(test, -1)
     pairs = data.pairs("test", test.adversarial_index)
     said = _said(test, images).tolist()
@@ -288,7 +288,7 @@ def _adversarial(test: MeasuredModel, data: PairData, name: str) -> Figure:
     return figures.adversarial_rows(pairs.x, images, outcomes, title)
 
 
-def _maps(test: MeasuredModel, data: PairData, name: str, number: int) -> Figure:
+def _maps(test: MeasuredModel, data: ShownData, name: str, number: int) -> Figure:
     radius, images = _worst(test, number)
     pairs = data.pairs("test", test.adversarial_index)
     pictures = {"example x": pairs.x[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from latentrobust.data.module import PairData
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.reporting import figures
 from latentrobust.reporting.html import Section
 from latentrobust.reporting.measured import MeasuredSet
+from latentrobust.reporting.shown import ShownData
 
 ROWS = {
     "no_change": ("x itself", "Taking the unperturbed example, no set at all: what the other rows must beat."),
@@ -66,7 +66,7 @@ s = perturbations.at(x)            # x: [B, C, H, W] in [0, 1]
 images = s.decode(s.sample(5))     # [5, B, C, H, W]"""
 
 
-def set_section(test: MeasuredSet, data: PairData, metrics: Mapping[str, float]) -> Section:
+def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]) -> Section:
     """What was learned, how good it is, and pictures of it; after ``trainer.test``."""
     perturbations = test.perturbations
     has_nll = perturbations.likelihood != "gaussian"
@@ -171,7 +171,7 @@ def _spread(kinds: Sequence[str]) -> list[str]:
     return [kinds[0], kinds[len(kinds) // 2], kinds[-1]]
 
 
-def _figures(test: MeasuredSet, data: PairData) -> dict[str, Figure]:
+def _figures(test: MeasuredSet, data: ShownData) -> dict[str, Figure]:
     """All figures by name; a few test pairs serve as pictures."""
     perturbations = test.perturbations
     shown = data.first_pairs("test", 8)

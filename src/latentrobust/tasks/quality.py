@@ -91,9 +91,8 @@ class QualityTest(pl.LightningModule):
             "coverage": {kind: part.to_dict() for kind, part in coverage.items() if part is not None},
         }
 
-    def restore(self, results: Mapping[str, Any], data: PairData) -> None:
+    def restore(self, results: Mapping[str, Any]) -> None:
         """Take up the `results` of another such test, instead of running it."""
-        self._prepare(data)
         self.metrics, self.per_example = results["metrics"], results["per_example"]
         self.by_radius = results["by_radius"]
         coverage = {kind: Coverage.from_dict(part) for kind, part in results["coverage"].items()}

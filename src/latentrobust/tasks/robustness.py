@@ -19,7 +19,7 @@ from latentrobust.data.images.module import ImagePairs
 from latentrobust.data.module import PairData
 from latentrobust.errors import warn
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.assessment import Assessment, facts_of
+from latentrobust.robustness.assessment import Assessment, Facts, facts_of
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
@@ -103,11 +103,12 @@ class ModelTest(pl.LightningModule):
             "tables": self.tables,
             "adversarial": self.adversarial._asdict() if self.adversarial is not None else None,
             "adversarial_index": self.adversarial_index,
+            "per_pixel": isinstance(self.criterion, PixelAccuracy),
         }
 
-    def restore(self, results: Mapping[str, Any], data: PairData) -> None:
+    def restore(self, results: Mapping[str, Any]) -> None:
         """Take up the `results` of another such test, instead of running it."""
-        self._prepare(data)
+        self._begin(Facts(per_pixel=results["per_pixel"], outputs=1))
         self.metrics, self.tables = results["metrics"], results["tables"]
         if results["adversarial"] is not None:
             self.adversarial = Found(**results["adversarial"])
@@ -115,8 +116,8 @@ class ModelTest(pl.LightningModule):
 
     def _prepare(self, data: PairData, rank: int = 0, world: int = 1) -> None:
         check_centred(data)
-        self.criterion = PixelAccuracy() if data.per_pixel else Classification()
-        outputs = check_fit(self.model, tuple(data.image_shape), data.classes, self.criterion)
+        criterion = PixelAccuracy() if data.per_pixel else Classification()
+        outputs = check_fit(self.model, tuple(data.image_shape), data.classes, criterion)
         for grid in self._grids:
             grid.setup(data)
         if self.perturbations is not None:
@@ -124,10 +125,13 @@ class ModelTest(pl.LightningModule):
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
+        self._begin(facts_of(data, outputs), journal, 1 / world)
+
+    def _begin(self, facts: Facts, journal: Path | None = None, share: float = 1.0) -> None:
+        self.criterion = PixelAccuracy() if facts.per_pixel else Classification()
         self.assessment = Assessment(
-            self.model, self.perturbations, facts_of(data, outputs), self.robust, self.certify, self.ood, None,
-            self.seed, journal, 1 / world,
-        ).to(self.device)  # fmt: skip
+            self.model, self.perturbations, facts, self.robust, self.certify, self.ood, None, self.seed, journal, share
+        ).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Everything about a batch."""
