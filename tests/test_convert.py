@@ -17,6 +17,7 @@ from latentrobust.convert import import_checkpoint, main
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
+from latentrobust.published import beside, read_published
 
 from .golden.rule import wave
 from .golden.test_flows import GOLDEN, published_state
@@ -315,3 +316,94 @@ def test_sets_and_classifiers_are_exported_as_they_were_published(tmp_path, caps
             main(arguments)
         assert stopped.value.code == 2
     assert "\n" not in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+RESNET = {"type": "cifar10_rectangle", "output_distribution": "gaussian", "latent_dim": 8, "nblocks": 1}
+RESNET |= {"big_ch": 8, "small_ch": 4, "kernel_size": 3, "padding": 1}
+UNET = {"type": "mi_unet", "output_distribution": "gaussian", "chs": [4, 4, 16], "latent_dim": [2, 2, 2]}
+UNET |= {"dim": [16, 24], "bilinear": True, "pool": [[16, 24], [8, 12], [4, 6]]}
+WIDE = {"type": "wideresnet", "layers": 10, "width_factor": 1, "n_classes": 7, "normalize": False}
+GLOW = {"_target_": "flpert.models.Glow", "num_channels": 8, "num_levels": 1, "num_steps": 2, "in_channels": 3}
+LENET = {"_target_": "flpert.models.LeNet", "standardize": True}
+SVHN = {"name": "svhn", "dim": [3, 32, 32], "num_classes": 10, "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
+PUBLISHED = [
+    ({"model": RESNET}, "resnet", {"latent": 8, "blocks": 1, "wide": 8, "narrow": 4}, "gaussian"),
+    (
+        {"model": UNET},
+        "unet",
+        {k: UNET[k] for k in ("pool",)} | {"channels": [4, 4, 8], "latents": [2, 2, 2], "image_shape": [3, 16, 24]},
+        "gaussian",
+    ),
+    (
+        {"model": {"type": "mnist_stn", "output_distribution": "bernoulli"}, "dataset": {"padding": 7}},
+        "mnist_stn",
+        {"image_shape": [1, 42, 42]},
+        "bernoulli",
+    ),
+    (
+        {"model": {"type": "mnist_conv", "output_distribution": "bernoulli"}, "dataset": {"padding": 0}},
+        "mnist_conv",
+        {"image_shape": [1, 28, 28]},
+        "bernoulli",
+    ),
+    ({"model": WIDE}, "wide_resnet", {"depth": 10, "width": 1, "classes": 7, "mean": None, "std": None}, None),
+    ({"model": {"type": "mnist_conv"}}, "mnist_classifier", {}, None),
+    (
+        {"model": GLOW, "dataset": {"dim": [3, 32, 32], "root": "${hydra:runtime.cwd}/data"}},
+        "glow",
+        {"image_shape": [3, 32, 32], "levels": 1, "steps": 2, "hidden": 8},
+        None,
+    ),
+    (
+        {"model": LENET, "dataset": SVHN},
+        "lenet5",
+        {"image_shape": [3, 32, 32], "classes": 10, "mean": SVHN["mean"], "std": SVHN["std"]},
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "network", "arguments", "likelihood"), PUBLISHED)
+def test_a_published_configuration_says_what_a_checkpoint_holds(tmp_path, content, network, arguments, likelihood):
+    """As the two projects leave them: JSON in the folder above the checkpoints, Hydra's YAML beside them."""
+    if "_target_" in content["model"]:
+        file, checkpoint = tmp_path / ".hydra" / "config.yaml", tmp_path / "final_model.pt"
+        file.parent.mkdir()
+        OmegaConf.save(OmegaConf.create(content), file)
+    else:
+        file, checkpoint = tmp_path / "config.json", tmp_path / "checkpoints" / "checkpoint_best.pth"
+        file.write_text(json.dumps(content))
+    assert beside(checkpoint) == file
+    found = read_published(file)
+    assert (found.network, found.arguments, found.likelihood) == (network, arguments, likelihood)
+
+
+def test_a_checkpoint_is_converted_by_its_configuration(tmp_path, capsys):
+    small = {"latent": 8, "wide": 8, "narrow": 4, "blocks": 1}
+    torch.save({"model_state_dict": build("resnet", **small).state_dict()}, tmp_path / "c.pth")
+    command = [str(tmp_path / "c.pth"), str(tmp_path / "set"), "--radius", "28"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "no published configuration lies beside it" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"model": RESNET}))
+    main(command)
+    perturbations = load_perturbation_set(tmp_path / "set")
+    assert (perturbations.likelihood, perturbations.ball.shape) == ("gaussian", (8,))
+    bad = {
+        "two": ("another.json", {"model": UNET}, "holds several configurations"),
+        "contradicts": ("", {}, "--network mnist_fc contradicts"),
+        "unknown": ("x.json", {"model": {"type": "vit"}}, "there is no network for the type vit"),
+        "nothing": ("x.json", {"training": {}}, "it has no model"),
+        "missing": ("x.json", {"model": {"type": "wideresnet"}}, "KeyError 'layers'"),
+    }
+    for name, (file, content, message) in bad.items():
+        if file:
+            (tmp_path / file).write_text(json.dumps(content))
+        options = ["--config", str(tmp_path / file)] if file == "x.json" else []
+        options += ["--network", "mnist_fc"] if name == "contradicts" else []
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, *options])
+        printed = capsys.readouterr().err
+        assert (stopped.value.code, printed.count("\n")) == (2, 1), name
+        assert message in printed
+        (tmp_path / file).unlink() if file else None

@@ -1,6 +1,6 @@
 """Import published checkpoints, and export to their layout.
 
-``python -m latentrobust.convert FILE OUT --network NAME [--radius R]``, ``… FOLDER FILE --export``.
+``python -m latentrobust.convert FILE OUT [--network NAME] [--radius R]``, ``… FOLDER FILE --export``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
+from latentrobust.published import beside, read_published
 from latentrobust.stages import calibrate
 from latentrobust.streams import prepare_streams
 from latentrobust.tasks.store import load_model, save_model
@@ -170,11 +171,33 @@ def _load(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path, n
         raise InputError(f"{path} is not a checkpoint of {network}: {details}") from None
 
 
+def _take_published(chosen: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what is not said from the configuration beside the checkpoint; returns the network's arguments."""
+    file = chosen.config or beside(chosen.checkpoint)
+    if file is None:
+        if chosen.network is None:
+            raise InputError(
+                "--network names what the checkpoint holds: no published configuration lies beside it (--config reads"
+                " one from elsewhere)"
+            )
+        return arguments
+    published = read_published(file)
+    if chosen.network not in (None, published.network):
+        raise InputError(f"--network {chosen.network} contradicts {file}, which describes a {published.network}")
+    chosen.network = published.network
+    chosen.likelihood = chosen.likelihood or published.likelihood
+    if chosen.data is None and not {"mean", "std"} & set(arguments):
+        chosen.data = published.data
+    print(f"configuration: {file} ({published.network})")
+    return {**published.arguments, **arguments}
+
+
 def _convert(chosen: argparse.Namespace) -> str:
     try:
         arguments: Any = OmegaConf.to_container(OmegaConf.from_dotlist(chosen.argument))
     except OmegaConfBaseException as error:
         raise InputError(f"--argument needs name=value: {error}") from None
+    arguments = _take_published(chosen, arguments)
     if chosen.network in cvae.NETWORKS or chosen.network in flows.NETWORKS:
         if chosen.radius is not None and not (chosen.radius > 0 and math.isfinite(chosen.radius)):
             raise InputError(f"--radius must be positive and finite; got {chosen.radius}")
@@ -186,7 +209,7 @@ def _convert(chosen: argparse.Namespace) -> str:
         if chosen.network in flows.NETWORKS:
             perturbations = import_flow(*where, chosen.norm, **arguments)
         else:
-            perturbations = import_checkpoint(*where, chosen.likelihood, **arguments)
+            perturbations = import_checkpoint(*where, chosen.likelihood or "bernoulli", **arguments)
         if data is not None:
             calibrate(perturbations.requires_grad_(False), data)
             if chosen.radius is not None:
@@ -280,13 +303,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("out", help="folder to write: config.json and model.safetensors; with --export a file")
     parser.add_argument("--export", action="store_true", help="write a stored CVAE, flow or classifier as published")
+    parser.add_argument(
+        "--config", metavar="FILE", help="published configuration of the checkpoint (JSON of Wong & Kolter, Hydra's"
+        " config.yaml of Yüksel et al.); one that lies beside it or a folder above is read without being named",
+    )  # fmt: skip
     parser.add_argument("--network", choices=sorted([*cvae.NETWORKS, *flows.NETWORKS, *classifiers.CLASSIFIERS]))
     parser.add_argument("--radius", type=float, help="of a set, e.g. 14 for RTS (table 4); needed without --calibrate")
     parser.add_argument(
         "--calibrate", nargs="+", metavar="OPTION", help="options that name data with pairs, such as data=mnist"
         " data/perturbation=rts: its validation pairs give a set its radius, latent norms and coverage",
     )  # fmt: skip
-    parser.add_argument("--likelihood", default="bernoulli", choices=["bernoulli", "gaussian"], help="of a CVAE")
+    parser.add_argument("--likelihood", choices=["bernoulli", "gaussian"], help="of a CVAE; bernoulli by default")
     parser.add_argument("--norm", default="l2", choices=["l2", "linf"], help="of a flow's set")
     parser.add_argument(
         "--data", choices=sorted(STANDARDISATION), help="that a classifier of Yüksel et al. was trained on: its images'"
@@ -301,8 +328,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.export:
             print(f"published layout: {export_checkpoint(chosen.checkpoint, chosen.out)}")
             return
-        if chosen.network is None:
-            raise InputError("--network names what the checkpoint holds; --export writes one instead")
         print(_convert(chosen))
     except (ValueError, OSError) as error:
         if not (is_bad_input(error) or isinstance(error, ValueError)):
