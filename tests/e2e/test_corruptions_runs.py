@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 
-from latentrobust import load_perturbation_set
+import latentrobust as lr
+from latentrobust import load_model, load_perturbation_set
 from latentrobust.data.__main__ import main as data_main
+from latentrobust.data.corruptions.grid import CorruptionGrid
 from latentrobust.errors import InputError
+from latentrobust.tasks.corruptions import GridAccuracy
 
 KINDS = ["fog", "contrast", "defocus_blur", "pixelate"]
 PHOTOS = [
@@ -85,6 +88,26 @@ def test_a_model_is_measured_by_kind_and_severity(augmented):
     assert {"ood/spatter_5", "corruption/fog_1", "corruption/snow_5"} <= set(rows[0].split(","))
     clean = rows[0].split(",").index("clean")
     assert sum(bool(row.split(",")[clean]) for row in rows[1:]) == 5  # an image is measured once, its kinds each
+
+
+def test_assess_measures_the_same_corruptions(augmented):
+    """With the data module as the command; from bare images (exact in 8 bits) where they are the data's own."""
+    data = augmented.data
+    seed = data.split_seed
+    held_out = CorruptionGrid(("gaussian_blur", "spatter", "saturate"), (5,), seed=seed, examples=40)
+    grid = CorruptionGrid(("fog", "snow"), (1, 5), seed=seed, examples=4)
+    grids = {"held_out": GridAccuracy(held_out), "corruptions": GridAccuracy(grid)}
+    model = load_model(augmented.folder)
+    measured = lr.assess(model, data=data, robust=None, **grids)
+    wanted = {key: value for key, value in augmented.metrics.items() if key.startswith(("accuracy/", "mce"))}
+    assert {key: value for key, value in measured.metrics.items() if key in wanted} == pytest.approx(wanted)
+    images = torch.rand(6, 1, 32, 32)
+    with pytest.raises(InputError, match="corruptions are for RGB images"):
+        lr.assess(torch.nn.Flatten(), data=(images, torch.zeros(6).long()), robust=None, **grids)
+    y = data.pairs("test", torch.arange(5)).labels
+    x = data.pairs("test", torch.arange(5)).x
+    bare = lr.assess(model, data=(x, y), robust=None, corruptions=GridAccuracy(grid))
+    assert {key for key in wanted if "corruption" in key} <= set(bare.metrics)
 
 
 def test_a_stored_model_is_compared_with_a_baseline_on_files(augmented, learned, run, tmp_path):

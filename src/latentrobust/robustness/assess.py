@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -25,7 +26,7 @@ from latentrobust.robustness.results import Results
 from latentrobust.transforms.perturbation import Perturbation
 
 if TYPE_CHECKING:
-    from latentrobust.robustness.assessment import Assessed, Assessment, Facts
+    from latentrobust.robustness.assessment import Assessed, Assessment, ByKind, Facts, Originals
 
 __all__ = ["CertifySettings", "Results", "RobustSettings", "assess"]
 
@@ -43,6 +44,8 @@ def assess(
     robust: RobustSettings | None = RobustSettings(),  # noqa: B008 - frozen
     certify: CertifySettings | None = None,
     ood: Mapping[str, Perturbation] | None = None,
+    held_out: Any = None,
+    corruptions: Any = None,
     coverage: CoverageSettings | None = None,
     seed: Seed = 0,
     journal: str | Path | None = None,
@@ -61,6 +64,8 @@ def assess(
         robust: attacks and radii; None for no attack. Without stored latent norms, give radii as numbers.
         certify: certification; None for none.
         ood: further perturbations by name, which the clean images are measured under.
+        held_out: a `latentrobust.tasks.corruptions.GridAccuracy` of corruptions that are counted with ``ood``.
+        corruptions: another, whose accuracies are told apart by kind and severity.
         coverage: measures which share of the perturbed images the set contains, where the data has some.
         seed: of all draws, by (seed, position in the data).
         journal: file to keep finished certificates in; an interrupted call with the same settings goes on from it.
@@ -81,7 +86,9 @@ def assess(
         try:
             if perturbations is not None:
                 perturbations.to(device)
-            results = _measured(model, perturbations, data, device, robust, certify, ood, coverage, seed, journal)
+            results = _measured(
+                model, perturbations, data, device, robust, certify, ood, coverage, seed, journal, held_out, corruptions
+            )
         finally:
             if perturbations is not None:
                 perturbations.to(home)
@@ -100,6 +107,8 @@ def _measured(
     coverage: CoverageSettings | None,
     seed: int,
     journal: str | Path | None,
+    held_out: ByKind | None,
+    corruptions: ByKind | None,
 ) -> Results:
     from latentrobust.robustness.assessment import Assessment  # noqa: PLC0415 - torchmetrics imports matplotlib
 
@@ -108,7 +117,11 @@ def _measured(
         if assessment is None:
             facts = _facts(model, data, batch)
             path = Path(journal) if journal is not None else None
-            assessment = Assessment(model, perturbations, facts, robust, certify, ood, coverage, seed, path).to(device)
+            originals = _originals(data, batch, [grid for grid in (held_out, corruptions) if grid is not None])
+            assessment = Assessment(
+                model, perturbations, facts, robust, certify, ood, coverage, seed, path, 1.0,
+                held_out, corruptions, originals,
+            ).to(device)  # fmt: skip
         if (batch.x_tilde is not None) != assessment.facts.has_pairs:
             if assessment.facts.has_pairs:
                 raise InputError("the first batch of the data has perturbed images, and a later one has none")
@@ -118,6 +131,19 @@ def _measured(
     if assessment is None:
         raise InputError("there is no data to assess")
     return assessment.compute()
+
+
+def _originals(data: Data, first: Batch, grids: Sequence[Any]) -> Originals | None:
+    """Where corruptions of the images begin, which are prepared here; None where the images themselves will do."""
+    if not grids:
+        return None
+    if not _is_module(data):
+        if first.x.shape[1] != 3:
+            raise InputError(f"corruptions are for RGB images; got {first.x.shape[1]} channels")
+        return None
+    for grid in grids:
+        grid.setup(data)
+    return partial(data.originals, "test")  # type: ignore[attr-defined]
 
 
 def _facts(model: nn.Module, data: Data, first: Batch) -> Facts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +61,25 @@ class Assessed(Protocol):
         """The pairs of a split."""
 
 
+class ByKind(Protocol):
+    """Accuracy by corruption: what `latentrobust.tasks.corruptions.GridAccuracy` measures of test images."""
+
+    values: PairValues
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Names of the corruptions."""
+
+    def update(self, model: nn.Module, originals: Tensor, labels: Tensor, example: Tensor, rows: Tensor) -> None:
+        """Images as uint8 ``[B, 3, H, W]``; labels, places in the split, rows in the images' file, ``[B]`` each."""
+
+    def metrics(self, table: Table) -> dict[str, float]:
+        """Of a table of `values`."""
+
+
+Originals = Callable[[Tensor], tuple[Tensor, Tensor]]  # places in a split to images as uint8 and rows in their file
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of the examples that will come.
@@ -100,10 +119,13 @@ class Assessment(nn.Module):
         robust: attacks and radii, or None.
         certify: certification, or None.
         ood: further perturbations by name, applied to the clean images.
+        held_out: further corruptions of the images, counted with `ood`; or None.
+        corruptions: corruptions and severities to measure one by one, or None.
         coverage: how to measure which share of the pairs the set contains; None leaves it out.
         seed: of all draws, by (seed, example).
         journal: file for finished certificates, or None.
         share: of the examples that this process will see, for the estimate of the time left.
+        originals: the images that corruptions begin with, by their places; None rounds the batches' to 8 bits.
 
     Raises:
         InputError: for radii or noise levels that do not fit the set.
@@ -121,10 +143,14 @@ class Assessment(nn.Module):
         seed: int = 0,
         journal: Path | None = None,
         share: float = 1.0,
+        held_out: ByKind | None = None,
+        corruptions: ByKind | None = None,
+        originals: Originals | None = None,
     ) -> None:
         super().__init__()
         # In tuples, so that devices and checkpoints are their owners' business.
         self._parts = (model, perturbations)
+        self.held_out, self.corruptions, self._originals = held_out, corruptions, originals
         self.facts, self.robust, self.certify, self.seed = facts, robust, certify, seed
         self.ood, self.coverage = dict(ood or {}), coverage
         self.covering: Covering | None = None
@@ -158,8 +184,8 @@ class Assessment(nn.Module):
         """That is measured."""
         return self._parts[0]
 
-    def update(self, batch: Batch) -> Batch:
-        """Measure everything about a batch; returns the part of it that is asked of the images alone."""
+    def update(self, batch: Batch) -> None:
+        """Measure everything about a batch."""
         with torch.inference_mode(False):
             batch = batch.map(torch.clone)
             right: Tensor | None = None
@@ -175,7 +201,18 @@ class Assessment(nn.Module):
             if len(batch):
                 self._count_right(batch, right)
                 self._attack_and_certify(batch)
-            return batch
+                self._corrupt(batch)
+
+    def _corrupt(self, batch: Batch) -> None:
+        grids = [grid for grid in (self.held_out, self.corruptions) if grid is not None]
+        if not grids:
+            return
+        if self._originals is not None:
+            originals, rows = self._originals(batch.index)
+        else:
+            originals, rows = batch.x.mul(255).round().to(torch.uint8), batch.index
+        for grid in grids:
+            grid.update(self.model, originals, batch.labels, batch.index, rows)
 
     def _cover(self, batch: Batch) -> None:
         _, perturbations = self._parts
@@ -252,10 +289,7 @@ class Assessment(nn.Module):
             metrics[f"miou/{half}"] = float(iou.compute())  # type: ignore[operator]
             if self.facts.other_class is not None:
                 metrics[f"accuracy_known/{half}"] = float(known_accuracy(iou, self.facts.other_class))  # type: ignore[arg-type]
-        each = {name: _mean(table[f"ood/{name}"]) for name in self.ood}
-        if each:
-            metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
-            metrics["accuracy/ood"] = sum(each.values()) / len(each)
+        metrics |= self._other_perturbations(tables)
         if self.covering is not None:
             curve, by_kind, tables["coverage"] = self.covering.compute()
             metrics |= self.covering.metrics(curve, by_kind)
@@ -272,6 +306,22 @@ class Assessment(nn.Module):
             subsets=self._subsets(tables),
             only_pgd=self.robust is not None and self.robust.only_pgd,
         )
+
+    def _other_perturbations(self, tables: dict[str, Table]) -> dict[str, float]:
+        """Accuracies under perturbations that are not the data's; tables of corruptions are added."""
+        metrics: dict[str, float] = {}
+        each = {name: _mean(tables["accuracy"][f"ood/{name}"]) for name in self.ood}
+        if self.held_out is not None:
+            of_held_out = tables["held_out"] = self.held_out.values.table()
+            accuracies = self.held_out.metrics(of_held_out)
+            each |= {kind: accuracies[f"accuracy/corruption/{kind}"] for kind in self.held_out.kinds}
+        if each:
+            metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
+            metrics["accuracy/ood"] = sum(each.values()) / len(each)
+        if self.corruptions is not None:
+            of_corruptions = tables["corruptions"] = self.corruptions.values.table()
+            metrics |= self.corruptions.metrics(of_corruptions)
+        return metrics
 
     def _subsets(self, tables: Mapping[str, Table]) -> dict[str, tuple[int, int]]:
         """Of attacks and certificates: how many examples, of how many."""

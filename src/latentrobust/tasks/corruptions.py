@@ -38,6 +38,11 @@ class GridAccuracy(nn.Module):
         self.values = PairValues([_column(kind, severity) for kind, severity in self.cells])
         self.baseline = _baseline(Path(baseline), grid) if baseline is not None else None
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the corruptions."""
+        return self.grid.kinds
+
     def setup(self, data: PairData) -> None:
         """Find the corrupted test images.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from latentrobust.data.images.module import ImagePairs
 from latentrobust.data.module import PairData
 from latentrobust.errors import warn
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.assessment import Assessment, Facts, facts_of
+from latentrobust.robustness.assessment import Assessment, Facts, Originals, facts_of
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
@@ -125,24 +126,22 @@ class ModelTest(pl.LightningModule):
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
-        self._begin(facts_of(data, outputs), journal, 1 / world)
+        originals = partial(data.originals, "test") if isinstance(data, ImagePairs) else None
+        self._begin(facts_of(data, outputs), journal, 1 / world, originals)
 
-    def _begin(self, facts: Facts, journal: Path | None = None, share: float = 1.0) -> None:
+    def _begin(
+        self, facts: Facts, journal: Path | None = None, share: float = 1.0, originals: Originals | None = None
+    ) -> None:
         self.criterion = PixelAccuracy() if facts.per_pixel else Classification()
         self.assessment = Assessment(
-            self.model, self.perturbations, facts, self.robust, self.certify, self.ood, None, self.seed, journal, share
-        ).to(self.device)
+            self.model, self.perturbations, facts, self.robust, self.certify, self.ood, None, self.seed, journal, share,
+            self.held_out, self.corruptions, originals,
+        ).to(self.device)  # fmt: skip
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Everything about a batch."""
         assert self.assessment is not None
-        alone = self.assessment.update(batch)
-        if not self._grids or not len(alone):
-            return
-        data: ImagePairs = self.trainer.datamodule  # type: ignore[attr-defined]
-        for grid in self._grids:
-            originals, rows = data.originals("test", alone.index)
-            grid.update(self.model, originals, alone.labels, alone.index, rows)
+        self.assessment.update(batch)
 
     @property
     def _grids(self) -> list[GridAccuracy]:
@@ -155,16 +154,6 @@ class ModelTest(pl.LightningModule):
         self.metrics, self.tables = dict(found.metrics), dict(found.per_example)
         self.adversarial = self.assessment.adversarial
         self.adversarial_index = self.assessment.adversarial_index
-        if self.held_out is not None:
-            of_held_out = self.tables["held_out"] = self.held_out.values.table()
-            accuracies = self.held_out.metrics(of_held_out)
-            each = {name: self.metrics[f"accuracy/ood/{name}"] for name in self.ood}
-            each |= {kind: accuracies[f"accuracy/corruption/{kind}"] for kind in self.held_out.grid.kinds}
-            self.metrics |= {f"accuracy/ood/{name}": value for name, value in each.items()}
-            self.metrics["accuracy/ood"] = sum(each.values()) / len(each)
-        if self.corruptions is not None:
-            of_corruptions = self.tables["corruptions"] = self.corruptions.values.table()
-            self.metrics |= self.corruptions.metrics(of_corruptions)
 
     @property
     def _assessor(self) -> Assessor | None:
