@@ -330,13 +330,15 @@ def _earlier_seconds(trainer: pl.Trainer) -> float:
 def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
     """The radius that a ``training_perturbation`` makes models withstand: a number, a name, or None for none.
 
-    Of a schedule, that of its last stage.
+    Of a schedule, that of its last stage; of a curriculum, the one that it grows to.
     """
     if not training:
         return None
     target = str(training.get("_target_", "")).rpartition(".")[2]
     if target == "Schedule" and training.get("stages"):
         return trained_for(list(training["stages"].values())[-1])
+    if target == "Curriculum":
+        return trained_for(training.get("perturbation"))
     if target not in WITH_RADIUS or training.get("norm") is not None:  # of another ball than the set's
         return None
     radius = training.get("target" if target == "Gaussian" else "radius")

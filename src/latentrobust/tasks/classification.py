@@ -24,8 +24,8 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
 from latentrobust.robustness.objectives import Standard, TrainingObjective
+from latentrobust.robustness.training import Curriculum, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
-from latentrobust.robustness.training import Setting, TrainingPerturbation
 from latentrobust.schedules import Schedule
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
@@ -155,10 +155,13 @@ class ClassificationTask(Scheduled):
                 f" trainer.check_val_every_n_epoch={every}"
             )
         perturbation = self.training_perturbation
-        if isinstance(perturbation, StagedPerturbation) and perturbation.last_begins >= epochs:
+        if isinstance(perturbation, StagedPerturbation | Curriculum) and perturbation.last_begins >= epochs:
+            what = (
+                "the last stage of the schedule" if isinstance(perturbation, StagedPerturbation) else "the curriculum"
+            )
             raise InputError(
-                f"the last stage of the schedule begins in epoch {perturbation.last_begins}, after"
-                f" trainer.max_epochs={epochs}: shorten training_perturbation.epochs"
+                f"{what} begins in epoch {perturbation.last_begins}, after trainer.max_epochs={epochs}: shorten"
+                " training_perturbation.epochs"
             )
 
     @property

@@ -9,6 +9,7 @@ from latentrobust.networks.cvae.mnist_conv import mnist_conv
 from latentrobust.networks.cvae.mnist_fc import mnist_fc
 from latentrobust.networks.cvae.mnist_stn import mnist_stn
 from latentrobust.networks.cvae.resnet import resnet
+from latentrobust.networks.cvae.structured import structured
 from latentrobust.networks.cvae.unet import unet
 from latentrobust.networks.registry import build_named
 
@@ -18,6 +19,7 @@ NETWORKS: dict[str, Callable[..., CVAE]] = {
     "mnist_stn": mnist_stn,
     "resnet": resnet,
     "unet": unet,
+    "structured": structured,
 }
 
 __all__ = ["CVAE", "NETWORKS", "Gaussian", "build"]

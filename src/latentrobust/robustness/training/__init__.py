@@ -13,11 +13,13 @@ from latentrobust.robustness.training.base import (
     TrainingPerturbation,
     Unperturbed,
 )
+from latentrobust.robustness.training.curriculum import Curriculum
 from latentrobust.robustness.training.draws import Gaussian, RandomizedLA, Sample
 
 __all__ = [
     "Adversarial",
     "CatastrophicOverfittingError",
+    "Curriculum",
     "FastAdversarial",
     "Gaussian",
     "PairedData",

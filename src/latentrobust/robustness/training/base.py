@@ -26,13 +26,23 @@ LossFor = Callable[[nn.Module, Tensor, Tensor], AttackLoss]
 
 
 class Setting(NamedTuple):
-    """What a perturbation works on: model, set (where there is one), batch, its keys ``[B]``, the attack loss."""
+    """What a perturbation works on.
+
+    Attributes:
+        model: images in [0, 1] to logits.
+        perturbations: the set, where there is one.
+        batch: of examples.
+        keys: of each, ``[B]``.
+        loss_for: of the objective: what an adversary climbs.
+        scale: factor of all radii, below 1 in a curriculum.
+    """
 
     model: nn.Module
     perturbations: PerturbationSet | None
     batch: Batch
     keys: Tensor
     loss_for: LossFor
+    scale: float = 1.0
 
     @property
     def set(self) -> PerturbationSet:
@@ -57,7 +67,7 @@ class Setting(NamedTuple):
             raise InputError(
                 f"training_perturbation.radius must be a number with norm={norm}: the set's own radii are {ball.norm}"
             )
-        size = resolve_radius(radius, self.set)[1]
+        size = self.scale * resolve_radius(radius, self.set)[1]
         return dataclasses.replace(ball, radius=size, norm=norm or ball.norm)
 
 

@@ -73,7 +73,7 @@ class Gaussian(TrainingPerturbation):
     def perturb(self, at: Setting) -> Tensor:
         """One noisy image an example."""
         s = at.condition()
-        u = self.level(at.set) * random.normal(random.fold_in(at.keys, Purpose.DRAW), s.ball.shape)
+        u = at.scale * self.level(at.set) * random.normal(random.fold_in(at.keys, Purpose.DRAW), s.ball.shape)
         with torch.no_grad():
             return s.decode(u.to(s.offset_dtype))
 

@@ -1,0 +1,85 @@
+"""A training perturbation that begins gently: ordinary perturbations first, then a radius that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+
+from latentrobust.arguments import validated
+from latentrobust.errors import InputError
+from latentrobust.robustness.training.base import PairedData, Perturbed, Setting, TrainingPerturbation, Unperturbed
+
+
+@validated
+class Curriculum(TrainingPerturbation):
+    """Perturbed data first, then another perturbation within a growing share of its radius.
+
+    An adversary at the full radius from the start often teaches a model nothing at all: it gives one class to every
+    image. A model that knows the data's own perturbations first becomes more robust, and stays right on them.
+
+    Args:
+        perturbation: that is trained for in the end.
+        warm_up: what is done while the share is 0; null for the data's own perturbed images, or the images themselves
+            where it has none.
+        values: share of the perturbation's radius, from 0 to 1, at ``epochs``; linear between them.
+        epochs: as many, rising from 0.
+        stretch_to: scale the epochs so that the last one becomes this: the whole curriculum in a shorter or longer run.
+
+    Raises:
+        InputError: for shares that fall or lie outside [0, 1], or epochs that do not rise.
+    """
+
+    def __init__(
+        self,
+        perturbation: TrainingPerturbation,
+        warm_up: TrainingPerturbation | None = None,
+        values: Sequence[float] = (0, 0, 0.5, 1),
+        epochs: Sequence[float] = (0, 24.9, 25, 50),
+        stretch_to: float | None = None,
+    ) -> None:
+        super().__init__(perturbation.ratio)
+        if len(values) != len(epochs) or not values or not all(0 <= value <= 1 for value in values):
+            raise InputError(
+                f"a curriculum needs as many shares of the radius, from 0 to 1, as epochs: got values {list(values)}"
+                f" and epochs {list(epochs)}"
+            )
+        if any(later < earlier for earlier, later in pairwise(values)):
+            raise InputError(f"the radii of a curriculum must not fall, got shares {list(values)}")
+        if epochs[0] != 0 or any(later <= earlier for earlier, later in pairwise(epochs)):
+            raise InputError(f"the epochs of a curriculum must rise from 0, got {list(epochs)}")
+        if values[-1] == 0:
+            raise InputError("a curriculum whose radius stays 0 never uses its perturbation")
+        scale = 1.0 if stretch_to is None or epochs[-1] == 0 else stretch_to / epochs[-1]
+        self.perturbation, self.warm_up = perturbation, warm_up
+        self.values, self.epochs = list(values), [scale * epoch for epoch in epochs]
+
+    @property
+    def last_begins(self) -> int:
+        """The first epoch in which the perturbation is used."""
+        epoch = 0
+        while not self.share(epoch) and epoch <= self.epochs[-1]:
+            epoch += 1
+        return epoch
+
+    def share(self, epoch: int) -> float:
+        """Of the radius, in an epoch."""
+        return float(np.interp(epoch, self.epochs, self.values))
+
+    def __call__(self, at: Setting) -> Perturbed:
+        """What the epoch asks for, with its own ratio."""
+        stage, at = self._stage(at)
+        return stage(at)
+
+    def perturb(self, at: Setting) -> Tensor:
+        """All images perturbed as the epoch asks for."""
+        stage, at = self._stage(at)
+        return stage.perturb(at)
+
+    def _stage(self, at: Setting) -> tuple[TrainingPerturbation, Setting]:
+        share = self.share(at.batch.epoch)
+        if share > 0:
+            return self.perturbation, at._replace(scale=share)
+        return self.warm_up or (Unperturbed() if at.batch.x_tilde is None else PairedData()), at

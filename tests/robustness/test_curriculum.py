@@ -1,0 +1,79 @@
+"""A curriculum: ordinary perturbations first, then growing radii."""
+
+import pytest
+import torch
+from torch import nn
+
+from latentrobust.batch import Batch
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets import PixelBall
+from latentrobust.robustness.objectives import Standard
+from latentrobust.robustness.training import Adversarial, Curriculum, Gaussian, Setting, Unperturbed
+from latentrobust.stages import trained_for
+from latentrobust.transforms import random
+
+
+def setting(epoch, pairs=True):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(5, 1, 4, 4)
+    batch = Batch(
+        x, torch.arange(5), torch.zeros(5).long(), torch.arange(5) % 3, x.flip(0) if pairs else None, None, epoch
+    )
+    keys = random.example_keys(0, batch.index)
+    return Setting(model, PixelBall((1, 4, 4), "l2", 0.2), batch, keys, Standard().attack_loss)
+
+
+@pytest.mark.parametrize(("epoch", "share"), [(0, 0), (9, 0), (11, 0.25), (12, 0.5), (14, 1), (99, 1)])
+def test_the_radius_grows_after_the_warm_up(epoch, share):
+    curriculum = Curriculum(Adversarial(steps=3, relative_step=0.5), values=[0, 0, 1], epochs=[0, 10, 14])
+    at = setting(epoch)
+    images, targets = curriculum(at)
+    assert torch.equal(targets, at.batch.labels)
+    if share == 0:
+        assert torch.equal(images, at.batch.perturbed)
+        return
+    norms = (images - at.batch.x).flatten(1).norm(dim=1)
+    assert norms.max() == pytest.approx(0.2 * share, rel=1e-3)  # a linear model: the search ends at the surface
+    alone = Adversarial(0.2 * share, steps=3, relative_step=0.5)(setting(epoch))
+    assert torch.allclose(images, alone.images, atol=1e-6)
+
+
+def test_the_warm_up_is_what_there_is():
+    curriculum = Curriculum(Adversarial())
+    assert torch.equal(curriculum(setting(0, pairs=False)).images, setting(0).batch.x)
+    assert torch.equal(Curriculum(Adversarial(), Unperturbed())(setting(0)).images, setting(0).batch.x)
+
+
+def test_noise_grows_too():
+    whole, half = (
+        Curriculum(Gaussian(sigma=0.01), values=[share], epochs=[0])(setting(0)).images - setting(0).batch.x
+        for share in (1, 0.5)
+    )
+    inside = (setting(0).batch.x > 0.1) & (setting(0).batch.x < 0.9)
+    assert torch.allclose(whole[inside], 2 * half[inside], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"values": [0, 1, 0.5], "epochs": [0, 1, 2]}, "must not fall"),
+        ({"values": [0, 2], "epochs": [0, 1]}, "from 0 to 1"),
+        ({"values": [0, 1], "epochs": [0]}, "as many"),
+        ({"values": [0, 1], "epochs": [0, 0]}, "must rise"),
+        ({"values": [0, 1], "epochs": [1, 2]}, "must rise from 0"),
+        ({"values": [0, 0], "epochs": [0, 1]}, "never uses"),
+    ],
+)
+def test_a_curriculum_that_cannot_be_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Curriculum(Adversarial(), **options)
+
+
+def test_it_stretches_and_says_when_it_begins():
+    curriculum = Curriculum(Adversarial(), values=[0, 0, 1], epochs=[0, 10, 20], stretch_to=40)
+    assert [curriculum.share(epoch) for epoch in (20, 30, 40)] == [0, 0.5, 1]
+    assert curriculum.last_begins == 21
+    target = "latentrobust.robustness.training."
+    inner = {"_target_": f"{target}Adversarial", "radius": "p75"}
+    assert trained_for({"_target_": f"{target}Curriculum", "perturbation": inner}) == "p75"
