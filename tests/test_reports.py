@@ -5,6 +5,7 @@ import json
 import math
 import re
 from html import unescape
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate
 from latentrobust.reporting.figures import image_rows, write_figure
+from latentrobust.reporting.models import _flattered
 from latentrobust.reporting.quality import _judged, _verdict
 from latentrobust.reporting.training import read_curves
 from latentrobust.robustness.attacks import APGD, PGD
@@ -108,6 +110,20 @@ def test_a_models_report_leads_with_its_radius_and_says_how_sure_it_is(finished)
     assert all("% of the set&#39;s" in title for title in certified)
     assert "PGD alone often overstates robustness" in html
     assert finished.metrics["robust/eps=0.05"] >= 0
+
+
+def test_a_report_says_how_much_pgd_alone_flatters():
+    both = {"pgd": PGD(), "apgd": APGD()}
+    measured = SimpleNamespace(
+        robust=RobustSettings(attacks=both),
+        metrics={"robust/pgd/eps=2": 0.62, "robust/apgd/eps=2": 0.4},
+        eps={2.0: "2"},
+    )
+    assert _flattered(measured, 0.4, 2.0) == " (PGD alone would have said 62.0 %)"
+    assert not _flattered(measured, 0.62, 2.0)
+    for attacks in ({"pgd": PGD()}, {"apgd": APGD()}):
+        measured.robust = RobustSettings(attacks=attacks)
+        assert not _flattered(measured, 0.4, 2.0)
 
 
 def test_a_report_shows_command_date_warnings_and_curves(finished):

@@ -18,6 +18,7 @@ MODEL = [
     "experiment=mnist/pixel_linf_adversarial", "data=digits", "data/perturbation=linf", "data.test_size=12",
     "data.batch_size=64", "data.validation=100", "model=lenet5", *EXACT_SET, "training_perturbation.steps=2",
     "task.attack_examples=8", "task.validation_attack.steps=2", "trainer.max_epochs=2",
+    "evaluation/robust=paper",
     "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.radii=[0.02,full]", "evaluation.robust.examples=8",
     "evaluation/certify=default", "evaluation.certify.radii=[0.05]", "evaluation.certify.n=100",
     "evaluation.certify.n0=10", "evaluation.certify.alpha=0.01", "evaluation.certify.examples=4", *COMMON,
@@ -29,8 +30,9 @@ FLOW = [
 SEVERAL = [
     "experiment=demo", "data.test_size=12", "data.validation=40", "trainer.max_epochs=2",
     "trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=6", "learner.network.latent=4",
-    "learner.network.transformers=1", "task.attack_examples=8",
-    *(f"models.{name}.trainer.max_epochs=2" for name in ("standard", "augmentation", "adversarial")), *QUALITY,
+    "task.attack_examples=8", "model.width=4", *QUALITY,
+    *(f"models.{name}.trainer.max_epochs=2" for name in ("standard", "augmentation", "adversarial", "smoothed")),
+    "evaluation/robust=paper",
     "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=8", "evaluation.certify.n=50",
     "evaluation.certify.n0=10", "evaluation.certify.alpha=0.01", "evaluation.certify.examples=4", *COMMON,
 ]  # fmt: skip

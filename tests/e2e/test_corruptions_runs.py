@@ -23,7 +23,8 @@ SET = [
     "learner.network.blocks=1", "evaluation.quality.settings.steps=2", "evaluation.quality.detail=2",
 ]  # fmt: skip
 MODEL = [
-    *PHOTOS, "task.attack_every_n_epochs=1", "task.attack_examples=4", "evaluation.robust.attacks.pgd.steps=2",
+    *PHOTOS, "task.attack_every_n_epochs=1", "task.attack_examples=4", "evaluation/robust=paper",
+    "evaluation.robust.attacks.pgd.steps=2",
 ]  # fmt: skip
 GRID = [
     "evaluation/accuracy=cifar10c_grid", "evaluation.accuracy.corruptions.grid.kinds=[fog,snow]",

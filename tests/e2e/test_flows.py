@@ -114,7 +114,7 @@ def test_classifiers_over_a_flow(flow, run):
 def test_classifiers_over_a_flow_are_attacked_like_any(flow, run):
     found = run(
         "attacked", "experiment=mnist/randomized_la", *CLASSIFIER, f"paths.flow={flow.folder}",
-        "evaluation/robust=default", "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=8",
+        "evaluation/robust=paper", "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=8",
     )  # fmt: skip
     assert found.metrics["robust/full"] <= found.metrics["accuracy/clean"] + 1
 

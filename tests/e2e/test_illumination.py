@@ -22,7 +22,8 @@ NETWORK = [
     "evaluation.quality.settings.steps=2", "evaluation.quality.settings.likelihood_draws=2",
 ]  # fmt: skip
 FEW = [
-    "evaluation.quality.detail=2", "model.channels=[4,8,8]", "evaluation.robust.attacks.pgd.steps=2",
+    "evaluation.quality.detail=2", "model.channels=[4,8,8]", "evaluation/robust=paper",
+    "evaluation.robust.attacks.pgd.steps=2",
     "evaluation.certify.n=100", "evaluation.certify.examples=2",
 ]  # fmt: skip
 MODELS = ("data_augmentation", "adversarial", "smoothing")
@@ -59,6 +60,7 @@ def test_a_stored_segmenter_is_found_again_and_measured_the_same(run, chain):
     again = run(
         "again", "experiment=synthetic_illumination/smoothing", *TINY, f"perturbation_set.path={chain.folder}",
         "model=trained", f"model.path={chain.folder}/models/smoothing", "evaluation.robust.radii=[p50,p75,full]",
+        "evaluation/robust=paper",
         "evaluation.robust.attacks.pgd.steps=2", "evaluation.certify.n=100", "evaluation.certify.examples=2",
         "evaluation.certify.radii=[p25,p50]", "evaluation.certify.target=p50", "evaluation.robust.examples=30",
         entry="evaluate",
@@ -72,6 +74,7 @@ def test_a_row_with_a_fixed_light_is_trained_over_the_set(run, chain):
         "fixed", "experiment=synthetic_illumination/adversarial", *TINY, f"perturbation_set.path={chain.folder}",
         "data.train_light=1", "data.ignore_other=true", "model.channels=[4,8,8]", "trainer.max_epochs=1",
         "trainer.check_val_every_n_epoch=1", "task.attack_every_n_epochs=1", "task.attack_examples=2",
+        "evaluation/robust=paper",
         "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=2", "objective=trades",
     ).metrics  # fmt: skip
     assert "accuracy_known/clean" not in metrics  # nothing else counts

@@ -34,6 +34,7 @@ TINY_MODEL = [
     "task.validation_attack.steps=2",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
+    "evaluation/robust=paper",
     "evaluation.robust.attacks.pgd.steps=4",
     "evaluation.robust.radii=[0.02,full]",
     "evaluation.robust.examples=20",
@@ -205,7 +206,8 @@ def test_a_set_and_several_models_in_one_run(run):
     several = [
         "task=classification", "model=lenet5", "training_perturbation=none", "objective=standard",
         "evaluation=all", "evaluation.quality.detail=4", "evaluation.quality.settings.steps=2",
-        "evaluation.quality.settings.likelihood_draws=2", "evaluation.robust.attacks.pgd.steps=2",
+        "evaluation.quality.settings.likelihood_draws=2", "evaluation/robust=paper",
+        "evaluation.robust.attacks.pgd.steps=2",
         "evaluation.certify.n=100", "evaluation.certify.alpha=0.01", "evaluation.certify.examples=4",
         "evaluation.certified_models=[sampled]", "+evaluation.accuracy.ood.noise={_target_: "
         "latentrobust.transforms.noise.UniformNoise, radius: 0.6}",

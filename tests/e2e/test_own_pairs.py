@@ -27,7 +27,8 @@ QUICK = [
 MODEL = [
     "~learner", "task=classification", "callbacks=classification", "model=auto", "training_perturbation=adversarial",
     "training_perturbation.steps=1", "objective=standard", "perturbation_set=trained", "evaluation=model",
-    "evaluation/certify=default", "evaluation.robust.attacks.pgd.steps=2", "evaluation.certify.n=50",
+    "evaluation/certify=default", "evaluation/robust=paper",
+    "evaluation.robust.attacks.pgd.steps=2", "evaluation.certify.n=50",
     "evaluation.certify.n0=10", "evaluation.certify.alpha=0.05", "evaluation.certify.examples=3",
     "task.select_on=perturbed", "print_config=false", "callbacks.progress=null", "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
@@ -108,6 +109,7 @@ def _same_in_python(cfg, tmp_path):
     options = [f"{key}" for key in cfg.overrides]
     overrides = [
         "data=pairs", f"data.root={cfg.data.root}", "data.original=gamma1", "data.label=parent", "evaluation=model",
+        "evaluation/robust=paper",
         "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=4", "print_config=false", "model=trained",
         f"model.path={tmp_path}/model", f"perturbation_set.path={tmp_path}/set", f"paths.output_dir={tmp_path}/again",
         "callbacks.progress=null", "trainer.accelerator=cpu", *options,

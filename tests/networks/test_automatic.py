@@ -29,10 +29,14 @@ def test_a_cvae_for_images_of_any_size(shape):
     assert cvae.build("auto", image_shape=list(shape)).description == network.description
 
 
-def test_pairs_that_only_move_pixels_get_spatial_transformers():
-    assert choose_cvae((1, 42, 42), moves_only=True).name == "mnist_stn"
-    assert choose_cvae((3, 42, 42), moves_only=True).name == "unet"
-    assert choose_cvae((1, 42, 40), moves_only=True).name == "unet"
+@pytest.mark.parametrize("shape", [(1, 42, 42), (3, 42, 40)])
+def test_pairs_that_only_move_pixels_get_a_warp_and_nothing_else(shape):
+    chosen = choose_cvae(shape, moves_only=True)
+    assert chosen.name == "structured"
+    generator = cvae.build(chosen.name, **chosen.arguments).generator
+    assert generator.warps is not None
+    assert (generator.blur, generator.light, generator.residual) == (None, None, None)
+    assert choose_cvae((1, 5, 7), moves_only=True).name == "mnist_fc"
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((1, 28, 28), 2), ((3, 32, 32), 3), ((1, 96, 84), 2), ((3, 6, 10), 1)])

@@ -27,14 +27,16 @@ def choose_cvae(image_shape: Sequence[int], moves_only: bool = False) -> Choice:
 
     Args:
         image_shape: ``(C, H, W)``.
-        moves_only: whether all perturbations only move pixels, which spatial transformers are made for.
+        moves_only: whether all perturbations only move pixels, as a warp does.
     """
     channels, height, width = image_shape
     shape = {"image_shape": [channels, height, width]}
-    if moves_only and channels == 1 and height == width:
-        return Choice("mnist_stn", shape, "the perturbations only move pixels, which spatial transformers can do best")
     if min(height, width) < 8:
         return Choice("mnist_fc", shape, f"images of {height}×{width} pixels are too small for convolutions")
+    if moves_only:
+        only_warps = {"latent": 8, "warps": 1, "blur": False, "light": 0, "residual": 0, "space": "logit"}
+        reason = "the perturbations only move pixels, which a warp read off few latents can do best"
+        return Choice("structured", {**shape, **only_warps}, reason)
     if height * width <= SMALL:
         sizes = {"latent": 128, "wide": 32, "narrow": 8, "blocks": 2}
         return Choice("resnet", {**shape, **sizes}, f"images have {height}×{width} pixels, no more than CIFAR-10's")
@@ -75,5 +77,7 @@ def choose_classifier(image_shape: Sequence[int], classes: int) -> Choice:
     if height * width <= SMALL:
         arguments = {"depth": 10, "width": 2, "classes": classes, "channels": channels, "mean": None, "std": None}
         return Choice("wide_resnet", arguments, f"images have {height}×{width} pixels, no more than CIFAR-10's")
-    reason = f"images of {height}×{width} pixels are halved until little is left of them"
-    return Choice("standard_cnn", {"image_shape": [channels, height, width], "classes": classes}, reason)
+    reason = (
+        f"images of {height}×{width} pixels are halved until little is left, and it matters what is there, not where"
+    )
+    return Choice("pooled_cnn", {"image_shape": [channels, height, width], "classes": classes}, reason)

@@ -42,6 +42,7 @@ TWO_STATEMENTS = (
 )
 SHOWN_MAPS = 6
 SHARES = ("accuracy", "accuracy_known", "robust", "certified", "certified_image", "smoothed")
+FLATTERED = 0.005  # difference to PGD alone that is pointed out
 BLURRED = 0.05  # drop of accuracy at ε = 0 that is pointed out
 ONLY_PGD = (
     "PGD alone often overstates robustness, on learned sets by much: evaluation/robust=autoattack before believing"
@@ -165,6 +166,7 @@ def _verdicts(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) 
             worst, centre = (metrics[f"{_prefix(name)}robust/eps={test.eps[size]}"] for size in (radius, 0.0))
             purpose = ", the radius that it was trained for" if test.trained_for is not None else ""
             sentence += f", {100 * worst:.1f} % in the worst case {by} within ε = {radius:.3g}{purpose}"
+            sentence += _flattered(test, worst, radius)
             if clean - centre > BLURRED:
                 sentence += (
                     f"; {100 * centre:.1f} % already at ε = 0, so part of the loss is what decoding does to images, not"
@@ -172,6 +174,16 @@ def _verdicts(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) 
                 )
         sentences.append(sentence + ".")
     return sentences
+
+
+def _flattered(test: MeasuredModel, worst: float, radius: float) -> str:
+    """What PGD alone would have said, where something else found more."""
+    if test.robust is None or test.robust.only_pgd:
+        return ""
+    alone = [test.metrics[f"robust/{name}/eps={test.eps[radius]}"] for name in test.robust.pgd_alone]
+    if not alone or min(alone) - worst < FLATTERED:
+        return ""
+    return f" (PGD alone would have said {100 * min(alone):.1f} %)"
 
 
 def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:

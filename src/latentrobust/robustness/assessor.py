@@ -56,7 +56,12 @@ class RobustSettings:
     @property
     def only_pgd(self) -> bool:
         """Whether nothing stronger than PGD is tried, whose steps get stuck where the loss is rough."""
-        return all(_is_pgd(attack) for attack in self.attacks.values())
+        return len(self.pgd_alone) == len(self.attacks)
+
+    @property
+    def pgd_alone(self) -> list[str]:
+        """Names of the attacks that are nothing but PGD."""
+        return [name for name, attack in self.attacks.items() if _is_pgd(attack)]
 
 
 @validated

@@ -7,6 +7,7 @@ from torch import nn
 
 from latentrobust.networks.automatic import choose_classifier
 from latentrobust.networks.classifiers.mnist import lenet5, mnist_classifier, standard_cnn
+from latentrobust.networks.classifiers.pooled import pooled_cnn
 from latentrobust.networks.classifiers.postact import resnet18, resnet20
 from latentrobust.networks.classifiers.resnets import preactresnet18, wide_resnet
 from latentrobust.networks.classifiers.unet import unet
@@ -15,6 +16,7 @@ from latentrobust.networks.registry import build_named
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "mnist_classifier": mnist_classifier,
+    "pooled_cnn": pooled_cnn,
     "preactresnet18": preactresnet18,
     "resnet18": resnet18,
     "resnet20": resnet20,

@@ -36,8 +36,8 @@ class Curriculum(TrainingPerturbation):
         self,
         perturbation: TrainingPerturbation,
         warm_up: TrainingPerturbation | None = None,
-        values: Sequence[float] = (0, 0, 0.5, 1),
-        epochs: Sequence[float] = (0, 24.9, 25, 50),
+        values: Sequence[float] = (0, 0, 0.5, 1, 1),
+        epochs: Sequence[float] = (0, 49.9, 50, 65, 100),
         stretch_to: float | None = None,
     ) -> None:
         super().__init__(perturbation.ratio)
