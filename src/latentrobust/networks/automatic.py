@@ -38,8 +38,11 @@ def choose_cvae(image_shape: Sequence[int], moves_only: bool = False) -> Choice:
         reason = "the perturbations only move pixels, which a warp read off few latents can do best"
         return Choice("structured", {**shape, **only_warps}, reason)
     if height * width <= SMALL:
-        sizes = {"latent": 128, "wide": 32, "narrow": 8, "blocks": 2}
-        return Choice("resnet", {**shape, **sizes}, f"images have {height}×{width} pixels, no more than CIFAR-10's")
+        parts = {"latent": 32, "warps": 0, "field": 6, "residual": 16, "space": "logit"}
+        reason = (
+            f"images have {height}×{width} pixels, no more than CIFAR-10's, where changing the image beats making it"
+        )
+        return Choice("structured", {**shape, **parts}, reason)
     scales = max(min(int(math.log2(min(height, width) / SMALLEST_MAP)) + 1, 5), 2)
     first = 16 if height * width <= MIDDLE else 32
     maps = map_sizes((height, width), scales)
