@@ -22,8 +22,10 @@ from latentrobust.reporting import aggregate
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _flattered
 from latentrobust.reporting.quality import _judged, _verdict
+from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.training import read_curves
 from latentrobust.robustness.attacks import APGD, PGD
+from latentrobust.robustness.criteria import Classification
 from latentrobust.stages import trained_for
 from latentrobust.train import train
 
@@ -214,3 +216,40 @@ def test_a_light_with_a_dollar_in_its_name_costs_no_run(tmp_path):
     run = train(cfg)
     assert (run.folder / "DONE").is_file()
     assert "$a" in (run.folder / "metrics.json").read_text()
+
+
+def measured_model(**metrics):
+    return SimpleNamespace(
+        tables={"robust": {}}, radii={0.0: "", 2.0: "p50", 3.0: "p75, full"}, eps={0.0: "0", 2.0: "2", 3.0: "3"},
+        leading_radius=3.0, criterion=Classification(),
+        metrics={name.replace("_eps", "/eps="): value for name, value in metrics.items()},
+    )  # fmt: skip
+
+
+def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
+    metrics = {"quality/pgd_ae": 0.001, "quality/no_change": 0.08}
+    unmeasured = SimpleNamespace(metrics=metrics, perturbations=SimpleNamespace(data=""), coverage=None)
+    assert in_short(unmeasured, {}) == [
+        "The set comes to within 0.001 (mean squared error) of an unseen perturbation, which differs from the image"
+        " itself by 0.08."
+    ]
+    covered = SimpleNamespace(
+        metrics={
+            **metrics, "coverage/radius": 0.954, "coverage/radius/low": 0.9, "coverage/radius/high": 0.985,
+            "coverage/tolerance": 0.0011,
+        },
+        perturbations=SimpleNamespace(data="faces"), coverage=object(),
+    )  # fmt: skip
+    safe, other = measured_model(robust_eps2=0.85, robust_eps3=0.5), measured_model(robust_eps2=0.0)
+    safe.metrics["certified/p50"] = 0.516
+    said = in_short(covered, {"safe": safe, "other": other})
+    assert said[0].startswith(
+        "The set learned from faces contains 95 % [90, 98] of unseen perturbations to within 0.0011"
+    )
+    assert said[1].endswith("leaves this share of images right: 85 % for “safe”, 0 % for “other”.")
+    assert said[2] == "“safe”, smoothed, is proven right on 52 % at the median norm, whatever the attack."
+    alone = measured_model(robust_eps3=0.5)
+    alone.radii = {0.0: "", 3.0: "full"}
+    assert in_short(None, {"": alone}) == [
+        "Within ε = 3, the worst case that was found leaves this share of images right: 50 %."
+    ]

@@ -20,6 +20,7 @@ from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.reporting.loggers import log_results
 from latentrobust.reporting.shown import ShownData
+from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_quality, print_rows
 from latentrobust.reports import SHOWN, per_example_table, report_sections, write_run_report
 from latentrobust.robustness.assessor import Assessor
@@ -147,7 +148,7 @@ def measure(
         if per_example := per_example_table(quality, density, tests, data.kinds):
             write_csv(folder / "per_example.csv", per_example)  # what was measured first, then pictures of it
         write_metrics(folder, metrics, warnings)
-        figures = write_run_report(folder, shown, shared.configuration, sections, warnings)
+        figures = write_run_report(folder, shown, shared.configuration, sections, warnings, in_short(quality, tests))
         Part(folder, SHOWN, {}).finish(*shown.kept())
         norms = quality.per_example["latent_norm"] if quality is not None else None
         # Behind the last training step, so that final values stand at the right end of their curves.

@@ -14,6 +14,7 @@ from latentrobust.parts import stored_part
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
 from latentrobust.reporting.shown import ShownData
+from latentrobust.reporting.summary import in_short
 from latentrobust.reports import SHOWN, report_sections, write_run_report
 from latentrobust.run_folder import DONE, of_a_run, read_metrics
 from latentrobust.stages import given_set, is_described, variants
@@ -56,7 +57,7 @@ def remake_report(folder: str | Path) -> Path:
             tests[name] = model_test(cfg, folder, name, model, perturbations, radii.get(name))
             tests[name].restore(stored_part(folder, f"test-{name}" if name else "test")[1])
         sections = report_sections(folder, data, metrics, quality, density, tests)
-        write_run_report(folder, data, configuration, sections, warnings)
+        write_run_report(folder, data, configuration, sections, warnings, in_short(quality, tests))
     return folder / "report.html"
 
 

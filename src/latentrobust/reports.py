@@ -52,6 +52,7 @@ def write_run_report(
     configuration: Mapping[str, Any],
     sections: Sequence[Section],
     warnings: Sequence[str],
+    summary: Sequence[str] = (),
 ) -> dict[str, Figure]:
     """Write ``report.html`` and ``figures/``; returns the figures by name."""
     figures = {name: figure for section in sections for name, (figure, _) in section.figures.items()}
@@ -59,7 +60,7 @@ def write_run_report(
     for name, figure in figures.items():
         write_figure(figure, folder / "figures" / f"{name}.png")
     about = f"{data.name} ({', '.join(data.kinds)}), {data.count('test')} test pairs. {data.note}".strip()
-    write_report(folder / "report.html", sections, about, folder / "figures", configuration, warnings)
+    write_report(folder / "report.html", sections, about, folder / "figures", configuration, warnings, summary)
     return figures
 
 

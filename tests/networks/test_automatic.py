@@ -93,8 +93,8 @@ def test_auto_says_what_it_chose_and_why(capsys):
     cfg = configured(name="auto")
     cfg.learner.network = {"_target_": "latentrobust.networks.cvae.build", "name": "auto", "latent": 7}
     take_sizes(cfg, own())
-    assert (cfg.learner.network.name, cfg.learner.network.latent) == ("resnet", 7)
+    assert (cfg.learner.network.name, cfg.learner.network.latent) == ("structured", 7)
     assert (cfg.model.name, cfg.model.classes) == ("wide_resnet", 3)
     said = capsys.readouterr().out
-    assert "learner.network: resnet, because images have 10×12 pixels" in said
+    assert "learner.network: structured, because images have 10×12 pixels" in said
     assert "model: wide_resnet, because" in said

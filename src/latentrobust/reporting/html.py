@@ -61,6 +61,7 @@ def write_report(
     pictures: Path,
     configuration: Mapping[str, Any],
     warnings: Sequence[str] = (),
+    summary: Sequence[str] = (),
 ) -> Path:
     """Write the report.
 
@@ -71,6 +72,7 @@ def write_report(
         pictures: folder with the sections' figures as PNG files; they are embedded.
         configuration: resolved.
         warnings: what speaks against believing the figures; shown at the top.
+        summary: sentences for someone who reads nothing else; shown before anything else.
     """
     environment = Environment(
         loader=PackageLoader("latentrobust.reporting", "."),
@@ -87,6 +89,7 @@ def write_report(
         about=about,
         sections=sections,
         warnings=warnings,
+        summary=summary,
         command=_command(configuration),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         pictures={
