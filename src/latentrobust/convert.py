@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from latentrobust.app import BAD_INPUT, CONF, is_bad_input
+from latentrobust.calibration import calibrate
 from latentrobust.data.images.pickles import NUMBERS
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, one_line
@@ -41,7 +42,6 @@ from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
 from latentrobust.published import beside, read_published
-from latentrobust.stages import calibrate
 from latentrobust.streams import prepare_streams
 from latentrobust.tasks.store import load_model, save_model
 

@@ -11,29 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from latentrobust.app import resolved
-from latentrobust.data.module import PairModule
-from latentrobust.errors import InputError, collecting, note, warn
+from latentrobust.calibration import restrict_to_active, select_radius
+from latentrobust.errors import InputError, collecting, note
 from latentrobust.interrupts import finishing_steps, requested
 from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
 from latentrobust.networks.registry import origin_of
 from latentrobust.parts import MODEL_FILES, Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
-from latentrobust.perturbation_sets.coverage import CoverageSettings, measure_coverage
-from latentrobust.perturbation_sets.quality import LatentNorms
+from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import RunFolder, of_a_run, say
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
-from latentrobust.tasks.quality import check_same_images
 from latentrobust.values import check_values
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
@@ -95,6 +92,8 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
         trainer = shared.trainer(cfg)
         _fit(trainer, learner, shared, checkpoint)
         perturbations = _learned(trainer, learner, shared)
+        if getattr(learner, "latents", "all") == "active" and isinstance(perturbations, CVAESet):
+            perturbations = restrict_to_active(perturbations, shared.data, trainer.strategy.root_device)
         select_radius(perturbations, getattr(learner, "radius_rule", None), shared.data, trainer.strategy.root_device)
     if trainer.is_global_zero:
         sets.save_perturbation_set(perturbations, place)
@@ -109,62 +108,6 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
     )
     part.finish({"metrics": made.metrics, "history": made.history, "warnings": about})
     return perturbations, made
-
-
-def select_radius(
-    perturbations: PerturbationSet, rule: float | str | None, data: PairModule, device: torch.device
-) -> None:
-    """Measure how much of the validation pairs each radius of a set contains, and give it the radius that is asked for.
-
-    Every process measures the same. The set comes back on the CPU.
-
-    Args:
-        perturbations: that was learned; it has the radius ``max``.
-        rule: a number, or ``max``, ``p95``, ``coverage=0.95``; None leaves the radius.
-        data: with the validation pairs.
-        device: to measure on.
-    """
-    if data.has_pairs:
-        settings = CoverageSettings()
-        limit = settings.examples(data.examples("validation"), data.count("validation"))
-        chosen = []
-        for index in torch.arange(data.count("validation"), device=device).split(min(data.batch_size, 64)):
-            batch = data.pairs("validation", index)
-            if len(part := batch.at(batch.index < limit)):
-                chosen.append(part)
-        perturbations.to(device)
-        groups = data.groups("validation")
-        perturbations.coverage = measure_coverage(perturbations, chosen, groups, "validation", settings)
-        perturbations.to("cpu")
-    if isinstance(rule, str) and rule != "max":
-        try:
-            perturbations.set_radius(perturbations.radius_of(rule))
-        except InputError as error:  # after all the work: the largest radius is still a set
-            warn(f"learner.radius={rule}: {error}; the largest latent norm is taken")
-    elif rule is not None and rule != "max":
-        perturbations.set_radius(float(rule))
-
-
-def calibrate(perturbations: PerturbationSet, data: PairModule) -> None:
-    """Give a set from elsewhere what a learner would have given it: latent norms and coverage of the validation pairs.
-
-    Its radius becomes the largest of these norms.
-
-    Raises:
-        InputError: for data without pairs, or with images of another shape.
-    """
-    if not data.has_pairs:
-        raise InputError(f"data {data.name} has no pairs to calibrate a set on: choose data/perturbation=…")
-    check_same_images(data, perturbations)
-    norms = LatentNorms(data.kinds)
-    with torch.no_grad():
-        for index in torch.arange(data.count("validation")).split(data.batch_size):
-            batch = data.pairs("validation", index)
-            s = perturbations.at(batch.x, batch.y)
-            norms.update(s.ball.size(s.encode(batch.perturbed, batch.offset)), batch.kind)
-    perturbations.latent_norms, perturbations.data = norms.compute(), data.name
-    perturbations.set_radius(perturbations.radius_of("max"))
-    select_radius(perturbations, None, data, torch.device("cpu"))
 
 
 def is_given(cfg: DictConfig) -> bool:

@@ -379,3 +379,20 @@ def test_bf16_on_a_gpu(run):
 def test_bf16_on_the_cpu_stays_close_to_float32(finished, run):
     bf16 = run("bf16", "trainer.precision=bf16-mixed")
     assert bf16.metrics["quality/reconstruction"] == pytest.approx(finished.metrics["quality/reconstruction"], rel=0.1)
+
+
+def test_a_set_is_restricted_to_the_latents_that_do_something(tmp_path, capsys):
+    options = [
+        "experiment=digits/rts", "learner/network=warp", "learner.network.latent=12", "learner.optimizer.lr=3e-3",
+        "learner.latents=active", "learner.beta.values=[0,5,5,5]", "trainer.max_epochs=6", "data.batch_size=32",
+        "trainer.check_val_every_n_epoch=3", "trainer.limit_train_batches=25", "data.test_size=8", "data.validation=64",
+        "evaluation.quality.settings.steps=2", "evaluation.quality.detail=2", "print_config=false",
+        "callbacks.progress=null", "trainer.accelerator=cpu", f"paths.output_dir={tmp_path}",
+    ]  # fmt: skip
+    finished = train(compose_in_process("train", *options))
+    stored = load_perturbation_set(tmp_path)
+    assert stored.active is not None
+    assert 1 <= len(stored.active) < 12
+    assert f"learner.latents=active: {len(stored.active)} of 12 latents kept" in capsys.readouterr().out
+    assert stored.ball.radius == stored.latent_norms["max"] == finished.metrics["radius"]
+    assert finished.metrics["quality/kl"] > 0

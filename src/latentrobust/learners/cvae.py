@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class CVAELearner(Scheduled):
         beta: the weight of the KL term at a moment.
         radius: of the set: ``max``, the largest latent norm of the validation pairs; a percentile of these norms
             (``p95``); the smallest that contains a share of the validation pairs (``coverage=0.95``); or a number.
+        latents: ``"active"`` restricts the learned set to the latents that tell something of the validation pairs and
+            change something (`latentrobust.perturbation_sets.activity`): noise in fewer latents has a smaller norm.
         init_from: a stored set (a run's folder, a set's, a checkpoint) whose weights to begin with: fine-tuning, also
             for images of another size where the weights do not depend on it; null for random weights.
         channels_last: lay the network's weights out as convolutions like them best: faster on most GPUs.
@@ -61,6 +63,7 @@ class CVAELearner(Scheduled):
         scheduler: Schedule,
         beta: Schedule,
         radius: Positive | RadiusRule = "max",
+        latents: Literal["all", "active"] = "all",
         init_from: str | None = None,
         channels_last: bool = False,
         seed: Seed = 0,
@@ -73,7 +76,7 @@ class CVAELearner(Scheduled):
         self.network = network
         self.likelihood = checked(likelihood)
         self.beta, self.seed = beta, seed
-        self.radius_rule = radius
+        self.radius_rule, self.latents = radius, latents
         self.radius: float | None = None
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()

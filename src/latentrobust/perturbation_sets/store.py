@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def describe_cvae(
     latent_norms: dict[str, float],
     data: str,
     coverage: Coverage | None = None,
+    active: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The configuration of a CVAE set, plain containers only. ``network`` is null for one from outside the package."""
     return {
@@ -83,6 +84,7 @@ def describe_cvae(
         "likelihood": likelihood,
         "image_shape": list(network.image_shape),
         "latent_shape": list(network.latent_shape),
+        **({} if active is None else {"active": list(active)}),
         "radius": radius,
         "latent_norms": latent_norms,
         "coverage": None if coverage is None else coverage.to_dict(),
@@ -137,6 +139,7 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
             perturbations.latent_norms,
             perturbations.data,
             perturbations.coverage,
+            perturbations.active,
         )
     common = {
         "format": FORMAT,
@@ -326,7 +329,7 @@ def _learned(
     elif isinstance(network, VAEGAN):
         perturbations = VAEGANSet(network, configuration["norm"], radius)
     else:
-        perturbations = CVAESet(network, configuration["likelihood"], radius)
+        perturbations = CVAESet(network, configuration["likelihood"], radius, configuration.get("active"))
     perturbations.latent_norms = dict(configuration["latent_norms"])
     if configuration.get("coverage") is not None:
         perturbations.coverage = Coverage.from_dict(configuration["coverage"])
