@@ -192,7 +192,7 @@ def test_experiments_that_train_models_build(composed, experiment):
 def test_variants_replace_perturbations_and_merge_the_rest(composed):
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", "trainer.log_every_n_steps=7")
     found = dict(variants(cfg))
-    assert list(found) == ["standard", "augmentation", "adversarial", "smoothed"]
+    assert list(found) == ["standard", "augmentation", "adversarial", "smoothing"]
     kinds = [v.training_perturbation._target_.rsplit(".", 1)[1] for v in found.values()]
     assert kinds == ["Unperturbed", "PairedData", "Curriculum", "Gaussian"]
     assert "ratio" not in found["standard"].training_perturbation

@@ -31,7 +31,7 @@ SEVERAL = [
     "experiment=demo", "data.test_size=12", "data.validation=40", "trainer.max_epochs=2",
     "trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=6", "learner.network.latent=4",
     "task.attack_examples=8", "model.width=4", *QUALITY,
-    *(f"models.{name}.trainer.max_epochs=2" for name in ("standard", "augmentation", "adversarial", "smoothed")),
+    *(f"models.{name}.trainer.max_epochs=2" for name in ("standard", "augmentation", "adversarial", "smoothing")),
     "evaluation/robust=paper",
     "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=8", "evaluation.certify.n=50",
     "evaluation.certify.n0=10", "evaluation.certify.alpha=0.01", "evaluation.certify.examples=4", *COMMON,

@@ -73,11 +73,11 @@ def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
         broken.setattr(measure, "per_example_table", cut)
         with pytest.raises(CutError):
             start(folder, *SEVERAL)
-    assert len(fits) == 5  # the end of the second, and the third
+    assert len(fits) == 6  # the end of the second, the third and the fourth
     tests = counted(monkeypatch, measure, "run_trainer")
     capsys.readouterr()
     again = start(folder, *SEVERAL)
-    assert len(fits) == 5
+    assert len(fits) == 6
     assert not tests
     assert "holds this run, unfinished (it ended with: CutError" in capsys.readouterr().out
     assert stable(folder) == stable(whole.folder)
@@ -95,11 +95,11 @@ def test_what_a_run_is_said_to_measure_and_to_log_is_what_it_does(whole):
     cfg = compose_in_process("train", *SEVERAL, f"paths.output_dir={whole.folder}")
     for name in whole.metrics:
         cfg.optimized_metric = name
-        check_optimized_metric(cfg, ["standard", "augmentation", "adversarial"])
+        check_optimized_metric(cfg, ["standard", "augmentation", "adversarial", "smoothing"])
     for name in ("robust/full", "standard/quality/pgd_ae", "fit_accuracy", "nobody/accuracy/clean"):
         cfg.optimized_metric = name
         with pytest.raises(InputError, match="this run measures"):
-            check_optimized_metric(cfg, ["standard", "augmentation", "adversarial"])
+            check_optimized_metric(cfg, ["standard", "augmentation", "adversarial", "smoothing"])
     for folder, patterns, prefix in (
         (whole.folder, CVAELearner.LOGGED, ""),
         (whole.folder / "models" / "adversarial", ClassificationTask.LOGGED, "adversarial-"),
@@ -118,7 +118,7 @@ def test_another_configuration_keeps_the_parts_that_it_does_not_change(whole, tm
     text = (folder / "config.yaml").read_text().replace(str(whole.folder), str(folder))
     (folder / "config.yaml").write_text(text)
     fits = counted(monkeypatch, stages, "_fit")
-    changed = start(folder, *SEVERAL, "models.adversarial.training_perturbation.steps=2")
+    changed = start(folder, *SEVERAL, "models.adversarial.training_perturbation.perturbation.steps=2")
     assert len(fits) == 1
     assert changed.metrics["standard/accuracy/clean"] == whole.metrics["standard/accuracy/clean"]
     assert (folder / ".earlier" / "1" / "models" / "adversarial" / "checkpoints" / "last.ckpt").is_file()

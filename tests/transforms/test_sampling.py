@@ -49,3 +49,18 @@ def test_the_loss_of_nan_is_nan_and_no_crash():
     assert loss[1].isnan().all()
     loss.mean().backward()
     assert decoded.grad[1].isnan().all()
+
+
+def test_a_displacement_is_added_to_the_positions():
+    """One pixel to the right is two half sides of six pixels; NaN shows, and huge values are cut off."""
+    images = torch.rand(2, 1, 6, 6)
+    theta = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(2, 2, 3)
+    displacement = torch.zeros(2, 6, 6, 2)
+    displacement[..., 0] = 2 / 6
+    moved = affine_lookup(images, theta, "border", displacement)
+    assert torch.allclose(moved[..., :5], images[..., 1:], atol=1e-5)
+    assert affine_lookup(images, theta, "border", torch.full_like(displacement, 3e38)).isfinite().all()
+    displacement[1] = torch.nan
+    broken = affine_lookup(images, theta, "border", displacement)
+    assert broken[0].isfinite().all()
+    assert broken[1].isnan().all()

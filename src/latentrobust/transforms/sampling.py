@@ -30,9 +30,9 @@ def affine_lookup(
     with torch.autocast(images.device.type, enabled=False):  # it would round positions to 8 bits
         safe = theta.nan_to_num(0.0, 0.0, 0.0).clamp(-FARTHEST, FARTHEST)
         grid = F.affine_grid(safe, list(images.shape), align_corners=False)
-        marker = theta.sum((1, 2))
+        marker = (theta - theta).sum((1, 2))  # 0, or NaN
         if displacement is not None:
             grid = grid + displacement.nan_to_num(0.0, 0.0, 0.0).clamp(-FARTHEST, FARTHEST)
-            marker = marker + displacement.sum((1, 2, 3))
+            marker = marker + (displacement - displacement).sum((1, 2, 3))
         found = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
-        return found + (marker - marker)[:, None, None, None]  # 0, or NaN
+        return found + marker[:, None, None, None]
