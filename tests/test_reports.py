@@ -24,6 +24,7 @@ from latentrobust.reporting.models import _flattered
 from latentrobust.reporting.quality import _judged, _verdict
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.training import read_curves
+from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD
 from latentrobust.robustness.criteria import Classification
 from latentrobust.stages import trained_for
@@ -221,7 +222,7 @@ def test_a_light_with_a_dollar_in_its_name_costs_no_run(tmp_path):
 def measured_model(**metrics):
     return SimpleNamespace(
         tables={"robust": {}}, radii={0.0: "", 2.0: "p50", 3.0: "p75, full"}, eps={0.0: "0", 2.0: "2", 3.0: "3"},
-        leading_radius=3.0, criterion=Classification(),
+        leading_radius=3.0, criterion=Classification(), certify=CertifySettings(),
         metrics={name.replace("_eps", "/eps="): value for name, value in metrics.items()},
     )  # fmt: skip
 
@@ -247,7 +248,10 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
         "The set learned from faces contains 95 % [90, 98] of unseen perturbations to within 0.0011"
     )
     assert said[1].endswith("leaves this share of images right: 85 % for “safe”, 0 % for “other”.")
-    assert said[2] == "“safe”, smoothed, is proven right on 52 % at the median norm, whatever the attack."
+    assert said[2] == (
+        "“safe”, smoothed, is certified right on 52 % at the median norm, whatever the attack within the set (each"
+        " certificate holds with 99.9 %)."
+    )
     alone = measured_model(robust_eps3=0.5)
     alone.radii = {0.0: "", 3.0: "full"}
     assert in_short(None, {"": alone}) == [

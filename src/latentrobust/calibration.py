@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from latentrobust.batch import Batch
@@ -11,6 +13,7 @@ from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets.activity import latent_activity
 from latentrobust.perturbation_sets.coverage import CoverageSettings, measure_coverage
 from latentrobust.perturbation_sets.cvae import CVAESet
+from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import LatentNorms
 from latentrobust.run_folder import say
 from latentrobust.tasks.quality import check_same_images
@@ -51,20 +54,19 @@ def restrict_to_active(perturbations: CVAESet, data: PairModule, device: torch.d
     """
     batches = _few_pairs(data, device)
     found = latent_activity(perturbations.to(device), batches)
-    perturbations.to("cpu")
     try:
         part = perturbations.restrict(found.active)
     except InputError as error:
+        perturbations.to("cpu")
         warn(f"learner.latents=active: {error}")
         return perturbations
-    part = part.eval().requires_grad_(False)
-    before = perturbations.ball.radius
-    after = latent_activity(part.to(device), batches).error
-    part.to("cpu")
+    before, after = (_decoded_error(each, batches) for each in (perturbations, part))
+    part.requires_grad_(False).to("cpu")
     _take_norms(part, data)
     say(
         f"learner.latents=active: {len(found.active)} of {len(found.kl)} latents kept; decoded validation pairs are"
-        f" {after:.2g} off, with all {found.error:.2g}; the largest norm is {part.ball.radius:.3g}, was {before:.3g}"
+        f" {after:.2g} off, with all {before:.2g}; the largest norm is {part.ball.radius:.3g}, was"
+        f" {perturbations.ball.radius:.3g}"
     )
     return part
 
@@ -94,6 +96,16 @@ def _take_norms(perturbations: PerturbationSet, data: PairModule) -> None:
             norms.update(s.ball.size(s.encode(batch.perturbed, batch.offset)), batch.kind)
     perturbations.latent_norms, perturbations.data = norms.compute(), data.name
     perturbations.set_radius(perturbations.radius_of("max"))
+
+
+@torch.no_grad()
+def _decoded_error(perturbations: PerturbationSet, batches: Sequence[Batch]) -> float:
+    """Mean squared error of pairs that are encoded and decoded, whatever the radius."""
+    errors = []
+    for batch in batches:
+        s = perturbations.at(batch.x, batch.y)
+        errors.append(squared_error(s.decode(s.encode(batch.perturbed, batch.offset)), batch.perturbed))
+    return float(torch.cat(errors).mean())
 
 
 def _few_pairs(data: PairModule, device: torch.device) -> list[Batch]:

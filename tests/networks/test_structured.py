@@ -94,6 +94,7 @@ def test_half_precision_moves_pixels_by_whole_positions_all_the_same():
     [
         ({"image_shape": (1, 7, 30)}, "at least 8×8 pixels"),
         (NONE, "every part switched off"),
+        ({**NONE, "warps": 2}, "mixed by the residual network"),
         ({"image_shape": (1, 8, 8), "latent": 65}, "65 latents are more than the 64 values"),
     ],
 )

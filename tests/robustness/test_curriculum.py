@@ -59,9 +59,9 @@ def test_noise_grows_too():
     [
         ({"values": [0, 1, 0.5], "epochs": [0, 1, 2]}, "must not fall"),
         ({"values": [0, 2], "epochs": [0, 1]}, "from 0 to 1"),
-        ({"values": [0, 1], "epochs": [0]}, "as many"),
-        ({"values": [0, 1], "epochs": [0, 0]}, "must rise"),
-        ({"values": [0, 1], "epochs": [1, 2]}, "must rise from 0"),
+        ({"values": [0, 1], "epochs": [0]}, "as many values as epochs"),
+        ({"values": [0, 1], "epochs": [0, 0]}, "rising from 0"),
+        ({"values": [0, 1], "epochs": [1, 2]}, "rising from 0"),
         ({"values": [0, 0], "epochs": [0, 1]}, "never uses"),
     ],
 )
@@ -74,6 +74,17 @@ def test_it_stretches_and_says_when_it_begins():
     curriculum = Curriculum(Adversarial(), values=[0, 0, 1], epochs=[0, 10, 20], stretch_to=40)
     assert [curriculum.share(epoch) for epoch in (20, 30, 40)] == [0, 0.5, 1]
     assert curriculum.last_begins == 21
+    for values, epochs, begins in (
+        ([1], [0], 0),
+        ([0.5, 1], [0, 9], 0),
+        ([0, 0, 1], [0, 9.9, 10], 10),
+        ([0, 1], [0, 5], 1),
+    ):
+        curriculum = Curriculum(Adversarial(), values=values, epochs=epochs)
+        assert curriculum.last_begins == begins
+        assert curriculum.share(begins) > 0
+        assert not begins or curriculum.share(begins - 1) == 0
+    assert Curriculum(Adversarial(), values=[0, 0, 1], epochs=[0, 1e12, 2e12]).last_begins == 10**12 + 1  # at once
     target = "latentrobust.robustness.training."
     inner = {"_target_": f"{target}Adversarial", "radius": "p75"}
     assert trained_for({"_target_": f"{target}Curriculum", "perturbation": inner}) == "p75"

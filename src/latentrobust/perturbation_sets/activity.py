@@ -24,12 +24,10 @@ class Activity(NamedTuple):
     Attributes:
         kl: nats that the encoder needs of it, a mean over pairs.
         effect: mean squared change of the decoded image where it is left out.
-        error: mean squared error of the decoded images with all of them, for comparison.
     """
 
     kl: Tensor
     effect: Tensor
-    error: float
 
     @property
     def active(self) -> list[int]:
@@ -53,7 +51,7 @@ def latent_activity(perturbations: CVAESet, batches: Iterable[Batch]) -> Activit
         batches: of pairs, on the set's device; a few hundred pairs are enough.
     """
     kl = effect = torch.zeros((), dtype=torch.float64)
-    count, error = 0, 0.0
+    count = 0
     with frozen(perturbations), torch.no_grad():
         for batch in batches:
             s = perturbations.condition(batch.x)
@@ -67,8 +65,7 @@ def latent_activity(perturbations: CVAESet, batches: Iterable[Batch]) -> Activit
                 effects.append(squared_error(s.decode(without.view_as(u)), whole).double().sum())
             kl = kl + s.kl_per_latent(batch.perturbed).double().sum(0).cpu()
             effect = effect + torch.stack(effects).cpu()
-            error += float(squared_error(whole, batch.perturbed).sum())
             count += len(batch)
     if not count:
         raise InputError("there are no pairs to measure latents on")
-    return Activity(kl / count, effect / count, error / count)
+    return Activity(kl / count, effect / count)

@@ -13,11 +13,9 @@ from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 
-FACTS = ("name", "note", "has_pairs", "centred", "per_pixel", "has_labels")
-
 
 class ShownData:
-    """What reports ask of data: its facts, and the test pairs that are shown.
+    """What reports ask of data: its names, and the test pairs that are shown.
 
     Over data, it answers from there and remembers every answer; `kept` gives them for a file, from which `restored`
     makes one that answers from memory alone.
@@ -27,11 +25,8 @@ class ShownData:
     """
 
     def __init__(self, data: PairData) -> None:
-        facts: dict[str, Any] = {name: getattr(data, name) for name in FACTS}
-        facts |= {"kinds": list(data.kinds), "image_shape": list(data.image_shape)}
-        facts |= {"classes": data.classes if data.has_labels else 0, "class_names": list(data.class_names)}
-        facts |= {"other_class": data.other_class if data.per_pixel else None, "test_pairs": data.count("test")}
-        self._facts = facts
+        self.name, self.note, self.kinds = data.name, data.note, tuple(data.kinds)
+        self.class_names, self.test_pairs = tuple(data.class_names), data.count("test")
         self._data: PairData | None = data
         self._answers: dict[str, Any] = {}
 
@@ -39,24 +34,15 @@ class ShownData:
     def restored(cls, facts: Mapping[str, Any], answers: Mapping[str, Any]) -> ShownData:
         """From what `kept` gave."""
         self = cls.__new__(cls)
-        self._facts, self._answers, self._data = dict(facts), dict(answers), None
+        self.name, self.note, self.kinds = facts["name"], facts["note"], tuple(facts["kinds"])
+        self.class_names, self.test_pairs = tuple(facts["class_names"]), facts["test_pairs"]
+        self._answers, self._data = dict(answers), None
         return self
 
     def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Facts as plain values, and the pairs as tensors by what was asked."""
-        return self._facts, self._answers
-
-    def __getattr__(self, name: str) -> Any:
-        """A fact, as `PairData` names it."""
-        facts = self.__dict__.get("_facts", {})
-        if name not in facts:
-            raise AttributeError(name)
-        return tuple(facts[name]) if isinstance(facts[name], list) else facts[name]
-
-    def count(self, split: str) -> int:
-        """Test pairs; reports name no other split's."""
-        assert split == "test"
-        return int(self._facts["test_pairs"])
+        facts = {"name": self.name, "note": self.note, "kinds": list(self.kinds)}
+        return {**facts, "class_names": list(self.class_names), "test_pairs": self.test_pairs}, self._answers
 
     def pairs(self, split: str, index: Tensor) -> Batch:
         """As in `PairData`."""

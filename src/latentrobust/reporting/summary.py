@@ -39,7 +39,11 @@ def in_short(measured_set: MeasuredSet | None, tests: Mapping[str, MeasuredModel
         if key in test.metrics:
             who = f"“{name}”, smoothed," if name else "The model, smoothed,"
             share = 100 * test.metrics[key]
-            sentences.append(f"{who} is proven right on {share:.0f} % at the median norm, whatever the attack.")
+            sure = 100 * (1 - test.certify.alpha) if test.certify is not None else 0.0
+            sentences.append(
+                f"{who} is certified right on {share:.0f} % at the median norm, whatever the attack within the set"
+                f" (each certificate holds with {sure:g} %)."
+            )
     return sentences
 
 

@@ -58,9 +58,8 @@ class Encoder(nn.Module):
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Sequential(nn.Linear(features * height * width, 256), nn.ReLU())
         self.mean, self.logvar = nn.Linear(256, latent), nn.Linear(256, latent)
-        for layer in (self.logvar,):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.logvar.weight)
+        nn.init.zeros_(self.logvar.bias)
 
     def forward(self, x: Tensor, x_tilde: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         h = self.hidden(self.features(torch.cat([x, x_tilde], 1)))
@@ -214,9 +213,9 @@ class Generator(nn.Module):
         self.copies = max(warps, 1)
         self.blur = Blur(channels) if blur else None
         self.light = Light(channels, light) if light else None
-        outputs = channels + (self.copies if self.copies > 1 else 0)
         self.residual = None
         if residual:
+            outputs = channels + (self.copies if self.copies > 1 else 0)  # and the shares of the copies
             self.residual = Residual(self.copies * channels, outputs, max(light, 4), residual, scales)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:  # noqa: D102
@@ -227,9 +226,8 @@ class Generator(nn.Module):
         if self.residual is not None:
             change = self.residual(copies.flatten(1, 2), code)
         image = copies[:, 0]
-        if self.copies > 1:
-            shares = torch.softmax(change[:, self.channels :], 1)[:, :, None] if change is not None else 1 / self.copies
-            image = (copies * shares).sum(1)
+        if self.copies > 1 and change is not None:
+            image = (copies * torch.softmax(change[:, self.channels :], 1)[:, :, None]).sum(1)
         if self.blur is not None:
             image = self.blur(image, code)
         if self.light is not None:
@@ -275,7 +273,7 @@ def structured(
     Args:
         image_shape: ``(C, H, W)``.
         latent: how many latents; an offset of noise in k of them has norm √k, so few are better.
-        warps: affine warps of the image, mixed pixel by pixel; 0 for none.
+        warps: affine warps of the image, which the residual network mixes pixel by pixel; 0 for none.
         field: points each way of a grid of displacements; 0 for none.
         blur: whether to blur and sharpen.
         light: points each way of the maps of gain and bias; 0 for none.
@@ -285,13 +283,16 @@ def structured(
         features: feature maps of the encoder.
 
     Raises:
-        InputError: for images too small for the encoder, no part at all, or more latents than values of an image.
+        InputError: for images too small for the encoder, no part at all, several warps that nothing mixes, or more
+            latents than values of an image.
     """
     channels, height, width = image_shape
     if min(height, width) < 8:
         raise InputError(f"structured needs images of at least 8×8 pixels, got {height}×{width}: choose mnist_fc")
     if not (warps or field or blur or light or residual):
         raise InputError("structured has every part switched off (warps, field, blur, light, residual): choose one")
+    if warps > 1 and not residual:
+        raise InputError(f"{warps} warps are mixed by the residual network: give residual, or warps=1")
     if latent > math.prod(image_shape):
         raise InputError(f"{latent} latents are more than the {math.prod(image_shape)} values of an image")
     return CVAE(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 from torch import Tensor
 
 from latentrobust.arguments import validated
 from latentrobust.errors import InputError
 from latentrobust.robustness.training.base import PairedData, Perturbed, Setting, TrainingPerturbation, Unperturbed
+from latentrobust.schedules import Moment, PiecewiseLinear
 
 
 @validated
@@ -41,32 +42,25 @@ class Curriculum(TrainingPerturbation):
         stretch_to: float | None = None,
     ) -> None:
         super().__init__(perturbation.ratio)
-        if len(values) != len(epochs) or not values or not all(0 <= value <= 1 for value in values):
-            raise InputError(
-                f"a curriculum needs as many shares of the radius, from 0 to 1, as epochs: got values {list(values)}"
-                f" and epochs {list(epochs)}"
-            )
-        if any(later < earlier for earlier, later in pairwise(values)):
-            raise InputError(f"the radii of a curriculum must not fall, got shares {list(values)}")
-        if epochs[0] != 0 or any(later <= earlier for earlier, later in pairwise(epochs)):
-            raise InputError(f"the epochs of a curriculum must rise from 0, got {list(epochs)}")
+        try:
+            self._shares = PiecewiseLinear(values, epochs, stretch_to)
+        except ValueError as error:
+            raise InputError(f"training_perturbation=curriculum: {error}") from None
+        if not all(0 <= value <= 1 for value in values) or any(later < earlier for earlier, later in pairwise(values)):
+            raise InputError(f"the radii of a curriculum must not fall: its shares, from 0 to 1, are {list(values)}")
         if values[-1] == 0:
             raise InputError("a curriculum whose radius stays 0 never uses its perturbation")
-        scale = 1.0 if stretch_to is None or epochs[-1] == 0 else stretch_to / epochs[-1]
         self.perturbation, self.warm_up = perturbation, warm_up
-        self.values, self.epochs = list(values), [scale * epoch for epoch in epochs]
 
     @property
     def last_begins(self) -> int:
         """The first epoch in which the perturbation is used."""
-        epoch = 0
-        while not self.share(epoch) and epoch <= self.epochs[-1]:
-            epoch += 1
-        return epoch
+        zeros = self._shares.epochs[self._shares.values == 0]
+        return math.floor(zeros[-1]) + 1 if len(zeros) else 0
 
     def share(self, epoch: int) -> float:
         """Of the radius, in an epoch."""
-        return float(np.interp(epoch, self.epochs, self.values))
+        return self._shares(Moment(epoch))
 
     def __call__(self, at: Setting) -> Perturbed:
         """What the epoch asks for, with its own ratio."""
