@@ -373,8 +373,10 @@ def test_a_published_configuration_says_what_a_checkpoint_holds(tmp_path, conten
     else:
         file, checkpoint = tmp_path / "config.json", tmp_path / "checkpoints" / "checkpoint_best.pth"
         file.write_text(json.dumps(content))
-    assert beside(checkpoint) == file
     found = read_published(file)
+    assert beside(checkpoint) == found
+    assert found.file == file
+    assert beside(checkpoint, "a network of another kind") is None
     assert (found.network, found.arguments, found.likelihood) == (network, arguments, likelihood)
 
 
@@ -389,9 +391,12 @@ def test_a_checkpoint_is_converted_by_its_configuration(tmp_path, capsys):
     main(command)
     perturbations = load_perturbation_set(tmp_path / "set")
     assert (perturbations.likelihood, perturbations.ball.shape) == ("gaussian", (8,))
+    (tmp_path / "config2.json").write_text(json.dumps({"model": UNET}))  # of a neighbour
+    main([*command, "--network", "resnet"])
+    (tmp_path / "config2.json").unlink()
     bad = {
         "two": ("another.json", {"model": UNET}, "holds several configurations"),
-        "contradicts": ("", {}, "--network mnist_fc contradicts"),
+        "contradicts": ("x.json", {"model": RESNET}, "--network mnist_fc contradicts"),
         "unknown": ("x.json", {"model": {"type": "vit"}}, "there is no network for the type vit"),
         "nothing": ("x.json", {"training": {}}, "it has no model"),
         "missing": ("x.json", {"model": {"type": "wideresnet"}}, "KeyError 'layers'"),

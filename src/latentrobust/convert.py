@@ -173,22 +173,23 @@ def _load(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path, n
 
 def _take_published(chosen: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
     """Fill in what is not said from the configuration beside the checkpoint; returns the network's arguments."""
-    file = chosen.config or beside(chosen.checkpoint)
-    if file is None:
+    published = read_published(chosen.config) if chosen.config else beside(chosen.checkpoint, chosen.network)
+    if published is None:
         if chosen.network is None:
             raise InputError(
                 "--network names what the checkpoint holds: no published configuration lies beside it (--config reads"
                 " one from elsewhere)"
             )
         return arguments
-    published = read_published(file)
     if chosen.network not in (None, published.network):
-        raise InputError(f"--network {chosen.network} contradicts {file}, which describes a {published.network}")
+        raise InputError(
+            f"--network {chosen.network} contradicts {published.file}, which describes a {published.network}"
+        )
     chosen.network = published.network
     chosen.likelihood = chosen.likelihood or published.likelihood
     if chosen.data is None and not {"mean", "std"} & set(arguments):
         chosen.data = published.data
-    print(f"configuration: {file} ({published.network})")
+    print(f"configuration: {published.file} ({published.network})")
     return {**published.arguments, **arguments}
 
 

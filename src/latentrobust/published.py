@@ -6,6 +6,7 @@ Wong & Kolter describe a model in a JSON file (``configs/mnist_stn_rts.json``); 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,22 +49,25 @@ class Published:
     file: Path | None = None
 
 
-def beside(checkpoint: str | Path) -> Path | None:
-    """The configuration in the folder of a checkpoint, or in the one above it; None where there is none.
+def beside(checkpoint: str | Path, network: str | None = None) -> Published | None:
+    """What a configuration in the folder of a checkpoint, or in the one above it, says; None where there is none.
+
+    Args:
+        checkpoint: the file.
+        network: what it is known to hold; configurations of others are passed over.
 
     Raises:
         InputError: if there are several.
     """
     folder = Path(checkpoint).absolute().parent
     for place in (folder, folder.parent):
-        hydra = place / ".hydra" / "config.yaml"
-        found = [hydra] if hydra.is_file() else []
-        found += [path for path in sorted(place.glob("*.json")) if _is_one(path)]
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
+        found = [_understood(path) for path in (place / ".hydra" / "config.yaml", *sorted(place.glob("*.json")))]
+        fitting = [each for each in found if each is not None and network in (None, each.network)]
+        if len(fitting) > 1:
+            names = ", ".join(each.file.name for each in fitting if each.file is not None)
             raise InputError(f"{place} holds several configurations ({names}): choose one with --config")
-        if found:
-            return found[0]
+        if fitting:
+            return fitting[0]
     return None
 
 
@@ -87,7 +91,7 @@ def read_published(path: str | Path) -> Published:
         if isinstance(error, InputError):
             raise InputError(f"{path}: {error}") from None
         raise InputError(f"{path} is not {WITHIN}: {type(error).__name__} {one_line(error)}") from None
-    return Published(**{**vars(found), "file": path})
+    return dataclasses.replace(found, file=path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -107,13 +111,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_one(path: Path) -> bool:
+def _understood(path: Path) -> Published | None:
+    """What a file says, if it is there and a published configuration."""
     try:
-        content = _read(path)
+        return read_published(path) if path.is_file() else None
     except InputError:
-        return False
-    model = content.get("model")
-    return isinstance(model, Mapping) and model.get("type") in {*SETS, *MODELS}
+        return None
 
 
 def _perturbation_learning(content: Mapping[str, Any], model: Mapping[str, Any]) -> Published:
