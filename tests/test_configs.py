@@ -13,6 +13,7 @@ from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
+from latentrobust.robustness.assessor import RobustSettings
 from latentrobust.robustness.attacks import APGD, PGD, Attack, RandomSearch, latent_autoattack
 from latentrobust.schedules import Moment
 from latentrobust.stages import variants
@@ -288,3 +289,15 @@ def test_published_values_that_had_been_left_out(composed):
         composed("train", "experiment=mnist/rts_adversarial", "perturbation_set.path=x").training_perturbation.start
         == "zero"
     )
+
+
+def test_python_attacks_by_default_as_the_command_does(composed):
+    """And both with more than PGD."""
+    cfg = composed("evaluate", "data=digits", "perturbation_set=rts", "evaluation=model", "paths.output_dir=x")
+    ours, theirs = RobustSettings(), instantiate(cfg.evaluation.robust, _convert_="all")
+    assert not ours.only_pgd
+    assert {name: repr(attack) for name, attack in ours.attacks.items()} == {
+        name: repr(attack) for name, attack in theirs.attacks.items()
+    }
+    paper = composed("evaluate", "data=digits", "perturbation_set=rts", "evaluation/robust=paper", "paths.output_dir=x")
+    assert instantiate(paper.evaluation.robust, _convert_="all").only_pgd

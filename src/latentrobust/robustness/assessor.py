@@ -18,7 +18,7 @@ from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.attacks import PGD, Attack, Found, WorstOf
+from latentrobust.robustness.attacks import PGD, Attack, Found, WorstOf, latent_autoattack
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
 from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
@@ -33,19 +33,25 @@ Radius = NonNegative | RadiusName
 PROBES = 8  # noisy versions of the first image whose logits tell a model from another
 
 
+def default_attacks() -> dict[str, Attack]:
+    """The paper's PGD, and a short latent AutoAttack, as the command line has them by default."""
+    short = latent_autoattack(steps=20, restarts=2, targets=3, draws=20, refinements=40)
+    return {"pgd": PGD(), "short_autoattack": short}
+
+
 @validated
 @dataclass(frozen=True)
 class RobustSettings:
     """Attacks and radii.
 
     Args:
-        attacks: by name; the worst case is taken over all of them.
+        attacks: by name; the worst case is taken over all of them. By default PGD and a short latent AutoAttack.
         radii: numbers, ``"p25"``, ``"p50"``, ``"p75"`` (percentiles of the latent norms stored with the set) or
             ``"full"``; null for the percentiles that the set stores, and full. Radius 0 is always reported too.
         examples: attack the first so many; null for all.
     """
 
-    attacks: Mapping[str, Attack] = field(default_factory=lambda: {"pgd": PGD()})
+    attacks: Mapping[str, Attack] = field(default_factory=default_attacks)
     radii: Sequence[Radius] | None = None
     examples: Count | None = None
 
