@@ -28,7 +28,7 @@ def pooled_cnn(
 ) -> nn.Module:
     """Convolutions that halve the image until little is left, then the maximum of each feature over all places.
 
-    Where perturbations move the object, the maximum is worth more than any way of training: see ``docs/results.md``.
+    Where perturbations move the object, the maximum was worth more than adversarial training: see ``docs/results.md``.
 
     Args:
         image_shape: ``(C, H, W)`` of any size.

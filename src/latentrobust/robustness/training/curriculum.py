@@ -18,8 +18,8 @@ from latentrobust.schedules import Moment, PiecewiseLinear
 class Curriculum(TrainingPerturbation):
     """Perturbed data first, then another perturbation within a growing share of its radius.
 
-    An adversary at the full radius from the start often teaches a model nothing at all: it gives one class to every
-    image. A model that knows the data's own perturbations first becomes more robust, and stays right on them.
+    A model that meets the full radius at once may end at giving one class to every image; one that knows the data's own
+    perturbations first does not. ``docs/results.md`` compares it with as many steps of augmentation alone.
 
     Args:
         perturbation: that is trained for in the end.
