@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentrobust.data.module import PairModule
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
-from latentrobust.networks.automatic import Choice, choose_classifier, choose_cvae, choose_flow
+from latentrobust.networks.automatic import ANY_SIZE, Choice, choose_classifier, choose_cvae, choose_flow
 from latentrobust.run_folder import say
 
 AUTO = "auto"
@@ -18,7 +18,7 @@ NETWORKS = "latentrobust.networks."
 
 
 def take_sizes(cfg: DictConfig, data: PairModule) -> None:
-    """Replace networks called ``auto``, and give those of own pairs the data's sizes, in place.
+    """Replace networks called ``auto``; give those of own pairs, and those for any size, the data's sizes, in place.
 
     Networks of published experiments keep the sizes that their configuration says, which are checked later.
 
@@ -36,7 +36,7 @@ def take_sizes(cfg: DictConfig, data: PairModule) -> None:
             said = {str(name): value for name, value in node.items() if name not in ("_target_", "name")}
             _replace(node, {**chosen.arguments, **said}, chosen.name)
             say(f"{key}: {chosen.name}, because {chosen.reason}")
-        elif isinstance(data, GivenPairs):
+        elif isinstance(data, GivenPairs) or node.get("name") in ANY_SIZE:
             _replace(node, _of_data(cfg, key, node, data))
 
 
@@ -64,8 +64,9 @@ def _chosen(key: str, target: str, data: PairModule) -> Choice:
     raise InputError(f"{key}: no network of {target.rpartition('.')[0]} can be chosen automatically: name one")
 
 
-def _of_data(cfg: DictConfig, key: str, node: DictConfig, data: GivenPairs) -> dict[str, Any]:
+def _of_data(cfg: DictConfig, key: str, node: DictConfig, data: PairModule) -> dict[str, Any]:
     """Sizes that nobody has named on the command line, by argument."""
+    data.setup()
     named = {override.lstrip("+~").partition("=")[0] for override in cfg.get("overrides") or ()}
     channels = data.image_shape[0]
     sizes: dict[str, Any] = {

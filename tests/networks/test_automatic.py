@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from latentrobust.data.pairs.given import GivenPairs
@@ -98,3 +99,26 @@ def test_auto_says_what_it_chose_and_why(capsys):
     said = capsys.readouterr().out
     assert "learner.network: structured, because images have 10×12 pixels" in said
     assert "model: wide_resnet, because" in said
+
+
+@pytest.mark.parametrize("data", ["digits", "photos"])
+def test_networks_for_any_size_take_it_from_any_data(composed, data):
+    """Also from the package's own data, whose other networks have the sizes of their papers."""
+    cfg = composed(
+        "train", f"data={data}", "learner/network=structured", "model=pooled_cnn", "paths.output_dir=x",
+        "learner.network.latent=5000" if data == "digits" else "learner.network.latent=4",
+    )  # fmt: skip
+    module = instantiate(cfg.data, _convert_="all")
+    take_sizes(cfg, module)
+    assert list(cfg.learner.network.image_shape) == list(cfg.model.image_shape) == list(module.image_shape)
+    assert cfg.model.classes == module.classes
+    named = composed(
+        "train",
+        f"data={data}",
+        "learner/network=structured",
+        "learner.network.image_shape=[1,8,8]",
+        "paths.output_dir=x",
+    )
+    named.overrides = ["learner.network.image_shape=[1,8,8]"]  # as the command line leaves them
+    take_sizes(named, module)
+    assert named.learner.network.image_shape == [1, 8, 8]

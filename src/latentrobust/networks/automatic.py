@@ -11,6 +11,7 @@ from latentrobust.networks.unet import map_sizes
 
 SMALLEST_MAP = 6  # pixels each way that a UNet's last feature maps keep, or nearly
 LARGEST_POOL = 24  # pixels each way of the maps that linear layers see: more would make these the whole network
+ANY_SIZE = ("structured", "pooled_cnn")  # made for images of any size and colour, which they take from the data
 SMALL, MIDDLE = 32 * 32, 128 * 128
 
 
