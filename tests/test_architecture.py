@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"transforms"},
     "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
-    "benchmark": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
+    "benchmark": {"learners", "perturbation_sets", "robustness", "networks", "transforms", "data"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},
 }
 EVERYWHERE = {

@@ -8,7 +8,7 @@ from latentrobust.benchmark import flows as benchmark_flow
 from latentrobust.benchmark import unets as benchmark_unets
 from latentrobust.networks import cvae
 
-SMALL = (("narrow", {"name": "wide_resnet", "depth": 10, "width": 1}, 8),)
+SMALL = (("narrow", {"name": "wide_resnet", "depth": 10, "width": 1}, {"cpu": 8}),)
 
 
 def test_data_benchmark_prints_and_writes_both_rates(tmp_path, capsys):
@@ -35,6 +35,17 @@ def test_attack_and_certify_measure_what_they_say(monkeypatch):
     assert rows["certify_adaptive"]["draws_ratio"] > 4
     gaps = [value for name, value in rows["certify_adaptive"].items() if name.startswith("gap_at")]
     assert all(abs(gap) <= 0.005 for gap in gaps)
+
+
+def test_training_steps_of_cvaes_are_measured(monkeypatch, capsys):
+    networks = (("mnist_fc", {"hidden": 8, "latent": 4}, "bernoulli", {"cpu": 4}),)
+    networks += (("structured", {"residual": 4}, "gaussian", {"cpu": 2}),)
+    monkeypatch.setattr("latentrobust.benchmark.cvaes.NETWORKS", networks)
+    main(["cvae", "--seconds", "0"])
+    out = capsys.readouterr().out
+    assert "measuring cvae" in out
+    assert "cvae/mnist_fc" in out
+    assert "cvae/structured" in out
 
 
 def test_both_sides_are_measured_in_turns():

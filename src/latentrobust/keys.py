@@ -58,6 +58,7 @@ class Purpose(IntEnum):
     AFTER = 124
     MIXUP = 125
     VIEWS = 126
+    LATER_DRAWS = 127  # and their number
     # Within the measurement of a set.
     EXPECTED = 130
     OVER = 131

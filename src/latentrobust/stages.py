@@ -34,7 +34,8 @@ from latentrobust.tasks.classification import ClassificationTask
 from latentrobust.values import check_values
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
-WITH_RADIUS = ("Adversarial", "FastAdversarial", "Sample", "Gaussian")  # training perturbations within one
+# Training perturbations within a radius, and those within the one that their noise certifies.
+WITH_RADIUS, WITH_TARGET = ("Adversarial", "FastAdversarial", "Sample"), ("Gaussian", "SmoothAdversarial")
 VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 # Entries of the configuration that decide what a set or a model becomes.
 SET_KEYS = ("seed", "data", "learner", "trainer", "callbacks")
@@ -282,10 +283,12 @@ def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
         return trained_for(list(training["stages"].values())[-1])
     if target == "Curriculum":
         return trained_for(training.get("perturbation"))
+    if target in WITH_TARGET:
+        return training.get("target")
     if target not in WITH_RADIUS or training.get("norm") is not None:  # of another ball than the set's
         return None
-    radius = training.get("target" if target == "Gaussian" else "radius")
-    return "full" if radius is None and target != "Gaussian" else radius
+    radius = training.get("radius")
+    return "full" if radius is None else radius
 
 
 def stored_training(path: str | Path) -> Mapping[str, Any] | None:

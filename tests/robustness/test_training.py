@@ -13,7 +13,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets import LatentBall, PixelBall
 from latentrobust.robustness import training
 from latentrobust.robustness.criteria import cross_entropy
-from latentrobust.robustness.objectives import Consistency, MaxCleanAdversarial, Standard, Trades
+from latentrobust.robustness.objectives import Consistency, MaxCleanAdversarial, NoiseConsistency, Standard, Trades
 from latentrobust.robustness.statistics import Fixed, noise_level
 from latentrobust.robustness.training import Setting
 from latentrobust.transforms import random
@@ -40,7 +40,10 @@ EVERY = {
     "best": lambda ratio: training.Adversarial(steps=3, keep_best=True, start="zero", ratio=ratio),
     "encoded": lambda ratio: training.Adversarial(steps=3, start="encoded", ratio=ratio),
     "fast_adversarial": lambda ratio: training.FastAdversarial(ratio=ratio),
+    "n_fgsm": lambda ratio: training.FastAdversarial(noise=2.0, relative_step=1.0, projected=False, ratio=ratio),
+    "smooth_adversarial": lambda ratio: training.SmoothAdversarial(sigma=0.02, draws=1, ratio=ratio),
 }
+OUTSIDE = ("gaussian", "n_fgsm", "smooth_adversarial")  # what is defended is one thing, what is trained on another
 
 
 @pytest.mark.parametrize("name", list(EVERY))
@@ -62,7 +65,7 @@ def test_perturbations_are_drawn_by_key_and_stay_in_the_set(name):
     torch.testing.assert_close(images, EVERY[name](1.0)(at).images)
     part = torch.arange(5, 12)
     torch.testing.assert_close(EVERY[name](1.0)(at.select(part)).images, images[part])
-    if name != "gaussian":
+    if name not in OUTSIDE:
         assert (images - at.batch.x).abs().max() <= 0.05 + 1e-9
 
 
@@ -291,3 +294,70 @@ def test_a_divergence_that_is_flat_at_the_centre_is_climbed_all_the_same():
     at = setting(Linear(classes=3), objective=Trades())
     moved = training.Adversarial(steps=3)(at).images - at.batch.x
     assert (moved.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_n_fgsm_steps_from_wide_noise_and_is_not_projected():
+    at = setting(perturbations=ball("linf", 0.05), count=200)
+    method = training.FastAdversarial(noise=2.0, relative_step=1.0, projected=False)
+    moved = (method(at).images - at.batch.x).flatten(1).abs().amax(1)
+    assert (moved > 0.1).double().mean() > 0.9
+    assert moved.max() <= 0.15 + 1e-9
+    # Without noise it is one step of the radius: the worst case of a linear model.
+    still = training.FastAdversarial(noise=1e-9, relative_step=1.0, projected=False)(at).images
+    worst = training.Adversarial(steps=5, start="zero")(at).images
+    torch.testing.assert_close(still, worst, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [training.Gaussian, training.SmoothAdversarial])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_several_draws_per_image_come_one_after_the_other(make, ratio):
+    at = setting(count=40)
+    one, three = (make(sigma=0.02, draws=draws, ratio=ratio)(at) for draws in (1, 3))
+    assert three.images.shape == (120, *SHAPE)
+    assert torch.equal(three.targets, at.batch.labels.repeat(3))
+    first, second, _ = three.images.chunk(3)
+    same = (second == at.batch.x).flatten(1).all(1)
+    assert 0.3 < same.double().mean() < 0.7 if ratio == 0.5 else not same.any()
+    if make is training.Gaussian:
+        torch.testing.assert_close(first, one.images)
+    assert not torch.equal(first[~same], second[~same])
+
+
+def test_smoothadv_moves_all_draws_of_an_image_alike_and_uphill():
+    at = setting(perturbations=ball("l2", 0.3), count=50)
+    noisy = training.Gaussian(sigma=0.01, draws=4)(at).images.unflatten(0, (4, -1))
+    worst = training.SmoothAdversarial(sigma=0.01, draws=4, steps=3, relative_step=0.5)(at).images.unflatten(0, (4, -1))
+    moves = worst - noisy
+    torch.testing.assert_close(moves, moves[:1].expand_as(moves))
+    torch.testing.assert_close(moves[0].flatten(1).norm(dim=1), torch.full((50,), 0.3, dtype=torch.float64))
+    # Of a linear model with two classes the smoothed loss grows along the weights alone.
+    labels = at.batch.labels.repeat(4)
+    losses = [cross_entropy(at.model(images.flatten(0, 1)), labels).mean() for images in (noisy, worst)]
+    assert losses[1] > losses[0]
+    exact = training.Adversarial(steps=3, relative_step=0.5)(at).images - at.batch.x
+    torch.testing.assert_close(moves[0], exact, rtol=0, atol=1e-6)
+
+
+def test_noise_consistency_by_hand():
+    x, y = torch.rand(3, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 1])
+    model, draws = Linear(), torch.rand(6, *SHAPE, dtype=torch.float64)
+    step = NoiseConsistency(weight=3.0, entropy=0.5)(model, x, draws, y.repeat(2))
+    p = model(draws).softmax(1).unflatten(0, (2, 3))
+    mean = p.mean(0)
+    divergence = (mean * (mean.log() - p.log())).sum(2).mean(0)
+    entropy = -(mean * mean.log()).sum(1)
+    plain = -p[:, torch.arange(3), y].log().mean(0)
+    torch.testing.assert_close(step.loss, plain + 3 * divergence + 0.5 * entropy)
+    assert step.logits.shape == (6, 2)
+    alone = NoiseConsistency(weight=3.0, entropy=0.0)(model, x, draws[:3], y)
+    torch.testing.assert_close(alone.loss, cross_entropy(model(draws[:3]), y))
+
+
+@pytest.mark.parametrize("objective", [Standard(), MaxCleanAdversarial(), Trades(), Consistency(lambda x, _: x)])
+def test_objectives_take_several_draws_of_an_image(objective):
+    at = setting(count=7)
+    images, targets = training.Gaussian(sigma=0.02, draws=2)(at)
+    keys = torch.cat([at.keys, at.keys])
+    both = objective(at.model, at.batch.x, images, targets, keys).loss
+    apart = [objective(at.model, at.batch.x, part, at.batch.labels, at.keys).loss for part in images.chunk(2)]
+    torch.testing.assert_close(both, torch.cat(apart))

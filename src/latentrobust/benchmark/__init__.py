@@ -15,6 +15,7 @@ from rich.table import Table
 from latentrobust.benchmark.attacks import attack
 from latentrobust.benchmark.certification import certify
 from latentrobust.benchmark.corruptions import corruptions
+from latentrobust.benchmark.cvaes import training
 from latentrobust.benchmark.flows import flow
 from latentrobust.benchmark.measuring import Row
 from latentrobust.benchmark.pairs import data
@@ -23,6 +24,7 @@ from latentrobust.benchmark.unets import unet
 LOOPS: dict[str, Callable[..., list[Row]]] = {
     "data": data,
     "corruptions": corruptions,
+    "cvae": training,
     "attack": attack,
     "certify": certify,
     "flow": flow,
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in chosen.loops or LOOPS:
         options: dict[str, Any] = {"bf16": True} if chosen.bf16 and name not in ("data", "corruptions") else {}
         options |= {"compiled": chosen.compile, "batch": chosen.batch} if name == "flow" else {}
+        print(f"measuring {name}", flush=True)
         rows += LOOPS[name](torch.device(chosen.device), chosen.seconds, **options)
     table = Table("loop", "shape", "samples/s", "plain loop", "ratio", "peak MB", caption=f"on {rows[0]['device']}")
     for row in rows:

@@ -29,7 +29,8 @@ STEPS, RELATIVE_STEP = 7, 0.2
 def attack(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
     """The inner maximisation alone, and the whole adversarial training step, for each classifier."""
     rows = []
-    for name, arguments, batch in CLASSIFIERS:
+    for name, arguments, batches in CLASSIFIERS:
+        batch = batches[device.type]
         x, y = torch.rand(batch, 3, 32, 32, device=device), torch.randint(0, 10, (batch,), device=device)
         ours = _Ours(*cifar(arguments, device), x, y, bf16)
         plain = _Plain(*cifar(arguments, device), x, y)

@@ -22,7 +22,8 @@ DRAWS, SELECTION = 24, 8  # noise samples an image in one measurement
 def certify(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
     """Noise samples a second for each classifier; what stopping early saves; bounds a second."""
     rows = []
-    for name, arguments, batch in CLASSIFIERS:
+    for name, arguments, batches in CLASSIFIERS:
+        batch = batches[device.type]
         x = torch.rand(batch, 3, 32, 32, device=device)
         model, perturbations = cifar(arguments, device)
         channels_last(model, perturbations)

@@ -18,10 +18,10 @@ from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets import CVAESet
 
 Row = dict[str, Any]
-# Name, builder and batch of the classifiers behind the CIFAR-size residual set; weights are random.
-CLASSIFIERS: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("wrn_28_10", {"name": "wide_resnet", "depth": 28, "width": 10}, 8),
-    ("preactresnet18", {"name": "preactresnet18"}, 16),
+# Name, builder, and batch on a CPU and on a GPU, of the classifiers behind the CIFAR-size residual set; random weights.
+CLASSIFIERS: tuple[tuple[str, dict[str, Any], dict[str, int]], ...] = (
+    ("wrn_28_10", {"name": "wide_resnet", "depth": 28, "width": 10}, {"cpu": 8, "cuda": 128}),
+    ("preactresnet18", {"name": "preactresnet18"}, {"cpu": 16, "cuda": 128}),
 )
 RADIUS = 28.0
 

@@ -77,6 +77,21 @@ def climb(objective: Objective, start: Tensor, rule: Rule, steps: int, *, evalua
     return u
 
 
+class Climbed:
+    """A function as an objective of `climb`; nothing is remembered."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], project: Projection) -> None:
+        self.function, self.project = function, project
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The function's values."""
+        return self.function(u)
+
+    def narrow(self) -> Tensor | None:
+        """All examples stay."""
+        return None
+
+
 class Ascent(NamedTuple):
     """The best iterate of each example: ``offsets [*batch, *shape]`` and the objective there, ``values [*batch]``."""
 

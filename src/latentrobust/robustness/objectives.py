@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -22,7 +23,7 @@ AttackLoss = Callable[[Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """Losses ``[B]``, and the logits of the perturbed images."""
+    """Losses, one per perturbed image or per example, and the logits of the perturbed images."""
 
     loss: Tensor
     logits: Tensor
@@ -40,7 +41,15 @@ class TrainingObjective(Protocol):
     def __call__(
         self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
     ) -> Step:
-        """Losses of a batch; ``targets`` are labels or probabilities, ``keys [B]`` of what is random in it."""
+        """Losses of a batch.
+
+        Args:
+            model: images in [0, 1] to logits.
+            x: the images ``[B, *image]``.
+            perturbed: ``[m · B, *image]``, m draws of each, all first ones before all second ones.
+            targets: ``[m · B]`` labels, or probabilities ``[m · B, K]``.
+            keys: ``[m · B]``, of what is random in it.
+        """
 
 
 class Standard:
@@ -66,7 +75,8 @@ class MaxCleanAdversarial(Standard):
     ) -> Step:
         """Two passes of the model."""
         step = super().__call__(model, x, perturbed, targets, keys)
-        return Step(torch.maximum(step.loss, cross_entropy(logits_of(model, x), targets)), step.logits)
+        clean = _for_draws(logits_of(model, x), perturbed)
+        return Step(torch.maximum(step.loss, cross_entropy(clean, targets)), step.logits)
 
 
 @validated
@@ -92,7 +102,7 @@ class Trades:
         self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
     ) -> Step:
         """Two passes of the model."""
-        clean, logits = logits_of(model, x), logits_of(model, perturbed)
+        clean, logits = _for_draws(logits_of(model, x), perturbed), logits_of(model, perturbed)
         divergence = _divergence(clean.log_softmax(1), logits.log_softmax(1), targets)
         return Step(cross_entropy(clean, targets) + self.beta * divergence, logits)
 
@@ -119,7 +129,7 @@ class Consistency(Standard):
     ) -> Step:
         """One pass on three times the images."""
         if keys is None:
-            keys = random.fresh_keys(len(x), device=x.device)
+            keys = random.fresh_keys(len(perturbed), device=x.device)
         own = random.fold_in(keys, Purpose.VIEWS)
         views = [self.augmentation(perturbed, random.fold_in(own, number)) for number in range(2)]
         logits = model(torch.cat([perturbed, *views])).chunk(3)
@@ -127,6 +137,40 @@ class Consistency(Standard):
         mixture = (sum(probabilities[1:], probabilities[0]) / 3).clamp(1e-7, 1).log()
         divergence = torch.stack([_divergence(part.log_softmax(1), mixture, targets) for part in logits]).mean(0)
         return Step(cross_entropy(logits[0], targets) + self.weight * divergence, logits[0])
+
+
+@validated
+class NoiseConsistency(Standard):
+    """Cross-entropy, plus how much the predictions for several noisy draws differ (Jeong & Shin 2020).
+
+    ``weight · mean_i KL(p̄ ‖ p_i) + entropy · H(p̄)``, p̄ the mean of the predictions p_i for the draws of an example: a
+    smoothed model whose votes agree is certified further. Needs a perturbation with ``draws`` of 2 or more.
+
+    Args:
+        weight: λ of the paper, 5 to 20 in its experiments.
+        entropy: η of the paper, 0.5 in its experiments.
+    """
+
+    def __init__(self, weight: NonNegative = 10.0, entropy: NonNegative = 0.5) -> None:
+        self.weight, self.entropy = weight, entropy
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
+        """One pass of the model; losses ``[B]``."""
+        step = super().__call__(model, x, perturbed, targets, keys)
+        y = targets[: len(x)]
+        each = step.logits.log_softmax(1).unflatten(0, (-1, len(x)))
+        mean = each.logsumexp(0) - math.log(len(each))
+        apart = torch.stack([_divergence(mean, one, y) for one in each]).mean(0)
+        uncertainty = over_positions(-(mean.exp() * mean).sum(1), y)
+        loss = step.loss.unflatten(0, (-1, len(x))).mean(0)
+        return Step(loss + self.weight * apart + self.entropy * uncertainty, step.logits)
+
+
+def _for_draws(clean: Tensor, perturbed: Tensor) -> Tensor:
+    """Logits of the examples, a copy for each of their draws."""
+    return clean.repeat(len(perturbed) // len(clean), *[1] * (clean.dim() - 1))
 
 
 @dataclass(frozen=True)

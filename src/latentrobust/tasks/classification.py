@@ -26,6 +26,7 @@ from latentrobust.robustness.criteria import Classification, Criterion, PixelAcc
 from latentrobust.robustness.objectives import Standard, TrainingObjective
 from latentrobust.robustness.training import Curriculum, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
+from latentrobust.robustness.training.base import repeated
 from latentrobust.schedules import Schedule
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.tasks.store import CHECKPOINT_KEY, describe_model
@@ -179,13 +180,16 @@ class ClassificationTask(Scheduled):
         batch = self._augmented(batch, keys)
         setting = Setting(self.model, self.perturbations, batch, keys, self.objective.attack_loss)
         images, targets = self.training_perturbation(setting)
+        keys = _keys_of_draws(keys, len(images) // len(keys))
         images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, Purpose.AFTER))
         if self.augmentation.mixup is not None:
             targets = F.one_hot(targets, self._outputs).to(images.dtype)
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
         step = self.objective(self.model, batch.x, images, targets, keys)
         loss = step.loss.mean()
-        right = self.criterion.accuracy(step.logits.detach(), batch.labels).nanmean()
+        right = self.criterion.accuracy(
+            step.logits.detach(), repeated(batch.labels, len(images) // len(batch))
+        ).nanmean()
         for name, value in (("loss", loss.detach()), ("accuracy", right)):
             metric: Any = self.fit_metrics[name]
             metric.update(value, len(batch.index))
@@ -262,6 +266,12 @@ class ClassificationTask(Scheduled):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the values: the training may have ended already."""
         self.fitted = dict(checkpoint.get("fitted", {}))
+
+
+def _keys_of_draws(keys: Tensor, draws: int) -> Tensor:
+    """Keys ``[draws · B]`` of several images per example; the first ones are the examples' own."""
+    later = [random.fold_in(random.fold_in(keys, Purpose.LATER_DRAWS), number) for number in range(1, draws)]
+    return torch.cat([keys, *later])
 
 
 def check_centred(data: PairData) -> None:

@@ -14,7 +14,7 @@ from latentrobust.robustness.training.base import (
     Unperturbed,
 )
 from latentrobust.robustness.training.curriculum import Curriculum
-from latentrobust.robustness.training.draws import Gaussian, RandomizedLA, Sample
+from latentrobust.robustness.training.draws import Gaussian, RandomizedLA, Sample, SmoothAdversarial
 
 __all__ = [
     "Adversarial",
@@ -28,6 +28,7 @@ __all__ = [
     "Sample",
     "Schedule",
     "Setting",
+    "SmoothAdversarial",
     "TrainingPerturbation",
     "Unperturbed",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -13,7 +12,7 @@ from latentrobust.arguments import Count, Positive, PositiveShare, RadiusName, S
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets.ascent import FixedStep, Projection, climb, frozen, projected_ascent
+from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, frozen, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.attacks.gradient import Start
@@ -69,8 +68,8 @@ class Adversarial(TrainingPerturbation):
         with frozen(model):
             loss = at.loss_for(model, batch.x, self._targets(model, batch))
             start = self._begin(s, at, ball, getattr(loss, "flat_at_centre", False))
-            project = partial(s.project, ball=ball)
-            objective = _Climbed(lambda u: loss(logits_of(model, s.decode(u))), project)
+            project = partial(s.project, ball=self._bound(ball))
+            objective = Climbed(lambda u: loss(logits_of(model, s.decode(u))), project)
             if self.keep_best:
                 u = projected_ascent(
                     objective, start, ball, steps=self.steps, relative_step=self.relative_step, project=project
@@ -79,6 +78,10 @@ class Adversarial(TrainingPerturbation):
                 u = climb(objective, start, FixedStep(ball, self.relative_step), self.steps, evaluate_last=False)
         with torch.no_grad():
             return s.decode(u)
+
+    def _bound(self, ball: LatentBall) -> LatentBall:
+        """Where the search stays."""
+        return ball
 
     def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.labels == "given":
@@ -108,12 +111,17 @@ class CatastrophicOverfittingError(RuntimeError):
 class FastAdversarial(Adversarial):
     """One long step from a random start (Wong, Rice & Kolter 2020), with a detector of catastrophic overfitting.
 
+    With ``noise=2``, ``relative_step=1`` and ``projected=False`` it is N-FGSM (de Jorge et al. 2022), whose images may
+    lie outside the ball that is defended: larger noise, and no projection, is what keeps one step from overfitting.
+
     Every ``check_every`` batches the model's accuracy under the one-step attack is compared with that under a search of
     ``check_steps`` steps on a part of the batch.
 
     Args:
         radius: as for `Adversarial`.
         relative_step: of the one step; above 1 it can cross the ball.
+        noise: radius of the ball in which the start is drawn uniformly, as a share of the radius.
+        projected: whether the step ends inside the ball.
         check_every: batches between two checks.
         check_steps: of the stronger search.
         check_size: examples that are checked.
@@ -128,6 +136,8 @@ class FastAdversarial(Adversarial):
         self,
         radius: Positive | RadiusName | None = None,
         relative_step: Positive = 1.25,
+        noise: Positive = 1.0,
+        projected: bool = True,
         check_every: Count = 100,
         check_steps: Count = 10,
         check_size: Count = 64,
@@ -135,6 +145,7 @@ class FastAdversarial(Adversarial):
         ratio: Share = 1.0,
     ) -> None:
         super().__init__(radius, 1, relative_step, "random", ratio=ratio)
+        self.noise, self.projected = noise, projected
         self.check_every, self.check_size, self.tolerance = check_every, check_size, tolerance
         self.strong = Adversarial(radius, check_steps, relative_step=2.5 / check_steps, keep_best=True)
         self._batches = 0
@@ -149,6 +160,12 @@ class FastAdversarial(Adversarial):
             self._check(at.model, images[part], self.strong.perturb(few), few.batch)
         return images
 
+    def _bound(self, ball: LatentBall) -> LatentBall:
+        return ball if self.projected else ball.with_radius((self.noise + self.relative_step) * ball.radius)
+
+    def _begin(self, s: SetAt, at: Setting, ball: LatentBall, flat: bool) -> Tensor:
+        return super()._begin(s, at, ball.with_radius(self.noise * ball.radius), flat)
+
     def _check(self, model: nn.Module, one_step: Tensor, searched: Tensor, batch: Batch) -> None:
         with frozen(model), torch.no_grad():
             weak, strong = (
@@ -161,16 +178,3 @@ class FastAdversarial(Adversarial):
                 f" {strong:.2f} under {self.strong.steps} steps; use the best checkpoint so far, or lower"
                 " training_perturbation.relative_step or radius, or training_perturbation=adversarial"
             )
-
-
-class _Climbed:
-    """A function as an objective of `climb`; nothing is remembered."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], project: Projection) -> None:
-        self.function, self.project = function, project
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.function(u)
-
-    def narrow(self) -> Tensor | None:
-        return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentrobust.arguments import Share, validated
+from latentrobust.arguments import Count, Share, validated
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -83,7 +83,10 @@ def checked_norm(norm: Norm | None) -> Norm | None:
 
 
 class Perturbed(NamedTuple):
-    """Images ``[B, *image]`` to train on, and their targets: labels, or probabilities ``[B, K]``."""
+    """Images to train on and their labels: ``[B, *image]`` and ``[B]``, or ``[m · B, …]`` for m draws per image.
+
+    All images' first draws come before all second ones.
+    """
 
     images: Tensor
     targets: Tensor
@@ -94,24 +97,31 @@ class TrainingPerturbation(ABC):
 
     Args:
         ratio: the probability with which each example is perturbed, drawn by its key.
+        draws: perturbed images per example; all but the perturbations by noise make one.
     """
 
-    def __init__(self, ratio: Share = 1.0) -> None:
-        self.ratio = ratio
+    def __init__(self, ratio: Share = 1.0, draws: Count = 1) -> None:
+        self.ratio, self.draws = ratio, draws
 
     @abstractmethod
     def perturb(self, at: Setting) -> Tensor:
-        """Images ``[B, *image]``, all of them perturbed."""
+        """Images ``[draws · B, *image]``, all of them perturbed; all first draws before all second ones."""
 
     def __call__(self, at: Setting) -> Perturbed:
         """Perturb a batch; the model comes back as it was, in training mode."""
+        labels = repeated(at.batch.labels, self.draws)
         if self.ratio == 1:
-            return Perturbed(self.perturb(at), at.batch.labels)
-        images = at.batch.x.clone()
+            return Perturbed(self.perturb(at), labels)
+        images = repeated(at.batch.x, self.draws).unflatten(0, (self.draws, -1)).clone()
         chosen = (random.uniform(random.fold_in(at.keys, Purpose.CHOICE)) < self.ratio).nonzero()[:, 0]
         if len(chosen):
-            images[chosen] = self.perturb(at.select(chosen))
-        return Perturbed(images, at.batch.labels)
+            images[:, chosen] = self.perturb(at.select(chosen)).unflatten(0, (self.draws, -1))
+        return Perturbed(images.flatten(0, 1), labels)
+
+
+def repeated(values: Tensor, times: int) -> Tensor:
+    """``values [B, …]`` one copy after another: ``[times · B, …]``; themselves for one."""
+    return values if times == 1 else values.repeat(times, *[1] * (values.dim() - 1))
 
 
 class Unperturbed(TrainingPerturbation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from latentrobust.arguments import Count, Positive, Probability, RadiusName, Share, validated
 from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, frozen
+from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
+from latentrobust.robustness.criteria import cross_entropy, logits_of
 from latentrobust.robustness.radii import certified_radii
 from latentrobust.robustness.statistics import Fixed, GroupSequential, noise_level
 from latentrobust.robustness.training.base import Setting, TrainingPerturbation, checked_norm
@@ -48,6 +51,7 @@ class Gaussian(TrainingPerturbation):
         alpha: its error probability.
         adaptive: whether it will be adaptive.
         ratio: share perturbed.
+        draws: noisy images per example and step.
     """
 
     def __init__(
@@ -58,8 +62,9 @@ class Gaussian(TrainingPerturbation):
         alpha: Probability = 0.001,
         adaptive: bool = True,
         ratio: Share = 1.0,
+        draws: Count = 1,
     ) -> None:
-        super().__init__(ratio)
+        super().__init__(ratio, draws)
         self.sigma, self.target = sigma, target
         self.procedure = GroupSequential(n, alpha) if adaptive else Fixed(n, alpha)
 
@@ -71,11 +76,73 @@ class Gaussian(TrainingPerturbation):
         return noise_level(max(targets), procedure=self.procedure)
 
     def perturb(self, at: Setting) -> Tensor:
-        """One noisy image an example."""
+        """Noisy images around the centre."""
         s = at.condition()
-        u = at.scale * self.level(at.set) * random.normal(random.fold_in(at.keys, Purpose.DRAW), s.ball.shape)
         with torch.no_grad():
-            return s.decode(u.to(s.offset_dtype))
+            return s.decode(self.noise(at, s)).flatten(0, 1)
+
+    def noise(self, at: Setting, s: SetAt) -> Tensor:
+        """Offsets ``[draws, B, *shape]``; the first draw of an example is the same however many there are."""
+        keys = random.fold_in(at.keys, Purpose.DRAW)
+        later = [random.fold_in(keys, number) for number in range(1, self.draws)]
+        level = at.scale * self.level(at.set)
+        return torch.stack([level * random.normal(key, s.ball.shape) for key in (keys, *later)]).to(s.offset_dtype)
+
+
+@validated
+class SmoothAdversarial(Gaussian):
+    """Noise around the offset that a search finds worst for the *smoothed* model: SmoothAdv (Salman et al. 2019).
+
+    The search climbs ``−log mean_i p(y | g(u + η_i, x))`` over ``‖u‖ ≤ radius`` with the draws η that are then trained
+    on.
+
+    Args:
+        radius: of the search: a number, a percentile, or null for the set's own.
+        steps: gradient steps; each passes ``draws`` images per example through the model.
+        relative_step: step length as a share of the radius.
+        sigma: as for `Gaussian`.
+        target: as for `Gaussian`.
+        n: as for `Gaussian`.
+        alpha: as for `Gaussian`.
+        adaptive: as for `Gaussian`.
+        ratio: share perturbed.
+        draws: noisy images per example and step.
+    """
+
+    def __init__(
+        self,
+        radius: Positive | RadiusName | None = None,
+        steps: Count = 2,
+        relative_step: Positive = 0.6,
+        sigma: Positive | None = None,
+        target: Positive | RadiusName | None = None,
+        n: Count = 10_000,
+        alpha: Probability = 0.001,
+        adaptive: bool = True,
+        ratio: Share = 1.0,
+        draws: Count = 2,
+    ) -> None:
+        super().__init__(sigma, target, n, alpha, adaptive, ratio, draws)
+        self.radius, self.steps, self.relative_step = radius, steps, relative_step
+
+    def perturb(self, at: Setting) -> Tensor:
+        """Noisy images around what the search ends at."""
+        s, ball = at.condition(), at.ball(self.radius)
+        noise, model, labels = self.noise(at, s), at.model, at.batch.labels
+
+        def smoothed_loss(u: Tensor) -> Tensor:
+            logits = logits_of(model, s.decode(u + noise).flatten(0, 1))
+            mean = logits.float().log_softmax(1).unflatten(0, (self.draws, -1)).logsumexp(0) - math.log(self.draws)
+            return cross_entropy(mean, labels)
+
+        with frozen(model):
+            start = torch.zeros_like(noise[0])
+            u = climb(
+                Climbed(smoothed_loss, ball.project), start, FixedStep(ball, self.relative_step), self.steps,
+                evaluate_last=False,
+            )  # fmt: skip
+        with torch.no_grad():
+            return s.decode(u + noise).flatten(0, 1)
 
 
 @validated

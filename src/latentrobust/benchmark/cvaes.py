@@ -1,0 +1,111 @@
+"""Training steps of conditional VAEs, beside a plain loop over the same networks."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentrobust.batch import Batch
+from latentrobust.benchmark.measuring import Row, done, in_turns, precision, row
+from latentrobust.learners.cvae import CVAELearner
+from latentrobust.networks import cvae
+from latentrobust.networks.cvae import CVAE
+from latentrobust.schedules import PiecewiseLinear
+
+# Network, likelihood, and batch on a CPU and on a GPU: those of the papers' experiments, small where a CPU is slow.
+NETWORKS: tuple[tuple[str, dict[str, Any], str, dict[str, int]], ...] = (
+    ("mnist_fc", {}, "bernoulli", {"cpu": 128, "cuda": 128}),
+    ("mnist_conv", {}, "bernoulli", {"cpu": 64, "cuda": 128}),
+    ("mnist_stn", {}, "bernoulli", {"cpu": 64, "cuda": 128}),
+    ("resnet", {}, "gaussian", {"cpu": 16, "cuda": 128}),
+    ("structured", {}, "gaussian", {"cpu": 32, "cuda": 128}),
+)
+BETA = 0.01
+
+
+def training(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
+    """One row per network."""
+    rows = []
+    for name, arguments, likelihood, batches in NETWORKS:
+        batch = batches[device.type]
+        steps = [kind(name, arguments, likelihood, device, batch, bf16) for kind in (_Ours, _Plain)]
+        rates = in_turns(steps[0].step, steps[1].step, seconds)
+        shape = [batch, *steps[0].network.image_shape]
+        rows.append(row(f"cvae/{name}", shape, device, rates, bf16))
+    return rows
+
+
+def _constant(value: float) -> PiecewiseLinear:
+    return PiecewiseLinear([value], [0])
+
+
+class _Step:
+    def __init__(
+        self, name: str, arguments: dict[str, Any], likelihood: str, device: torch.device, batch: int, bf16: bool
+    ) -> None:
+        torch.manual_seed(0)
+        self.network = cvae.build(name, **arguments).to(device)
+        self.likelihood, self.bf16 = likelihood, bf16
+        shape = (batch, *self.network.image_shape)
+        self.x, self.x_tilde = torch.rand(shape, device=device), torch.rand(shape, device=device)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """The optimiser, and what else a kind of step needs."""
+        raise NotImplementedError
+
+    def step(self) -> int:
+        """One step; returns its images."""
+        raise NotImplementedError
+
+
+class _Ours(_Step):
+    def prepare(self) -> None:
+        optimizer = partial(torch.optim.Adam, lr=0.0, fused=True)
+        self.learner = CVAELearner(
+            self.network, self.likelihood, optimizer, _constant(1.0), _constant(BETA), channels_last=True
+        )
+        self.optimizer = optimizer(self.network.parameters())
+        self.batch = Batch.of(self.x, torch.zeros(len(self.x), dtype=torch.int64, device=self.x.device), self.x_tilde)
+
+    def step(self) -> int:
+        with precision(self.x.device, self.bf16):
+            reconstruction, kl, _, _ = self.learner.losses(self.batch)
+        (reconstruction + BETA * kl).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return done(self.x.device, len(self.x))
+
+
+class _Plain(_Step):
+    """As published: the sum of both losses, read at every step for the log; Adam as PyTorch has it by default."""
+
+    network: CVAE
+
+    def prepare(self) -> None:
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.0)
+
+    def step(self) -> int:
+        prior, posterior = self.network.encode_prior(self.x), self.network.encode_posterior(self.x, self.x_tilde)
+        z = posterior.mean + posterior.std * torch.randn_like(posterior.std)
+        decoded = self.network.generate(self.x, z)
+        reconstruction = self._reconstruction(decoded)
+        ratio = (posterior.std / prior.std).square()
+        kl = 0.5 * (ratio + ((posterior.mean - prior.mean) / prior.std).square() - 1 - ratio.log()).sum()
+        loss = reconstruction + BETA * kl
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if not math.isfinite(loss.item() + reconstruction.item() + kl.item()):
+            raise FloatingPointError("the plain step diverged")
+        return len(self.x)
+
+    def _reconstruction(self, decoded: Tensor) -> Tensor:
+        if self.likelihood == "bernoulli":
+            return F.binary_cross_entropy(decoded, self.x_tilde, reduction="sum")
+        return F.mse_loss(decoded, self.x_tilde, reduction="sum")
