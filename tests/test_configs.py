@@ -129,6 +129,9 @@ TASK = [
 ]
 
 
+STAGED = ("curriculum", "schedule")
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [
@@ -148,6 +151,14 @@ def test_every_option_of_a_model_composes_and_builds(composed, group, name):
             instantiate(cfg[part], _convert_="all")
         for part in ("robust", "certify"):
             instantiate(cfg.evaluation.get(part), _convert_="all")
+
+
+@pytest.mark.parametrize("name", [name for name in options("training_perturbation") if name not in STAGED])
+def test_a_curriculum_grows_any_perturbation(composed, name):
+    """As its help says: none of the options of its own adversary stay behind."""
+    options = ["training_perturbation=curriculum", f"training_perturbation@training_perturbation.perturbation={name}"]
+    cfg = composed("train", *TASK, "perturbation_set=rts", *options)
+    instantiate(cfg.training_perturbation, _convert_="all")
 
 
 @pytest.mark.parametrize("name", options("attack"))

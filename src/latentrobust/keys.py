@@ -71,3 +71,4 @@ class Purpose(IntEnum):
     SELECTION = 142
     ESTIMATION = 143
     PREDICTION = 144
+    SMOOTHED_ATTACK = 145  # and the place of the radius

@@ -15,6 +15,7 @@ from latentrobust import CertifySettings, RobustSettings, assess
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
+from latentrobust.robustness.results import Entry, flat
 from latentrobust.robustness.statistics import GroupSequential, noise_level
 from latentrobust.transforms.noise import UniformNoise
 
@@ -375,3 +376,31 @@ def test_a_radius_with_two_names_has_both():
     for measure in ("robust", "certified"):
         assert metrics[f"{measure}/full"] == metrics[f"{measure}/p75"] == metrics[f"{measure}/eps=0.2"]
     assert {"robust/p25", "robust/p50"} <= set(metrics)
+
+
+def test_results_are_asked_by_number_and_by_name():
+    x, y = data(40)
+    perturbations = ball("linf", 0.2)
+    perturbations.latent_norms = {"p50": 0.1, "max": 0.2}
+    robust = RobustSettings({"pgd": PGD(steps=3), "random": RandomSearch(draws=5, refinements=5)}, examples=30)
+    certify = CertifySettings(radii=["p50"], n=200, alpha=0.01, examples=5)
+    found = assess(Linear(), perturbations, (x, y), robust=robust, certify=certify)
+    assert found.value("robust", 0.1) == found.value("robust", "p50") == found.metrics["robust/p50"]
+    assert found.value("robust", "full", attack="pgd") == found.metrics["robust/pgd/eps=0.2"]
+    assert found.value("robust", 0.2) <= min(found.value("robust", 0.2, attack=name) for name in ("pgd", "random"))
+    assert found.value("accuracy/clean") == found.metrics["accuracy/clean"]
+    (name,) = [entry for entry in found.entries if entry.measure == "certified" and "p50" in entry.names]
+    assert found.value("certified", "p50") == found.value("certified", name.radius) == name.value
+    with pytest.raises(KeyError, match=r"robust of the worst case at 0.3 was not measured; there is pgd at 0.0"):
+        found.value("robust", 0.3)
+    with pytest.raises(KeyError, match="nothing of that name"):
+        found.value("miou/clean")
+
+
+def test_radii_that_print_alike_stay_two_entries():
+    radii = [0.1, 0.1 + 1e-9]
+    entries = [Entry("robust", 0.5 - place, radius=radius) for place, radius in enumerate(radii)]
+    names = flat([*entries, Entry("certified", 1.0, radius=0.1)])
+    assert len(names) == 3
+    assert names["certified/eps=0.1"] == 1.0
+    assert [float(name.partition("=")[2]) for name in names if name.startswith("robust")] == pytest.approx(radii, abs=0)

@@ -15,6 +15,7 @@ from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
 from latentrobust.robustness.criteria import Criterion
+from latentrobust.robustness.results import Entry
 
 
 class MeasuredSet(Protocol):
@@ -64,6 +65,7 @@ class MeasuredModel(Protocol):
     model: nn.Module
     perturbations: PerturbationSet | None
     metrics: dict[str, float]
+    entries: Sequence[Entry]
     tables: dict[str, dict[str, np.ndarray]]
     criterion: Criterion
     robust: RobustSettings | None
@@ -89,16 +91,8 @@ class MeasuredModel(Protocol):
         """Attack radii, rising, to their names."""
 
     @property
-    def eps(self) -> Mapping[float, str]:
-        """Attack radii as they stand in ``metrics.json``."""
-
-    @property
     def leading_radius(self) -> float:
         """The radius that reports lead with."""
-
-    @property
-    def target_names(self) -> Mapping[str, str]:
-        """Names of certified radii, by the radius as it stands in ``metrics.json``."""
 
     @property
     def certificate_table(self) -> CertificateTable | None:

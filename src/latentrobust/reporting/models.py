@@ -18,6 +18,7 @@ from latentrobust.reporting.measured import MeasuredModel
 from latentrobust.reporting.shown import ShownData
 from latentrobust.robustness.certificates import PixelCertificates
 from latentrobust.robustness.criteria import PixelAccuracy, logits_of
+from latentrobust.robustness.results import value_at
 from latentrobust.robustness.smoothing import PROMISE
 
 CAPTIONS = {
@@ -84,40 +85,46 @@ def _rows(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) -> l
             f"miou/{name}": f"mean intersection over union, {title}",
         }
     wanted |= {"mce": "mean corruption error", "mce/relative": "mean corruption error, relative to the baseline's"}
-    wanted |= _robust_titles(tests)
-    wanted |= {"smoothed/clean": "smoothed accuracy", "smoothed/abstained": "smoothed: abstains"}
-    for found in tests.values():
-        for key in found.metrics:
-            statement, _, target = key.partition("/eps=")
-            if statement in STATEMENTS and target:
-                name = found.target_names.get(target, "")
-                named = ", ".join([*([name] if name else []), *_share_of_set(found, float(target))])
-                of = f" ({named})" if named else ""
-                wanted[key] = f"certified at ℓ2 radius {float(target):.3g}{of}{STATEMENTS[statement]}"
-    wanted["certified/draws"] = "draws per image to certify"
-    table: list[list[Cell]] = []
-    for key, title in wanted.items():
-        values = [metrics.get(_prefix(name) + key) for name in tests]
-        if any(value is not None for value in values):
-            table.append(
-                [title, *(_cell(test, key, value) for test, value in zip(tests.values(), values, strict=True))]
-            )
-    return table
+    found = [(key, title, [metrics.get(_prefix(name) + key) for name in tests]) for key, title in wanted.items()]
+    for title, radius in _robust_titles(tests):
+        found.append(("robust", title, [value_at(test.entries, "robust", radius) for test in tests.values()]))
+    scalars = {"smoothed/clean": "smoothed accuracy", "smoothed/abstained": "smoothed: abstains"}
+    found += [(key, title, [metrics.get(_prefix(name) + key) for name in tests]) for key, title in scalars.items()]
+    for (statement, radius), title in _certified_titles(tests).items():
+        found.append((statement, title, [value_at(test.entries, statement, radius) for test in tests.values()]))
+    draws = "certified/draws"
+    found.append((draws, "draws per image to certify", [metrics.get(_prefix(name) + draws) for name in tests]))
+    return [
+        [title, *(_cell(test, key, value) for test, value in zip(tests.values(), values, strict=True))]
+        for key, title, values in found
+        if any(value is not None for value in values)
+    ]
 
 
-def _robust_titles(tests: Mapping[str, MeasuredModel]) -> dict[str, str]:
+def _robust_titles(tests: Mapping[str, MeasuredModel]) -> list[tuple[str, float]]:
     """Rows of robust accuracy: the radius that a model was trained for first, then the others from 0 on."""
-    titles: dict[str, str] = {}
+    titles = []
     leading = {test.trained_for for test in tests.values() if test.trained_for is not None}
     radii = {radius: name for test in tests.values() for radius, name in test.radii.items()}
     by = "PGD alone finds" if _only_pgd(tests) else "attacks find"
-    eps = {radius: text for test in tests.values() for radius, text in test.eps.items()}
     for radius in [*sorted(leading), *sorted(set(radii) - leading)]:
         name = f" ({radii[radius]})" if radii.get(radius) else ""
         title = f"worst case that {by} within ε = {radius:.3g}{name}"
         if radius == 0:
             title = "at the set's centre, ε = 0: what decoding alone leaves"
-        titles[f"robust/eps={eps[radius]}"] = f"{title}, trained for" if radius in leading else title
+        titles.append((f"{title}, trained for" if radius in leading else title, radius))
+    return titles
+
+
+def _certified_titles(tests: Mapping[str, MeasuredModel]) -> dict[tuple[str, float], str]:
+    """Rows of certified accuracy, by statement and radius."""
+    titles = {}
+    for test in tests.values():
+        for entry in test.entries:
+            if entry.measure in STATEMENTS and entry.radius is not None:
+                of = f" ({', '.join([*entry.names, *_share_of_set(test, entry.radius)])})"
+                title = f"certified at ℓ2 radius {entry.radius:.3g}{of if len(of) > 3 else ''}"
+                titles[entry.measure, entry.radius] = title + STATEMENTS[entry.measure]
     return titles
 
 
@@ -163,7 +170,7 @@ def _verdicts(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) 
         sentence = f"{who}: {100 * clean:.1f} % {of} images"
         if test.radii and "robust" in test.tables:
             radius = test.leading_radius
-            worst, centre = (metrics[f"{_prefix(name)}robust/eps={test.eps[size]}"] for size in (radius, 0.0))
+            worst, centre = (value_at(test.entries, "robust", size) or 0.0 for size in (radius, 0.0))
             purpose = ", the radius that it was trained for" if test.trained_for is not None else ""
             sentence += f", {100 * worst:.1f} % in the worst case {by} within ε = {radius:.3g}{purpose}"
             sentence += _flattered(test, worst, radius)
@@ -180,7 +187,8 @@ def _flattered(test: MeasuredModel, worst: float, radius: float) -> str:
     """What PGD alone would have said, where something else found more."""
     if test.robust is None or test.robust.only_pgd:
         return ""
-    alone = [test.metrics[f"robust/{name}/eps={test.eps[radius]}"] for name in test.robust.pgd_alone]
+    each = [value_at(test.entries, "robust", radius, name) for name in test.robust.pgd_alone]
+    alone = [value for value in each if value is not None]
     if not alone or min(alone) - worst < FLATTERED:
         return ""
     return f" (PGD alone would have said {100 * min(alone):.1f} %)"
@@ -223,7 +231,7 @@ def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
     certified = {name: test for name, test in tests.items() if "certified" in test.tables}
     if attacked:
         curves = {
-            name or "model": {radius: test.metrics[f"robust/eps={test.eps[radius]}"] for radius in test.radii}
+            name or "model": {radius: value_at(test.entries, "robust", radius) or 0.0 for radius in test.radii}
             for name, test in attacked.items()
         }
         drawn["robust_accuracy"] = (figures.robust_accuracy(curves), _caption("robust_accuracy", tests))
@@ -244,7 +252,7 @@ def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
             for name, test in certified.items()
         }
         first = next(iter(certified.values()))
-        targets = sorted({float(key.partition("=")[2]) for key in first.metrics if key.startswith("certified/eps=")})
+        targets = sorted({entry.radius for entry in first.entries if entry.measure == "certified" and entry.radius})
         drawn["certified_accuracy"] = (figures.certified_accuracy(curves_of, targets), CAPTIONS["certified_accuracy"])
     for name, test in attacked.items():
         label = f"adversarial_{name}" if name else "adversarial"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from latentrobust.reporting.measured import MeasuredModel, MeasuredSet
 from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.radii import names_of
+from latentrobust.robustness.results import value_at
 
 
 def in_short(measured_set: MeasuredSet | None, tests: Mapping[str, MeasuredModel]) -> list[str]:
@@ -72,4 +73,4 @@ def _radius(test: MeasuredModel) -> tuple[float, str]:
 
 
 def _at(test: MeasuredModel, radius: float) -> float | None:
-    return test.metrics.get(f"robust/eps={test.eps[radius]}") if radius in test.eps else None
+    return value_at(test.entries, "robust", radius)

@@ -22,7 +22,7 @@ from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
-from latentrobust.robustness.results import Results
+from latentrobust.robustness.results import Entry, Results
 from latentrobust.transforms.perturbation import Perturbation
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def assess(
         finally:
             if perturbations is not None:
                 perturbations.to(home)
-    own = {} if perturbations is None else {"radius": perturbations.ball.radius}
-    return replace(results, metrics={**own, **results.metrics}, warnings=list(found))
+    own = [] if perturbations is None else [Entry("radius", perturbations.ball.radius)]
+    return replace(results, entries=[*own, *results.entries], warnings=list(found))
 
 
 def _measured(

@@ -22,7 +22,7 @@ from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSe
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.covering import FIRST, Covering
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
-from latentrobust.robustness.results import Results, Table
+from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
 
@@ -293,19 +293,25 @@ class Assessment(nn.Module):
         if self.covering is not None:
             curve, by_kind, tables["coverage"] = self.covering.compute()
             metrics |= self.covering.metrics(curve, by_kind)
-        if self.assessor is not None:
-            if self.stays is not None:
-                tables["robust"] = self.stays.table()
-                metrics |= self.assessor.robust_metrics(tables["robust"])
-            if self.certificates is not None:
-                tables["certified"] = self.certificates.table()
-                metrics |= self.assessor.certified_metrics(tables["certified"])
+        if self.stays is not None:
+            tables["robust"] = self.stays.table()
+        if self.certificates is not None:
+            tables["certified"] = self.certificates.table()
         return Results(
-            metrics,
+            [*entries_of(metrics), *self.radius_entries(tables)],
             tables,
             subsets=self._subsets(tables),
             only_pgd=self.robust is not None and self.robust.only_pgd,
         )
+
+    def radius_entries(self, tables: Mapping[str, Table]) -> list[Entry]:
+        """What attacks and certificates left at each radius, of the tables that `compute` returns."""
+        entries: list[Entry] = []
+        if self.assessor is not None and "robust" in tables:
+            entries += self.assessor.robust_entries(tables["robust"])
+        if self.assessor is not None and "certified" in tables:
+            entries += self.assessor.certified_entries(tables["certified"])
+        return entries
 
     def _other_perturbations(self, tables: dict[str, Table]) -> dict[str, float]:
         """Accuracies under perturbations that are not the data's; tables of corruptions are added."""

@@ -24,7 +24,7 @@ from latentrobust.robustness.criteria import answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.progress import Progress
 from latentrobust.robustness.radii import attack_radii, certified_radii, names_of
-from latentrobust.robustness.results import Table, printed
+from latentrobust.robustness.results import Entry, Table, printed
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
 from latentrobust.transforms import random
@@ -302,24 +302,22 @@ class Assessor:
             for name in self.certificate_table.columns
         }
 
-    def robust_metrics(self, table: Table) -> dict[str, float]:
-        """Robust accuracy by attack and radius, and their worst case: names as in ``metrics.json``."""
+    def robust_entries(self, table: Table) -> list[Entry]:
+        """Robust accuracy by attack and radius, and their worst case."""
         assert self.robust is not None
-        metrics = {}
+        found = []
         for radius, name in self.radii.items():
-            eps = self.eps[radius]
+            eps, names = self.eps[radius], tuple(names_of(name))
             right = np.stack([table[f"{attack}/eps={eps}"] for attack in self.robust.attacks]).astype(np.float64)
             for attack, column in zip(self.robust.attacks, right, strict=True):
-                metrics[f"robust/{attack}/eps={eps}"] = float(np.nanmean(column))
-            metrics[f"robust/eps={eps}"] = worst = float(np.nanmean(right.min(0)))
-            metrics |= {f"robust/{each}": worst for each in names_of(name)}
-        metrics["robust/examples"] = float(len(table["margin"]))
-        return metrics
+                found.append(Entry("robust", float(np.nanmean(column)), attack, radius, names))
+            found.append(Entry("robust", float(np.nanmean(right.min(0))), None, radius, names))
+        return [*found, Entry("robust/examples", float(len(table["margin"])))]
 
-    def certified_metrics(self, table: Table) -> dict[str, float]:
+    def certified_entries(self, table: Table) -> list[Entry]:
         """What `certificate_table` makes of it."""
         assert self.certificate_table is not None
-        return self.certificate_table.metrics(table)
+        return self.certificate_table.entries(table)
 
 
 def _is_pgd(attack: Attack) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentrobust.robustness.criteria import share
 from latentrobust.robustness.radii import names_of
-from latentrobust.robustness.results import Table, printed
+from latentrobust.robustness.results import Entry, Table, entries_of, printed
 from latentrobust.robustness.smoothing import ABSTAIN, Certificate, level_for
 from latentrobust.robustness.statistics import Procedure, certified_radius, lower_bound
 
@@ -28,8 +28,8 @@ class CertificateTable(Protocol):
     def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
         """Values ``[B]`` by column, for labels ``y``."""
 
-    def metrics(self, table: Table) -> dict[str, float]:
-        """Names as in ``metrics.json``."""
+    def entries(self, table: Table) -> list[Entry]:
+        """What it says, of all examples together."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,22 @@ class ImageCertificates:
         values = (found.prediction, y, found.p_lower, found.radius, found.draws)
         return dict(zip(self.columns, values, strict=True))
 
-    def metrics(self, table: Table) -> dict[str, float]:
+    def entries(self, table: Table) -> list[Entry]:
         """Certified accuracy by radius, smoothed accuracy, abstentions, draws an example."""
         right = table["prediction"] == table["label"]
-        metrics = {
-            "smoothed/clean": float(right.mean()),
-            "smoothed/abstained": float((table["prediction"] == ABSTAIN).mean()),
-            "smoothed/sigma": self.sigma,
-            "certified/draws": float(table["draws"].mean()),
-            "certified/examples": float(len(right)),
-        }
-        eps = printed(self.targets)
+        found = entries_of(
+            {
+                "smoothed/clean": float(right.mean()),
+                "smoothed/abstained": float((table["prediction"] == ABSTAIN).mean()),
+                "smoothed/sigma": self.sigma,
+                "certified/draws": float(table["draws"].mean()),
+                "certified/examples": float(len(right)),
+            }
+        )
         for radius, name in self.targets.items():
             reached = float((right & (table["p_lower"] >= level_for(radius, self.sigma))).mean())
-            metrics |= _named("certified", eps[radius], name, reached)
-        return metrics
+            found.append(Entry("certified", reached, radius=radius, names=tuple(names_of(name))))
+        return found
 
 
 @dataclass(frozen=True)
@@ -140,21 +141,23 @@ class PixelCertificates:
                 rows[f"curve/{statement}/{number}"] = share(right & holds(radius), y)
         return {name: rows[name] for name in self.columns}
 
-    def metrics(self, table: Table) -> dict[str, float]:
+    def entries(self, table: Table) -> list[Entry]:
         """Certified accuracy of pixels by radius under both statements, smoothed accuracy, abstentions, draws."""
-        metrics = {
-            "smoothed/clean": float(np.nanmean(table["right"])),
-            "smoothed/abstained": float(np.nanmean(table["abstained"])),
-            "smoothed/sigma": self.sigma,
-            "certified/draws": float(table["draws"].mean()),
-            "certified/examples": float(len(table["right"])),
-        }
+        found = entries_of(
+            {
+                "smoothed/clean": float(np.nanmean(table["right"])),
+                "smoothed/abstained": float(np.nanmean(table["abstained"])),
+                "smoothed/sigma": self.sigma,
+                "certified/draws": float(table["draws"].mean()),
+                "certified/examples": float(len(table["right"])),
+            }
+        )
         eps = printed(self.targets)
         for statement in self.statements:
             for radius, name in self.targets.items():
                 share_of = float(np.nanmean(table[f"{statement}/eps={eps[radius]}"]))
-                metrics |= _named(statement, eps[radius], name, share_of)
-        return metrics
+                found.append(Entry(statement, share_of, radius=radius, names=tuple(names_of(name))))
+        return found
 
     def curves(self, table: Table) -> dict[str, list[float]]:
         """Certified accuracy at the radii of `curve`, by statement."""
@@ -162,7 +165,3 @@ class PixelCertificates:
             statement: [float(np.nanmean(table[f"curve/{statement}/{number}"])) for number in range(POINTS)]
             for statement in self.statements
         }
-
-
-def _named(statement: str, eps: str, name: str, value: float) -> dict[str, float]:
-    return {f"{statement}/eps={eps}": value, **{f"{statement}/{each}": value for each in names_of(name)}}

@@ -250,13 +250,18 @@ class SmoothedModel:
         prediction = torch.where(p_lower > 0.5, candidate, ABSTAIN)
         return prediction, radius, p_lower, counts, draws
 
-    def _count(self, s: SetAt, keys: Tensor, start: int, stop: int) -> Tensor:
+    def votes(self, s: SetAt, keys: Tensor, n: int, around: Tensor) -> Tensor:
+        """Votes of ``n`` draws around offsets ``[B, *shape]`` by class, int64 ``[B, K, *positions]``."""
+        return self._count(s, keys, 0, n, around)
+
+    def _count(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None = None) -> Tensor:
         """Votes of the draws ``start`` to ``stop − 1`` of each example by class, int64 ``[b, K, *positions]``."""
         counts: Tensor | None = None
         at_once = max(self.batch // len(keys), 1)
         for first in range(start, stop, at_once):
             draws = torch.arange(first, min(first + at_once, stop), device=keys.device)
             u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
+            u = u if around is None else u + around
             images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
             if not bool(images.isfinite().all()):  # a model may answer all the same
                 raise InputError("the perturbation set decodes noise to NaN or infinity: it cannot be certified over")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy
 from latentrobust.robustness.radii import resolve_radius
-from latentrobust.robustness.results import printed
+from latentrobust.robustness.results import Entry
 from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
@@ -87,6 +87,7 @@ class ModelTest(pl.LightningModule):
         self.held_out, self.corruptions = held_out, corruptions
         self.assessment: Assessment | None = None
         self.metrics: dict[str, float] = {}
+        self.entries: Sequence[Entry] = []
         self.tables: dict[str, dict[str, np.ndarray]] = {}
         self.adversarial: Found | None = None
         self.adversarial_index = torch.zeros(0, dtype=torch.int64)
@@ -111,6 +112,8 @@ class ModelTest(pl.LightningModule):
         """Take up the `results` of another such test, instead of running it."""
         self._begin(Facts(per_pixel=results["per_pixel"], outputs=1))
         self.metrics, self.tables = results["metrics"], results["tables"]
+        assert self.assessment is not None
+        self.entries = self.assessment.radius_entries(self.tables)
         if results["adversarial"] is not None:
             self.adversarial = Found(**results["adversarial"])
         self.adversarial_index = results["adversarial_index"]
@@ -151,18 +154,13 @@ class ModelTest(pl.LightningModule):
         """Gather values over processes and make the metrics."""
         assert self.assessment is not None
         found = self.assessment.compute()
-        self.metrics, self.tables = dict(found.metrics), dict(found.per_example)
+        self.entries, self.metrics, self.tables = found.entries, dict(found.metrics), dict(found.per_example)
         self.adversarial = self.assessment.adversarial
         self.adversarial_index = self.assessment.adversarial_index
 
     @property
     def _assessor(self) -> Assessor | None:
         return self.assessment.assessor if self.assessment is not None else None
-
-    @property
-    def eps(self) -> dict[float, str]:
-        """Attack radii as they stand in ``metrics.json``."""
-        return self._assessor.eps if self._assessor is not None else {}
 
     @property
     def radii(self) -> dict[float, str]:
@@ -173,12 +171,6 @@ class ModelTest(pl.LightningModule):
     def leading_radius(self) -> float:
         """The radius that reports lead with: that of the training, else the largest."""
         return self.trained_for if self.trained_for is not None else max(self.radii)
-
-    @property
-    def target_names(self) -> dict[str, str]:
-        """Names of certified radii, by the radius as it stands in ``metrics.json``."""
-        targets = self._assessor.targets if self._assessor is not None else {}
-        return {eps: targets[radius] for radius, eps in printed(targets).items()}
 
     @property
     def pixels(self) -> int:
