@@ -27,6 +27,7 @@ from latentrobust.reporting.training import read_curves
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD
 from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.results import Entry
 from latentrobust.stages import trained_for
 from latentrobust.train import train
 
@@ -119,8 +120,7 @@ def test_a_report_says_how_much_pgd_alone_flatters():
     both = {"pgd": PGD(), "apgd": APGD()}
     measured = SimpleNamespace(
         robust=RobustSettings(attacks=both),
-        metrics={"robust/pgd/eps=2": 0.62, "robust/apgd/eps=2": 0.4},
-        eps={2.0: "2"},
+        entries=[Entry("robust", 0.62, "pgd", 2.0), Entry("robust", 0.4, "apgd", 2.0)],
     )
     assert _flattered(measured, 0.4, 2.0) == " (PGD alone would have said 62.0 %)"
     assert not _flattered(measured, 0.62, 2.0)
@@ -221,9 +221,9 @@ def test_a_light_with_a_dollar_in_its_name_costs_no_run(tmp_path):
 
 def measured_model(**metrics):
     return SimpleNamespace(
-        tables={"robust": {}}, radii={0.0: "", 2.0: "p50", 3.0: "p75, full"}, eps={0.0: "0", 2.0: "2", 3.0: "3"},
-        leading_radius=3.0, criterion=Classification(), certify=CertifySettings(),
-        metrics={name.replace("_eps", "/eps="): value for name, value in metrics.items()},
+        tables={"robust": {}}, radii={0.0: "", 2.0: "p50", 3.0: "p75, full"}, leading_radius=3.0,
+        criterion=Classification(), certify=CertifySettings(),
+        entries=[Entry("robust", value, radius=float(name[10:])) for name, value in metrics.items()],
     )  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
         perturbations=SimpleNamespace(data="faces"), coverage=object(),
     )  # fmt: skip
     safe, other = measured_model(robust_eps2=0.85, robust_eps3=0.5), measured_model(robust_eps2=0.0)
-    safe.metrics["certified/p50"] = 0.516
+    safe.entries.append(Entry("certified", 0.516, radius=2.0, names=("p50",)))
     said = in_short(covered, {"safe": safe, "other": other})
     assert said[0].startswith(
         "The set learned from faces contains 95 % [90, 98] of unseen perturbations to within 0.0011"

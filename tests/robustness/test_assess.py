@@ -158,7 +158,7 @@ def test_an_interrupted_certification_goes_on_where_it_stopped(tmp_path):
     whole = certify(Linear(), None)
     journal = tmp_path / "run" / "certificates.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        certify(Interrupting(9), journal)
+        certify(Interrupting(60), journal)
     kept = len(journal.read_text().splitlines()) - 1
     assert 0 < kept < 30
     counted = Interrupting(10_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -243,14 +244,25 @@ def smallest_offset(sizes: Mapping[str, np.ndarray], largest: float) -> Figure:
     return plain(figure, axis)
 
 
-def certified_accuracy(radii: Mapping[str, np.ndarray], targets: Sequence[float]) -> Figure:
-    """Share certified up to a radius, a curve a model; certified radii, −1 where the class is wrong or abstained."""
+def certified_accuracy(
+    radii: Mapping[str, np.ndarray],
+    targets: Sequence[float],
+    attacked: Mapping[str, Mapping[float, float]] = MappingProxyType({}),
+) -> Figure:
+    """Share certified up to a radius, one curve per model, and what attacks on the smoothed model leave, as points.
+
+    ``radii`` are certified ones, −1 where the class is wrong or abstained; ``attacked`` is the share by radius.
+    """
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     end = max([*targets, *(float(values.max()) for values in radii.values())]) * 1.05
     grid = np.linspace(0, max(end, 1e-9), 400)
     for name, values in radii.items():
-        axis.step(grid, [(values >= radius).mean() for radius in grid], where="post", label=name)
+        (line,) = axis.step(grid, [(values >= radius).mean() for radius in grid], where="post", label=name)
+        if left := attacked.get(name):
+            axis.plot(
+                list(left), list(left.values()), "v", color=line.get_color(), markersize=5, label=f"{name}, attacked"
+            )
     for target in targets:
         axis.axvline(target, color=GREY, linestyle=":", linewidth=1)
     axis.set_ylim(-0.02, 1.02)

@@ -36,6 +36,15 @@ CAPTIONS = {
 }
 
 STATEMENTS = {"certified": "", "certified_image": ", all pixels of an image at once"}
+# Entries with a radius that stand below each other: how their rows begin.
+AT_RADIUS = {
+    "certified": "certified at ℓ2 radius",
+    "certified_image": "certified at ℓ2 radius",
+    "smoothed/robust": "smoothed: worst case that a search finds within",
+}
+BETWEEN = (
+    " Points: what a search for the smoothed model's worst case leaves right. The truth lies between curve and point."
+)
 PIXELS = " Accuracies are shares of pixels; pixels without a label that counts are left out."
 TWO_STATEMENTS = (
     "A pixel's certificate holds with probability 1 − α for that pixel alone, so some of the many pixels of an image"
@@ -121,10 +130,10 @@ def _certified_titles(tests: Mapping[str, MeasuredModel]) -> dict[tuple[str, flo
     titles = {}
     for test in tests.values():
         for entry in test.entries:
-            if entry.measure in STATEMENTS and entry.radius is not None:
+            if entry.measure in AT_RADIUS and entry.radius is not None:
                 of = f" ({', '.join([*entry.names, *_share_of_set(test, entry.radius)])})"
-                title = f"certified at ℓ2 radius {entry.radius:.3g}{of if len(of) > 3 else ''}"
-                titles[entry.measure, entry.radius] = title + STATEMENTS[entry.measure]
+                title = f"{AT_RADIUS[entry.measure]} {entry.radius:.3g}{of if len(of) > 3 else ''}"
+                titles[entry.measure, entry.radius] = title + STATEMENTS.get(entry.measure, "")
     return titles
 
 
@@ -253,7 +262,18 @@ def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
         }
         first = next(iter(certified.values()))
         targets = sorted({entry.radius for entry in first.entries if entry.measure == "certified" and entry.radius})
-        drawn["certified_accuracy"] = (figures.certified_accuracy(curves_of, targets), CAPTIONS["certified_accuracy"])
+        attacked_of = {
+            name or "model": {
+                entry.radius: entry.value
+                for entry in test.entries
+                if entry.measure == "smoothed/robust" and entry.radius is not None
+            }
+            for name, test in certified.items()
+        }
+        drawn["certified_accuracy"] = (
+            figures.certified_accuracy(curves_of, targets, attacked_of),
+            CAPTIONS["certified_accuracy"] + (BETWEEN if any(attacked_of.values()) else ""),
+        )
     for name, test in attacked.items():
         label = f"adversarial_{name}" if name else "adversarial"
         if _per_pixel(tests):

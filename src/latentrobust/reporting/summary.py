@@ -36,10 +36,10 @@ def in_short(measured_set: MeasuredSet | None, tests: Mapping[str, MeasuredModel
                 f"Within {size}, the worst case that was found leaves this share of {what} right: {', '.join(shares)}."
             )
     for name, test in tests.items():
-        key = "certified/p50"
-        if key in test.metrics:
+        reached = value_at(test.entries, "certified", "p50")
+        if reached is not None:
             who = f"“{name}”, smoothed," if name else "The model, smoothed,"
-            share = 100 * test.metrics[key]
+            share = 100 * reached
             sure = 100 * (1 - test.certify.alpha) if test.certify is not None else 0.0
             sentences.append(
                 f"{who} is certified right on {share:.0f} % at the median norm, whatever the attack within the set"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import latentrobust
-from latentrobust.arguments import Count, NonNegative, Positive, Probability, RadiusName, validated
+from latentrobust.arguments import Count, Natural, NonNegative, Positive, Probability, RadiusName, validated
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
@@ -25,6 +25,7 @@ from latentrobust.robustness.journal import CertificateJournal, checksum, finger
 from latentrobust.robustness.progress import Progress
 from latentrobust.robustness.radii import attack_radii, certified_radii, names_of
 from latentrobust.robustness.results import Entry, Table, printed
+from latentrobust.robustness.smoothed_attack import attack_smoothed
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import Fixed, GroupSequential, Procedure, noise_level
 from latentrobust.transforms import random
@@ -86,6 +87,8 @@ class CertifySettings:
         adaptive: stop an example early once all radii are decided, with the same guarantee.
         examples: certify the first so many; null for all.
         batch: images that go through the model at once.
+        attack_steps: of a search at each radius for the worst case of the *smoothed* model, which the certificates are
+            reported beside (`attack_smoothed`); 0 for none. Models of a class a pixel are not attacked.
     """
 
     sigma: Positive | None = None
@@ -97,6 +100,7 @@ class CertifySettings:
     adaptive: bool = True
     examples: Count | None = None
     batch: Count = 512
+    attack_steps: Natural = 10
 
     def __post_init__(self) -> None:
         if _empty(self.radii):
@@ -172,7 +176,7 @@ class Assessor:
             self.certificate_table = (
                 PixelCertificates(self.sigma, self.targets, certify.procedure)
                 if per_pixel
-                else ImageCertificates(self.sigma, self.targets)
+                else ImageCertificates(self.sigma, self.targets, attacked=certify.attack_steps > 0)
             )
         self._journal_path = journal
 
@@ -239,7 +243,7 @@ class Assessor:
         A forward pass may have changed where weights and names have not.
         """
         assert self.certify is not None
-        settings = {name: getattr(self.certify, name) for name in ("n0", "n", "alpha", "adaptive")}
+        settings = {name: getattr(self.certify, name) for name in ("n0", "n", "alpha", "adaptive", "attack_steps")}
         settings |= {
             "sigma": self.sigma,
             "radii": sorted(self.targets),
@@ -288,6 +292,12 @@ class Assessor:
                 adaptive=settings.adaptive, targets=list(self.targets),
             )  # fmt: skip
             columns = self.certificate_table.rows(found, batch.labels[rows])
+            if isinstance(self.certificate_table, ImageCertificates) and self.certificate_table.attacked:
+                targets = list(self.targets)
+                right = attack_smoothed(
+                    smoothed, batch.x[rows], batch.labels[rows], targets, keys, steps=settings.attack_steps
+                )
+                columns |= dict(zip(self.certificate_table.attack_columns, right.float(), strict=True))
             lists = zip(*(column.tolist() for column in columns.values()), strict=True)
             new = {
                 index: dict(zip(columns, values, strict=True))

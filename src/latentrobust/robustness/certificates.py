@@ -39,20 +39,27 @@ class ImageCertificates:
     Args:
         sigma: noise level.
         targets: radii to their names.
+        attacked: whether the smoothed model is attacked at these radii too.
     """
 
     sigma: float
     targets: Mapping[float, str]
+    attacked: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Class, label, bound, radius, draws."""
-        return ("prediction", "label", "p_lower", "radius", "draws")
+        """Class, label, bound, radius, draws, and the `attack_columns`."""
+        return ("prediction", "label", "p_lower", "radius", "draws", *self.attack_columns)
+
+    @property
+    def attack_columns(self) -> tuple[str, ...]:
+        """At each target: whether the smoothed model stays right under attack."""
+        return tuple(f"attacked/eps={eps}" for eps in printed(self.targets).values()) if self.attacked else ()
 
     def rows(self, found: Certificate, y: Tensor) -> dict[str, Tensor]:
-        """The certificate itself."""
+        """The certificate itself; what an attack left is found by others."""
         values = (found.prediction, y, found.p_lower, found.radius, found.draws)
-        return dict(zip(self.columns, values, strict=True))
+        return dict(zip(self.columns, values, strict=False))
 
     def entries(self, table: Table) -> list[Entry]:
         """Certified accuracy by radius, smoothed accuracy, abstentions, draws an example."""
@@ -69,6 +76,9 @@ class ImageCertificates:
         for radius, name in self.targets.items():
             reached = float((right & (table["p_lower"] >= level_for(radius, self.sigma))).mean())
             found.append(Entry("certified", reached, radius=radius, names=tuple(names_of(name))))
+        for column, (radius, name) in zip(self.attack_columns, self.targets.items(), strict=self.attacked):
+            left = float(table[column].mean())
+            found.append(Entry("smoothed/robust", left, radius=radius, names=tuple(names_of(name))))
         return found
 
 

@@ -6,6 +6,7 @@ segmentation. A negative label marks a position that does not count.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,11 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, reduction="none")
     # Whatever negative number marks them, positions that do not count get no loss.
     return over_positions(F.cross_entropy(logits, y.clamp_min(-1), reduction="none", ignore_index=-1), y)
+
+
+def mean_log_probabilities(logits: Tensor, draws: int) -> Tensor:
+    """Log of the mean predicted probabilities over draws: logits ``[draws · B, K, …]`` to ``[B, K, …]``, float32."""
+    return logits.float().log_softmax(1).unflatten(0, (draws, -1)).logsumexp(0) - math.log(draws)
 
 
 def over_positions(values: Tensor, y: Tensor) -> Tensor:

@@ -5,19 +5,18 @@ A certificate bounds the accuracy in the worst case from below, an attack from a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from latentrobust.arguments import Count, NonNegative, Positive, validated
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, frozen
+from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import SetAt
-from latentrobust.robustness.criteria import answer
+from latentrobust.robustness.criteria import answer, cross_entropy, mean_log_probabilities
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.transforms import random
 
@@ -89,14 +88,15 @@ def _worst(
     start = torch.zeros(len(y), *shape, dtype=s.offset_dtype, device=y.device)
     if radius == 0:
         return start
-    ball = s.ball.with_radius(radius, norm="l2")
+    ball = LatentBall(shape, "l2", radius)
     at_once = max(smoothed.batch // draws, 1)
     found = []
     for first in range(0, len(y), at_once):
         rows = torch.arange(first, min(first + at_once, len(y)), device=y.device)
         part, labels, own = s.select(rows), y[rows], keys[rows]
         loss = _SmoothedLoss(smoothed, part, labels, own, draws)
-        found.append(climb(Climbed(loss, ball.project), start[rows], FixedStep(ball, relative_step), steps, evaluate_last=False))
+        rule = FixedStep(ball, relative_step)
+        found.append(climb(Climbed(loss, ball.project), start[rows], rule, steps, evaluate_last=False))
     return torch.cat(found)
 
 
@@ -113,5 +113,4 @@ class _SmoothedLoss:
         each = random.fold_in(keys, torch.arange(self.draws, device=u.device)[:, None])
         noise = self.smoothed.sigma * random.normal(each, self.s.ball.shape)
         logits = answer(self.smoothed.model, self.s.decode(u + noise.to(u.dtype)).flatten(0, 1))
-        log_p = logits.float().log_softmax(1).unflatten(0, (self.draws, -1)).logsumexp(0) - math.log(self.draws)
-        return F.nll_loss(log_p, self.y, reduction="none")
+        return cross_entropy(mean_log_probabilities(logits, self.draws), self.y)

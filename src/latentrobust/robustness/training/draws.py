@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from latentrobust.arguments import Count, Positive, Probability, RadiusName, Sha
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
-from latentrobust.robustness.criteria import cross_entropy, logits_of
+from latentrobust.robustness.criteria import cross_entropy, logits_of, mean_log_probabilities
 from latentrobust.robustness.radii import certified_radii
 from latentrobust.robustness.statistics import Fixed, GroupSequential, noise_level
 from latentrobust.robustness.training.base import Setting, TrainingPerturbation, checked_norm
@@ -132,8 +131,7 @@ class SmoothAdversarial(Gaussian):
 
         def smoothed_loss(u: Tensor) -> Tensor:
             logits = logits_of(model, s.decode(u + noise).flatten(0, 1))
-            mean = logits.float().log_softmax(1).unflatten(0, (self.draws, -1)).logsumexp(0) - math.log(self.draws)
-            return cross_entropy(mean, labels)
+            return cross_entropy(mean_log_probabilities(logits, self.draws), labels)
 
         with frozen(model):
             start = torch.zeros_like(noise[0])
