@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from latentrobust.app import _line
+from latentrobust.app import describe_error
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import disk_of, read_json, read_text, remove_partial, replacing
 
@@ -29,8 +29,8 @@ def test_a_full_disk_names_file_and_disk(tmp_path, monkeypatch):
         file.write(b"x")
     assert error.value.filename == str(tmp_path / "file")
     assert not list(tmp_path.iterdir())
-    assert str(tmp_path / "file") in _line(error.value)
-    assert "the disk at /" in _line(error.value)
+    assert str(tmp_path / "file") in describe_error(error.value)
+    assert "the disk at /" in describe_error(error.value)
     assert "MiB free" in disk_of(tmp_path / "not" / "there")
 
 
@@ -59,4 +59,4 @@ def test_small_files_are_small_files(tmp_path):
 def test_messages_keep_passwords_and_bad_advice_to_themselves():
     assert one_line("no answer from https://me:secret@host/x\n  at all") == "no answer from https://…@host/x at all"
     assert "weights_only" not in one_line("Weights only load failed: set `weights_only=False`")
-    assert _line(InputError("http://a:b@c")) == "http://…@c"
+    assert describe_error(InputError("http://a:b@c")) == "http://…@c"

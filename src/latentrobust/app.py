@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
-from latentrobust.run_folder import say, writes
+from latentrobust.run_folder import SWEEP, say, writes
 from latentrobust.streams import prepare_streams
 
 _HERE = Path(__file__).resolve().parent
@@ -79,13 +79,15 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     given = list(sys.argv)
     sys.argv = [sys.argv[0], *map(_quoted_coverage, sys.argv[1:])]
     left_out = _without_null_groups()
+    _LEFT_OUT.clear()
+    _LEFT_OUT.update(left_out)
 
     def job(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
         sys.argv = given  # processes that DDP starts repeat the command
         _name_the_run(cfg)
-        _leave_out(cfg, left_out)
+        leave_out(cfg, left_out)
         try:
             return task(cfg)
         except Stopped as stopped:
@@ -96,7 +98,10 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
                 raise signalled from None
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 # Hydra shows this only after the last job; say it now, with the job that it belongs to.
-                print(f"latentrobust {name}: job {HydraConfig.get().job.num} failed: {_line(error)}", file=sys.stderr)
+                print(
+                    f"latentrobust {name}: job {HydraConfig.get().job.num} failed: {describe_error(error)}",
+                    file=sys.stderr,
+                )
                 raise
             failures.append(error)  # past Hydra, which would print lines of its own
             return None
@@ -114,7 +119,7 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         # What Hydra raises while it composes, in whichever type, is about the overrides.
         if not is_bad_input(error) and (composed or not isinstance(error, ValueError | TypeError)):
             raise
-        _stop(f"latentrobust {name}: {_line(error)}", BAD_INPUT)
+        _stop(f"latentrobust {name}: {describe_error(error)}", BAD_INPUT)
     finally:
         sys.argv = given
 
@@ -142,7 +147,16 @@ def _without_null_groups() -> dict[str, str]:
     return left_out
 
 
-def _leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
+_LEFT_OUT: dict[str, str] = {}
+
+
+def left_out_groups() -> dict[str, str]:
+    """The overrides of this command that leave a group out, by the key that each is about: Hydra does not see them."""
+    return dict(_LEFT_OUT)
+
+
+def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
+    """Set these groups to null, and note the overrides."""
     with open_dict(cfg):
         for key, override in groups.items():
             OmegaConf.update(cfg, key, None, merge=False, force_add=True)
@@ -160,6 +174,9 @@ def _name_the_run(cfg: DictConfig) -> None:
         cfg.paths.output_dir = job.runtime.output_dir
         if job.mode == RunMode.MULTIRUN:
             cfg.sweep = Path(job.sweep.dir).name
+        elif os.environ.get(SWEEP):
+            cfg.sweep = os.environ[SWEEP]
+            cfg.overrides = [line for line in cfg.overrides if not line.startswith("paths.output_dir=")]
 
 
 def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
@@ -177,7 +194,7 @@ def is_bad_input(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK
 
 
-def _line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception as one line, with its cause where that says more."""
     cause = error.__cause__
     if isinstance(error, InputError):

@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     FIGURES = 31
     PROBES = 32  # what a model is recognised by
     COVERAGE = 33
+    LEARNING_SPREAD = 34
     # Within an example's pair.
     JOINT = 100
     TARGET = 101

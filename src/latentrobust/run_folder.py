@@ -32,6 +32,9 @@ DONE, CONFIG = "DONE", "config.yaml"
 EARLIER = ".earlier"
 """Where a run's folder keeps what earlier runs left there, a numbered folder each."""
 
+SWEEP = "LATENTROBUST_SWEEP"
+"""Environment variable by which a worker tells its jobs the name of their sweep."""
+
 PARTS = ".parts"
 """Where a run's folder keeps the state of its parts."""
 
@@ -42,7 +45,7 @@ JOURNALS = "certificates*.jsonl"
 # Keys, or their beginnings, that change no result: places, what is shown, what the command line said, interruptions.
 WITHOUT_EFFECT = (
     "paths.output_dir", "paths.root", "paths.data_dir", "paths.overwrite", "print_config", "callbacks.progress",
-    "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue",
+    "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue", "launcher",
 )  # fmt: skip
 
 

@@ -137,6 +137,42 @@ def test_a_failed_job_of_a_sweep_is_named_at_once_and_marked(tmp_path):
     assert states == ["DONE", "FAILED"]
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_workers_do_what_one_process_does(tmp_path, launcher):
+    """The same table, and a repeated command has nothing left to do; the sweep has the list that it began with."""
+    options = [*TINY, "seed=1,2", "test=false", "logger=null"]
+    done = command("train", "-m", *options, "paths.output_dir=sweep", f"launcher={launcher}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 jobs done" in done.stdout
+    if launcher == "joblib":
+        alone = command("train", "-m", *options, "paths.output_dir=alone", cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
+        tables = [list(csv.DictReader((tmp_path / name / "sweep.csv").open())) for name in ("sweep", "alone")]
+        for rows in zip(*tables, strict=True):
+            for row in rows:
+                del row["overrides"], row["fit_seconds"]
+            assert rows[0] == rows[1]
+        again = command("train", "-m", *options, "paths.output_dir=sweep", f"launcher={launcher}", cwd=tmp_path)
+        assert again.returncode == 0
+        assert "job 0 of 2" not in again.stdout
+        other = command("train", "-m", *options[:-3], "seed=1,3", *options[-2:], "paths.output_dir=sweep", cwd=tmp_path)
+        assert other.returncode == 2
+        assert "another sweep: the configuration of job 1 had seed=2, not seed=3" in other.stderr
+        assert one_line(other.stderr)
+        assert (tmp_path / "sweep" / "1" / "DONE").is_file()
+
+
+def test_a_sweep_with_a_wrong_value_begins_no_job(tmp_path):
+    done = command("train", "-m", *TINY, "learner.likelihood=bernoulli,poisson", "paths.output_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "poisson" in done.stderr
+    assert not (tmp_path / "sweep" / "0").exists()
+    slurm = command("train", "-m", *TINY, "seed=1,2", "launcher=submitit_slurm", "paths.output_dir=sweep", cwd=tmp_path)
+    assert slurm.returncode == 2
+    assert "there is no sbatch here" in slurm.stderr
+    assert not (tmp_path / "sweep" / "jobs.json").exists()
+
+
 def test_interrupting_marks_the_run_and_keeps_the_last_checkpoint(tmp_path):
     folder = tmp_path / "run"
     running = subprocess.Popen(

@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from latentrobust import measure, stages
-from latentrobust.app import _line
+from latentrobust.app import describe_error
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
 from latentrobust.learners.cvae import CVAELearner
@@ -370,8 +370,8 @@ def test_wrong_values_are_refused_before_any_work(tmp_path, overrides, message):
     before = contents(tmp_path / "run")
     with pytest.raises((InputError, InstantiationException)) as error:
         start(tmp_path / "run", *SET, *overrides)
-    assert message in _line(error.value)
-    assert one_line(_line(error.value))
+    assert message in describe_error(error.value)
+    assert one_line(describe_error(error.value))
     assert contents(tmp_path / "run") == before
 
 

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 
 import latentrobust
 from latentrobust import load_model
-from latentrobust.app import _line, is_bad_input
+from latentrobust.app import describe_error, is_bad_input
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
 from latentrobust.robustness.training import CatastrophicOverfittingError
@@ -280,7 +280,7 @@ def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, override
     with pytest.raises((InputError, InstantiationException), match=message) as error:
         run("bad", *overrides, "trainer.limit_train_batches=1", "trainer.max_epochs=1", base=base)
     assert is_bad_input(error.value)
-    assert "\n" not in _line(error.value)
+    assert "\n" not in describe_error(error.value)
     assert not (tmp_path / "bad" / "DONE").exists()
     assert not (tmp_path / "bad" / "metrics.json").exists()
 

@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from latentrobust import load_perturbation_set
-from latentrobust.app import _line, is_bad_input
+from latentrobust.app import describe_error, is_bad_input
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError
 from latentrobust.evaluate import evaluate
@@ -251,7 +251,7 @@ def test_bad_input_stops_with_one_line_and_marks_the_run(run, tmp_path, override
     with pytest.raises((InputError, InstantiationException), match=message) as error:
         run("bad", *overrides)
     assert is_bad_input(error.value)
-    assert "\n" not in _line(error.value)
+    assert "\n" not in describe_error(error.value)
     assert not (tmp_path / "bad" / "DONE").exists()
     assert not (tmp_path / "bad" / "metrics.json").exists()
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from latentrobust.arguments import Positive, RadiusRule, Seed, validated
+from latentrobust.arguments import NonNegative, Positive, RadiusRule, Seed, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
@@ -47,6 +47,9 @@ class CVAELearner(Scheduled):
             change something (`latentrobust.perturbation_sets.activity`): noise in fewer latents has a smaller norm.
         init_from: a stored set (a run's folder, a set's, a checkpoint) whose weights to begin with: fine-tuning, also
             for images of another size where the weights do not depend on it; null for random weights.
+        spread: weight of a penalty on draws from the set that change an image more than any observed perturbation of
+            the batch does (`excess`); 0 leaves it out, as published. Between the observed perturbations nothing else
+            keeps a generator from images that no perturbation makes.
         channels_last: lay the network's weights out as convolutions like them best: faster on most GPUs.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
@@ -65,6 +68,7 @@ class CVAELearner(Scheduled):
         radius: Positive | RadiusRule = "max",
         latents: Literal["all", "active"] = "all",
         init_from: str | None = None,
+        spread: NonNegative = 0.0,
         channels_last: bool = False,
         seed: Seed = 0,
     ) -> None:
@@ -75,7 +79,7 @@ class CVAELearner(Scheduled):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.likelihood = checked(likelihood)
-        self.beta, self.seed = beta, seed
+        self.beta, self.spread, self.seed = beta, spread, seed
         self.radius_rule, self.latents = radius, latents
         self.radius: float | None = None
         self.latent_norms: dict[str, float] = {}
@@ -84,7 +88,7 @@ class CVAELearner(Scheduled):
         self._sampled: Batch | None = None
 
     LOGGED = (
-        *(f"train/{name}" for name in ("loss", "reconstruction", "kl", "beta", "lr")),
+        *(f"train/{name}" for name in ("loss", "reconstruction", "kl", "excess", "beta", "lr")),
         *(f"val/{name}" for name in ("loss", "reconstruction", "kl", "encoder_ae", "expected_ae", "radius")),
         "val/active_units", "val/latent_norm/*",
     )  # fmt: skip
@@ -133,10 +137,15 @@ class CVAELearner(Scheduled):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss at the current β."""
-        reconstruction, kl, _, _ = self.losses(batch)
+        reconstruction, kl, posterior, prior = self.losses(batch)
         beta = self.beta(now(self, batch_idx))
         loss = (reconstruction + beta * kl).sum()
-        values = {
+        values = {}
+        if self.spread:
+            excess = self.excess(batch, posterior, prior)
+            loss = loss + self.spread * excess.sum()
+            values["train/excess"] = excess.mean().detach()
+        values |= {
             "train/loss": loss.detach() / len(batch.index),
             "train/reconstruction": reconstruction.mean().detach(),
         }
@@ -145,6 +154,28 @@ class CVAELearner(Scheduled):
         self.log_rate(beta=beta)
         # DDP averages over processes, and Lightning over accumulated batches.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def excess(self, pairs: Batch, posterior: Gaussian, prior: Gaussian) -> Tensor:
+        """How much farther a draw lies from its image than the farthest perturbation observed in the batch: ``[B]``.
+
+        Squared error, summed over pixels; 0 for a draw that lies nearer. Draws have uniform directions and lengths
+        that are uniform up to the largest latent norm of the batch, then move one step of a tenth of that to where the
+        error grows most: the set's radius will be such a norm, and attacks will look for the worst within it.
+        """
+        with torch.no_grad():
+            observed = (pairs.perturbed - pairs.x).square().sum(IMAGE_DIMS).max()
+            sizes = ((posterior.mean - prior.mean) / prior.std).flatten(1).norm(dim=1)
+            ball = LatentBall(self.network.latent_shape, "l2", max(float(sizes.max()), 1e-3))
+            u = ball.uniform_length(random.example_keys(self.seed, pairs.index, Purpose.LEARNING_SPREAD, pairs.epoch))
+        u = u.requires_grad_()
+        gradient = torch.autograd.grad(self._distance(pairs.x, u, prior).sum(), u)[0]
+        with torch.no_grad():
+            u = ball.ascent_step(u, gradient, 0.1 * ball.radius)
+        return (self._distance(pairs.x, u, prior) - observed).clamp_min(0)
+
+    def _distance(self, x: Tensor, u: Tensor, prior: Gaussian) -> Tensor:
+        decoded = self.network.generate(x, prior.mean + prior.std * u)
+        return pixel_loss("gaussian", decoded, x).sum(IMAGE_DIMS)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

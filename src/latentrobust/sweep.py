@@ -1,0 +1,78 @@
+"""Work on the jobs of a sweep, or see how they stand: ``python -m latentrobust.sweep work|status FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from latentrobust.app import BAD_INPUT, FAILED, INTERRUPTED
+from latentrobust.errors import InputError, one_line
+from latentrobust.interrupts import interruptible
+from latentrobust.streams import prepare_streams
+from latentrobust.sweeping.jobs import State, Sweep
+from latentrobust.sweeping.work import work
+
+
+def status(sweep: Sweep) -> tuple[list[State], float | None]:
+    """How each job stands, and about how many seconds are left; None where none has been done yet."""
+    states = [sweep.state(job) for job in sweep.jobs]
+    taken = [seconds for job in sweep.jobs if (seconds := sweep.seconds(job)) is not None]
+    left = sum(state.name not in ("DONE", "FAILED") for state in states)
+    at_once = max(sum(state.name == "RUNNING" for state in states), 1)
+    return states, left * sum(taken) / len(taken) / at_once if taken else None
+
+
+def _show(sweep: Sweep) -> None:
+    states, left = status(sweep)
+    counts = Counter(state.name for state in states)
+    line = ", ".join(f"{counts[name]} {name.lower()}" for name in sorted(counts))
+    ahead = "" if left is None or not left else f"; about {_duration(left)} left at this pace"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(states)} jobs: {line}{ahead}")
+    rows = [(job, state) for job, state in zip(sweep.jobs, states, strict=True) if state.name not in ("DONE", "OPEN")]
+    if rows:
+        table = Table("job", "state", "overrides", "what is known")
+        for job, state in rows:
+            table.add_row(str(job.number), state.name, sweep.shown(job), state.detail)
+        console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{round(seconds)} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    prepare_streams()
+    parser = argparse.ArgumentParser(prog="python -m latentrobust.sweep", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("work", "run the jobs that nobody has finished or is running; any number of these may work on one folder"),
+        ("status", "say how the jobs stand, why some failed, and how long it will take"),
+    ):
+        commands.add_parser(name, help=text, description=text).add_argument("folder", help="of a sweep")
+    chosen = parser.parse_args(arguments)
+    try:
+        with interruptible():
+            if chosen.command == "status":
+                _show(Sweep(chosen.folder))
+                return
+            failed = work(chosen.folder)
+    except KeyboardInterrupt as interrupt:
+        print(f"latentrobust sweep: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except InputError as error:
+        print(f"latentrobust sweep: {one_line(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    _show(Sweep(chosen.folder))
+    sys.exit(FAILED if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

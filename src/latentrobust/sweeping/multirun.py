@@ -1,0 +1,98 @@
+"""Where Hydra's ``-m`` meets the folder of jobs."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from latentrobust.app import BAD_INPUT, FAILED, describe_error, is_bad_input, leave_out, left_out_groups, resolved
+from latentrobust.sweeping import engines
+from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
+from latentrobust.values import check_values
+
+
+class FixedJobs(Callback):
+    """Writes the list of jobs before the first one begins, with all of their values checked; starts workers.
+
+    With ``launcher=basic`` Hydra then runs the jobs one after the other in this process; a sweeper that makes up jobs
+    as it goes has no list.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Fix the list; with another launcher, run it.
+
+        Hydra swallows what a callback raises, so bad input ends the process here.
+        """
+        if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
+            return
+        name = str(config.hydra.job.config_name)
+        try:
+            launcher = _plain(config.get("launcher"))
+            if launcher.get("engine"):
+                engines.check(str(launcher["engine"]), launcher.get("workers", 1))
+            sweep = Sweep.create(config.hydra.sweep.dir, name, jobs_of(config), bool(config.paths.get("overwrite")))
+            if not launcher.get("engine"):
+                return
+            options = launcher.get("options") or {}
+            ended = engines.start(str(launcher["engine"]), sweep.folder, launcher.get("workers", 1), options)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            if not is_bad_input(error):
+                traceback.print_exc()
+                sys.exit(FAILED)
+            print(f"latentrobust {name}: {describe_error(error)}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
+        sys.exit(_tell(sweep, ended))
+
+
+def jobs_of(config: DictConfig) -> list[Job]:
+    """The jobs of a multirun, each composed and checked.
+
+    Raises:
+        InputError: for values that are missing or wrong, naming the job.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(given))  # type: ignore[arg-type]
+    jobs = []
+    for number, overrides in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
+        cfg = loader.load_sweep_config(config, list(overrides))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        leave_out(cfg, left_out_groups())
+        check_values(cfg)
+        own = [line for line in overrides if not line.startswith(("paths.output_dir=", "launcher"))]
+        jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
+    return jobs
+
+
+def _plain(options: Any) -> Mapping[str, Any]:
+    found = OmegaConf.to_container(options, resolve=True) if options is not None else {}
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _tell(sweep: Sweep, ended: bool) -> int:
+    """The exit code, and what there is to know."""
+    where = f"python -m latentrobust.sweep status {_shown(sweep.folder)}"
+    if not ended:
+        print(f"{len(sweep.jobs)} jobs in {_shown(sweep.folder)}; {where}")
+        return 0
+    states = [sweep.state(job).name for job in sweep.jobs]
+    done = states.count("DONE")
+    print(f"{done} of {len(states)} jobs done; table: {_shown(sweep.folder / 'sweep.csv')}; {where}")
+    return 0 if done == len(states) else FAILED
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

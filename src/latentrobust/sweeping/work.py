@@ -1,0 +1,135 @@
+"""A worker: takes the jobs of a sweep one by one, each in a process of its own, until none is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from latentrobust.errors import InputError
+from latentrobust.interrupts import interruptible
+from latentrobust.lock import FAILED, FolderLock
+from latentrobust.reporting.sweep import write_sweep_table
+from latentrobust.run_folder import SWEEP, write_text
+from latentrobust.sweeping.jobs import Job, Sweep
+
+Command = Callable[[Sweep, Job], Sequence[str]]
+
+POLL = 2.0
+"""Seconds between two looks at the jobs that other workers have."""
+
+ATTEMPTS = 3
+"""How often one worker begins a job whose process dies without a word, as of too little memory."""
+
+OUTPUT = "output.txt"
+# A job is nobody's rank, whoever has started its worker.
+RANKS = (
+    "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "RANK", "WORLD_SIZE",
+)  # fmt: skip
+GRACE = 60.0
+"""Seconds that a job gets to write down where it is when its worker is told to stop."""
+
+
+def work(folder: str | Path, poll: float = POLL, command: Command | None = None) -> list[Job]:
+    """Run every job of a sweep that nobody has finished or is running, and wait for those of other workers.
+
+    A job that failed before this worker began is tried again, once; one that was interrupted goes on where it was. A
+    job of a worker that was killed is taken over.
+
+    Args:
+        folder: of the sweep.
+        poll: seconds between two looks at jobs that other workers have.
+        command: of the process that runs a job; by default the sweep's entry point with the job's overrides.
+
+    Returns:
+        The jobs that are not done: they have failed.
+
+    Raises:
+        InputError: if the folder is no sweep's.
+    """
+    sweep = Sweep(folder)
+    worker = _Worker(sweep, command or entry_point)
+    while True:
+        states = {job: sweep.state(job) for job in sweep.jobs}
+        mine = [job for job, state in states.items() if worker.wants(job, state.name)]
+        if not any(worker.run(job) for job in mine):
+            if not any(state.name == "RUNNING" for state in states.values()) and not mine:
+                return [job for job, state in states.items() if state.name != "DONE"]
+            time.sleep(poll)
+
+
+def entry_point(sweep: Sweep, job: Job) -> list[str]:
+    """A job as a command of its own, in its folder below the sweep's."""
+    place = str(sweep.place(job)).replace("\\", "\\\\").replace("'", "\\'")
+    return [sys.executable, "-m", f"latentrobust.{sweep.app}", *job.overrides, f"paths.output_dir='{place}'"]
+
+
+class _Worker:
+    def __init__(self, sweep: Sweep, command: Command) -> None:
+        self.sweep, self.command = sweep, command
+        self.started = time.time()
+        self.deaths: dict[int, int] = {}
+
+    def wants(self, job: Job, state: str) -> bool:
+        """Whether it is to be begun, or gone on with."""
+        if state == "FAILED":  # before this worker began: a second try
+            return self.sweep.failed_at(job) < self.started
+        return state in ("OPEN", "DIED", "UNFINISHED")
+
+    def run(self, job: Job) -> bool:
+        """Run a job; False where another worker has it."""
+        claims = self.sweep.claims(job)
+        claims.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(claims)
+        try:
+            lock.acquire()
+        except InputError:
+            return False
+        try:
+            if not self.wants(job, self.sweep.state(job, claimed=True).name):
+                return False  # it was finished between the look and the lock
+            (claims / FAILED).unlink(missing_ok=True)
+            print(f"job {job.number} of {len(self.sweep.jobs)}: {self.sweep.shown(job)}", flush=True)
+            code = self._process(job, claims)
+            if code and self.sweep.state(job, claimed=True).name == "RUNNING":
+                return False  # a process that outlived its worker is still at it
+            if code:
+                self._failed(job, claims, code)
+            with suppress(OSError):  # the table is a view, made anew with the next job
+                write_sweep_table(self.sweep.folder)
+            return True
+        finally:
+            lock.release()
+
+    def _failed(self, job: Job, claims: Path, code: int) -> None:
+        """Say why; a job that left no word of its own is marked, unless it was killed and may be tried again."""
+        marked = (self.sweep.place(job) / FAILED).is_file()
+        if not marked and code < 0:
+            self.deaths[job.number] = self.deaths.get(job.number, 0) + 1
+            if self.deaths[job.number] < ATTEMPTS:
+                print(f"job {job.number} was killed by signal {-code}: it goes on", file=sys.stderr, flush=True)
+                return
+        if not marked:
+            lines = (claims / OUTPUT).read_text(errors="replace").strip().splitlines()
+            write_text(claims / FAILED, (lines[-1] if lines and code > 0 else f"ended with code {code}") + "\n")
+        why = self.sweep.state(job, claimed=True).detail
+        print(f"latentrobust {self.sweep.app}: job {job.number} failed: {why}", file=sys.stderr, flush=True)
+
+    def _process(self, job: Job, claims: Path) -> int:
+        command = self.command(self.sweep, job)
+        environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+        environment[SWEEP] = self.sweep.folder.name
+        with interruptible(), (claims / OUTPUT).open("a") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            try:
+                return process.wait()
+            except BaseException:
+                process.terminate()  # it writes its checkpoint, and the next worker goes on from there
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+                process.kill()
+                raise

@@ -1,0 +1,196 @@
+"""Sweeps as folders of jobs: claims, workers that die, lists that differ."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from latentrobust.errors import InputError
+from latentrobust.lock import FolderLock
+from latentrobust.sweep import main, status
+from latentrobust.sweeping import engines
+from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
+from latentrobust.sweeping.work import work
+
+# Stands in for a training: one process per folder at a time, a while of work, and a note of having finished.
+FAKE = """
+import fcntl, json, os, socket, sys, time
+place, seconds, log, configuration = sys.argv[1:5]
+os.makedirs(place, exist_ok=True)
+lock = open(place + "/.lock", "a+")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(2)
+if os.path.exists(place + "/DONE"):
+    sys.exit(2)
+lock.truncate(0)
+lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\\n")
+lock.flush()
+open(place + "/config.yaml", "w").write(configuration)
+time.sleep(float(seconds))
+if float(seconds) < 0.001:
+    open(place + "/FAILED", "w").write("InputError: told to fail\\n")
+    sys.exit(2)
+open(place + "/metrics.json", "w").write(json.dumps({"number": int(place.rsplit("/", 1)[1])}))
+open(log, "a").write(place + "\\n")
+open(place + "/DONE", "w").close()
+os.unlink(place + "/.lock")
+"""
+
+
+def configuration(number):
+    return {"seed": number, "overrides": [f"seed={number}"], "paths": {}, "job_type": "train"}
+
+
+def make(folder, count, app="train"):
+    jobs = [Job(n, (f"seed={n}", "a=1"), fingerprint(configuration(n))) for n in range(count)]
+    return Sweep.create(folder, app, jobs)
+
+
+def fake(seconds=0.05, failing=()):
+    def command(sweep, job):
+        wait = 0 if job.number in failing else seconds
+        text = OmegaConf.to_yaml(OmegaConf.create(configuration(job.number)))
+        return [sys.executable, "-c", FAKE, str(sweep.place(job)), str(wait), str(sweep.folder / "log"), text]
+
+    return command
+
+
+def test_a_worker_does_what_is_open_and_says_what_failed(tmp_path, capsys):
+    sweep = make(tmp_path / "s", 4)
+    failed = work(sweep.folder, command=fake(failing=[2]))
+    assert [job.number for job in failed] == [2]
+    rows = list(csv.DictReader((sweep.folder / "sweep.csv").open()))
+    assert [row["state"] for row in rows] == ["DONE", "DONE", "FAILED", "DONE"]
+    out = capsys.readouterr()
+    assert "job 3 of 4: seed=3" in out.out
+    assert "job 2 failed: InputError: told to fail" in out.err
+    # A later worker tries what failed again, once, and leaves the rest alone.
+    assert work(sweep.folder, command=fake()) == []
+    assert sorted((sweep.folder / "log").read_text().split()) == sorted(str(sweep.place(job)) for job in sweep.jobs)
+    assert "seed=0" not in capsys.readouterr().out
+
+
+def test_a_job_that_dies_without_a_word_is_tried_again_and_then_given_up(tmp_path, capsys):
+    sweep = make(tmp_path / "s", 1)
+    kill = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    assert len(work(sweep.folder, command=lambda *_: kill)) == 1
+    said = capsys.readouterr()
+    assert said.out.count("job 0 of 1") == 3
+    assert "ended with code -9" in said.err
+    broken = [sys.executable, "-c", "raise SystemExit('no such option')"]
+    assert len(work(sweep.folder, command=lambda *_: broken)) == 1
+    assert sweep.state(sweep.jobs[0]).detail == "no such option"
+    assert capsys.readouterr().out.count("job 0 of 1") == 1  # its own word is believed
+
+
+def test_fifty_jobs_three_workers_and_a_killer(tmp_path):
+    sweep = make(tmp_path / "s", 50)
+    script = (
+        "import sys; sys.path[:0] = [sys.argv[2]]\n"
+        "from tests.test_sweeping import fake\nfrom latentrobust.sweeping.work import work\n"
+        "work(sys.argv[1], poll=0.1, command=fake(0.15))\n"
+    )
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def begin():
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(sweep.folder), here],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    workers, chance, killed = [begin() for _ in range(3)], random.Random(0), 0
+    ended = time.monotonic() + 240
+    while time.monotonic() < ended and not all(sweep.state(job).name == "DONE" for job in sweep.jobs):
+        time.sleep(0.5)
+        begun = len(list(sweep.folder.glob("*/config.yaml")))
+        if begun > 5 * (killed + 1) and killed < 4:  # while they are at it
+            number = chance.randrange(3)
+            workers[number].send_signal(signal.SIGKILL)
+            workers[number].wait()
+            workers[number], killed = begin(), killed + 1
+    for worker in workers:
+        worker.wait(60)
+    assert killed >= 2
+    assert sorted((sweep.folder / "log").read_text().split()) == sorted(str(sweep.place(job)) for job in sweep.jobs)
+    rows = list(csv.DictReader((sweep.folder / "sweep.csv").open()))
+    assert [row["number"] for row in rows] == [str(number) for number in range(50)]
+
+
+def test_a_list_of_jobs_is_fixed(tmp_path):
+    sweep = make(tmp_path / "s", 3)
+    assert make(sweep.folder, 3).jobs == sweep.jobs
+    with pytest.raises(InputError, match="another sweep, of 3 jobs of train, not 2 of train"):
+        make(sweep.folder, 2)
+    with pytest.raises(InputError, match="not 3 of evaluate"):
+        make(sweep.folder, 3, "evaluate")
+    other = [*sweep.jobs[:2], Job(2, ("seed=7", "a=1"), "else")]
+    with pytest.raises(InputError, match=r"job 2 had seed=2, not seed=7; name another paths.output_dir"):
+        Sweep.create(sweep.folder, "train", other)
+    assert Sweep.create(sweep.folder, "train", other, overwrite=True).jobs == other
+    with pytest.raises(InputError, match="has changed"):
+        Sweep.create(sweep.folder, "train", [*other[:2], Job(2, ("seed=7", "a=1"), "again")])
+    with pytest.raises(InputError, match=r"holds no jobs.json"):
+        Sweep(tmp_path)
+    (sweep.folder / "jobs.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as a list of jobs"):
+        Sweep(sweep.folder)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(configuration(0))))
+    with pytest.raises(InputError, match="folder of a single run"):
+        make(tmp_path / "run", 2)
+
+
+def test_what_a_job_is_now(tmp_path, capsys):
+    sweep = make(tmp_path / "s", 4)
+    work(sweep.folder, command=fake(failing=[1, 2, 3]))
+    for number in (2, 3):
+        (sweep.folder / str(number) / "FAILED").unlink()
+    (sweep.folder / "3" / "config.yaml").write_text("overrides: []\npaths: {}\nseed: 9\n")
+    (sweep.folder / "3" / "DONE").touch()
+    lock = FolderLock(sweep.claims(sweep.jobs[2]))
+    lock.acquire()
+    try:
+        states, left = status(sweep)
+        assert [state.name for state in states] == ["DONE", "FAILED", "RUNNING", "FAILED"]
+        assert left is not None
+        assert "another configuration" in states[3].detail
+        main(["status", str(sweep.folder)])
+        assert "1 done, 2 failed, 1 running" in capsys.readouterr().out
+    finally:
+        lock.release()
+    with pytest.raises(SystemExit) as stopped:
+        main(["work", str(tmp_path / "nowhere")])
+    assert stopped.value.code == 2
+    assert "holds no jobs.json" in capsys.readouterr().err
+
+
+def test_engines_refuse_what_they_cannot_do(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"launcher\.engine must be one of joblib"):
+        engines.start("nonsense", tmp_path, 1, {})
+    with pytest.raises(InputError, match=r"launcher\.workers must be a positive number, got 0"):
+        engines.start("joblib", tmp_path, 0, {})
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"needs submitit: pip install 'latentrobust\[cluster\]'"):
+        engines.start("submitit_slurm", tmp_path, 1, {})
+
+
+def test_fingerprints_do_not_know_places():
+    one = {
+        "seed": 1,
+        "paths": {"output_dir": "/a/0"},
+        "trainer": {"default_root_dir": "/a/0"},
+        "launcher": {"engine": None},
+    }
+    other = json.loads(json.dumps(one).replace("/a/0", "/b/7").replace("null", '"ray"'))
+    assert fingerprint(one) == fingerprint(other)
+    assert fingerprint(one) != fingerprint({**one, "seed": 2})
