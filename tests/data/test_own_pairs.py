@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from latentrobust.data.__main__ import main
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.listing import ProblemsError
 from latentrobust.data.pairs.reading import pairs, read_pairs
+from latentrobust.data.pictures import decoded, size_and_colour
 from latentrobust.errors import InputError
 
 LIGHTS = 64
@@ -328,7 +330,7 @@ def test_the_same_example_in_several_pairs_is_one_group():
         ({"x": np.full((12, 3, 8, 8), np.nan)}, "NaN"),
         ({"x": np.zeros((12, 4, 8, 8))}, "1 or 3 channels"),
         ({"x": np.zeros((12, 3, 8, 8), np.int64)}, "uint8 images or floats"),
-        ({"y": np.arange(11)}, "y must be 12 whole numbers"),
+        ({"y": np.arange(11)}, "y must be 12 labels"),
         ({"y": np.arange(12) - 1}, "from -1"),
         ({"y": np.arange(12) / 2}, "whole numbers"),
         ({"kind": ["fog"]}, "kind must have one entry per pair"),
@@ -390,8 +392,12 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
     root = faces(tmp_path / "faces", people=3, lights=8, size=(8, 10))
     save(root / "person0" / "P01" / "P01_A-27.pgm", 5, (9, 10))
     (root / "person2" / "P00" / "P00_A-27.pgm").write_bytes(b"nothing")
-    main(["inspect", str(root), "--label", "parent", "--picture", "shown.png"])
-    said = capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(root), "--label", "parent", "--picture", "shown.png"])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    said = captured.out
+    assert "1 problem, listed above" in captured.err
     for part in (
         "8×10 (", "9×10 (1)", "several sizes: give one, such as data.size=[8,10]", "8 kinds", "person1 (",
         "splits: train 6 groups", "a problem; data.incomplete=skip", "P00_A-27.pgm is not an image", "9 other files",
@@ -403,3 +409,105 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
         main(["inspect", str(tmp_path / "nowhere")])
     assert stopped.value.code == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_labels_are_numbers_names_or_identifiers():
+    x = np.random.default_rng(0).random((4, 8, 8))
+    named = pairs(x, x * 0.5, ["b", "a", "b", "c"])
+    assert named.class_names == ("a", "b", "c")
+    assert named.label.tolist() == [1, 0, 1, 2]
+    identified = pairs(x, x * 0.5, np.array([10**11, 7, 10**11, 7]))
+    assert identified.class_names == ("7", "100000000000")
+    assert identified.label.tolist() == [1, 0, 1, 0]
+    assert "2 classes" in identified.describe()
+    assert pairs(x, x * 0.5, np.arange(4, dtype=np.uint64)).label.tolist() == [0, 1, 2, 3]
+    assert pairs(torch.from_numpy(x).bfloat16(), torch.from_numpy(x).bfloat16()).image_shape == (1, 8, 8)
+
+
+def test_large_numbers_in_a_manifest_are_names(tmp_path):
+    rows = ["clean,perturbed,label,group"]
+    for number, person in enumerate(["100000000000", "7", "12345678901234567890123"]):
+        for half in "ab":
+            save(tmp_path / f"{half}{number}.png", 30 * number + (half == "b"))
+        rows.append(f"a{number}.png,b{number}.png,{person},g{number}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n")
+    found = read_pairs(tmp_path / "pairs.csv")
+    assert found.class_names == ("7", "100000000000", "12345678901234567890123")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"y": ["a", None, "b", "c"]}, "y lacks 1 of 4 labels"),
+        ({"y": [[1], [2, 3], [4], [5]]}, "y is no array"),
+        ({"group": [None, "a", "b", "c"]}, "group lacks an entry for some pairs"),
+        ({"group": [[1], [2, 3], [4], [5]]}, "group is no array"),
+        ({"x": [[[1.0]], [[1.0, 2.0]]]}, "x is no array"),
+        ({"x": np.full((4, 8, 8), "a")}, "x must be numbers"),
+    ],
+)
+def test_what_is_no_column_is_refused_in_one_line(changed, message):
+    x = np.random.default_rng(0).random((4, 8, 8))
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        pairs(**{"x": x, "x_tilde": x * 0.5, **changed})
+    assert "\n" not in str(caught.value)
+
+
+def test_one_image_in_two_groups_is_refused():
+    x = np.random.default_rng(0).random((4, 8, 8))
+    twice, changed = np.concatenate([x, x]), np.concatenate([x * 0.5, x * 0.7])
+    with pytest.raises(InputError, match="the groups 0 and 4 have the same image x"):
+        pairs(twice, changed, group=np.arange(8))
+    assert len(pairs(twice, changed, group=np.arange(8) % 4).groups) == 4
+
+
+def test_options_for_image_files_are_not_ignored_for_arrays(tmp_path):
+    x = np.random.default_rng(0).random((4, 8, 8))
+    np.savez(tmp_path / "a.npz", x=x, x_tilde=x * 0.5)
+    with pytest.raises(InputError, match=r"data.size=\[4, 4\], data.colour=colour is for image files"):
+        read_pairs(tmp_path / "a.npz", size=[4, 4], colour="colour")
+    assert len(read_pairs(tmp_path / "a.npz")) == 4
+
+
+def test_capitals_of_parallel_folders_do_not_matter_but_those_of_kinds_do(tmp_path):
+    for number in range(3):
+        save(tmp_path / "one" / "Clean" / f"{number}.png", 40 * number)
+        save(tmp_path / "one" / "Perturbed" / f"{number}.png", 40 * number + 9)
+        save(tmp_path / "two" / "clean" / f"{number}.png", 40 * number)
+        for kind in ("dark", "Dark"):
+            save(tmp_path / "two" / "perturbed" / kind / f"{number}.png", 40 * number + 9)
+    found = read_pairs(tmp_path / "one")
+    assert (len(found), found.centred) == (3, True)
+    with pytest.raises(InputError, match="the kinds Dark and dark differ in case alone"):
+        read_pairs(tmp_path / "two")
+
+
+def test_nothing_is_packed_before_everything_was_looked_at(tmp_path):
+    for half in "ab":
+        save(tmp_path / "d" / f"{half}.png", 50)
+    rows = "clean,perturbed\na.png,b.png\na.png,nowhere.png\na.png,b\0.png\n"
+    (tmp_path / "d" / "pairs.csv").write_text(rows)
+    with pytest.raises(InputError, match=r"line 3: there is no file nowhere.png; line 4: .*NUL byte"):
+        read_pairs(tmp_path / "d" / "pairs.csv", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_when_no_image_is_left_all_reasons_are_said(tmp_path):
+    for number in range(2):
+        for name in "ab":
+            (tmp_path / f"g{number}").mkdir(exist_ok=True)
+            (tmp_path / f"g{number}" / f"{name}.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"4 problems: .*g0/a.png is not an image.*g1/b.png is not an image"):
+        read_pairs(tmp_path, incomplete="skip")
+
+
+def test_transparent_levels_and_32_bits(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "plain.png")
+    Image.fromarray(ramp).save(tmp_path / "transparent.png", transparency=0)
+    plain, transparent = (decoded(tmp_path / f"{name}.png", "L") for name in ("plain", "transparent"))
+    assert torch.equal(plain, transparent)
+    assert len(plain.unique()) > 32
+    Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / "wide.tif")
+    with pytest.raises(InputError, match="pixels of 32 bits"):
+        size_and_colour(tmp_path / "wide.tif")

@@ -72,7 +72,7 @@ def look(arguments: argparse.Namespace) -> None:
     """Say what there is in own pairs, and draw some of them.
 
     Raises:
-        InputError: if there is nothing to look at.
+        InputError: if there is nothing to look at, or something is wrong with it.
     """
     found = inspect(
         arguments.root, arguments.layout, arguments.size, arguments.fit, arguments.colour, arguments.original,
@@ -88,6 +88,9 @@ def look(arguments: argparse.Namespace) -> None:
     if found.pairs is not None:
         picture(found.pairs, arguments.picture)
         print(f"{arguments.picture}: some of the pairs, first halves above second halves")
+    if found.problems:
+        many = "problem" if len(found.problems) == 1 else "problems"
+        raise InputError(f"{arguments.root}: {len(found.problems):,} {many}, listed above")
 
 
 def _root(arguments: argparse.Namespace) -> Path:

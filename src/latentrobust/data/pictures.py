@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,13 @@ from latentrobust.files import regular
 # What Pillow raises for files that it cannot read, and for those that are pictures of gigabytes.
 DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error,
-    Image.DecompressionBombError, MemoryError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError,
 )  # fmt: skip
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pnm", ".pbm")
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".avif", ".tga", ".bmp", ".tif", ".tiff", ".webp", ".gif",
+    ".pgm", ".ppm", ".pnm", ".pbm",
+)  # fmt: skip
 # Pillow's modes. "I" has 32 bits, of which 16 are used where the file has 16.
 GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
@@ -42,13 +46,18 @@ def header(path: Path) -> Header:
         InputError: if it is no image, or holds several pages or frames, of which nobody says which one is meant.
     """
     try:
-        with Image.open(regular(path)) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(regular(path))
+        with opened as picture:
             frames = getattr(picture, "n_frames", 1)
             size, mode = (picture.height, picture.width), picture.mode
             turned = picture.getexif().get(ORIENTATION) in QUARTER_TURNS
             format_ = picture.format
     except DAMAGED as error:
         raise InputError(f"{path} is not an image: {one_line(error)}") from None
+    if mode == "I" and format_ == "TIFF":
+        raise InputError(f"{path} has pixels of 32 bits: save it with 8 or 16 bits per channel")
     if frames > 1 and format_ != "MPO":  # a camera's JPEG with previews behind the photograph
         raise InputError(f"{path} has {frames} pages or frames: save the one that is meant as an image of its own")
     return Header(size[::-1] if turned else size, mode)
@@ -79,6 +88,8 @@ def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
         with Image.open(regular(path)) as picture:
             if mode is not None:
                 picture = ImageOps.exif_transpose(picture)  # noqa: PLW2901 - the file is closed by the outer one
+                if picture.mode.startswith("I"):  # Pillow clips 16 bits where it composes them
+                    picture.info.pop("transparency", None)
                 if picture.has_transparency_data:
                     seen = picture.convert("RGBA")
                     ground = Image.new("RGBA", seen.size, (background,) * 3 + (255,))

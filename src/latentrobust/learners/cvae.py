@@ -48,8 +48,8 @@ class CVAELearner(Scheduled):
         init_from: a stored set (a run's folder, a set's, a checkpoint) whose weights to begin with: fine-tuning, also
             for images of another size where the weights do not depend on it; null for random weights.
         spread: weight of a penalty on draws from the set that change an image more than any observed perturbation of
-            the batch does (`excess`); 0 leaves it out, as published. Between the observed perturbations nothing else
-            keeps a generator from images that no perturbation makes.
+            the batch does (`excess`); 0 leaves it out, as published, and None takes what suits the network. Between the
+            observed perturbations nothing else keeps a generator from images that no perturbation makes.
         channels_last: lay the network's weights out as convolutions like them best: faster on most GPUs.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
@@ -68,7 +68,7 @@ class CVAELearner(Scheduled):
         radius: Positive | RadiusRule = "max",
         latents: Literal["all", "active"] = "all",
         init_from: str | None = None,
-        spread: NonNegative = 0.0,
+        spread: NonNegative | None = None,
         channels_last: bool = False,
         seed: Seed = 0,
     ) -> None:
@@ -79,7 +79,7 @@ class CVAELearner(Scheduled):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.likelihood = checked(likelihood)
-        self.beta, self.spread, self.seed = beta, spread, seed
+        self.beta, self.spread, self.seed = beta, network.spread if spread is None else spread, seed
         self.radius_rule, self.latents = radius, latents
         self.radius: float | None = None
         self.latent_norms: dict[str, float] = {}

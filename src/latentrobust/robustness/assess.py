@@ -20,6 +20,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
+from latentrobust.robustness.checks import check_images
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.results import Entry, Results
@@ -176,11 +177,14 @@ def _batches(
     count = 0
     for parts in _parts(data):
         x = as_images(parts[0], model, perturbations)
+        check_images(x)
         y = as_labels(parts[1], x)
         y = y if y.dtype.is_floating_point else y.long()
         rest = [as_images(part, model, perturbations, "x_tilde") for part in parts[2:]]
         if rest and rest[0].shape != x.shape:
             raise InputError(f"x and x_tilde must have the same shape, got {list(x.shape)} and {list(rest[0].shape)}")
+        if rest:
+            check_images(rest[0], "x_tilde")
         yield Batch.of(x, y, rest[0] if rest else None, first=count)
         count += len(x)
 

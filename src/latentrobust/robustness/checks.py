@@ -15,18 +15,18 @@ STUCK = 0.25  # share of an offset's coordinates without a gradient from which o
 SATURATED = 16.0  # margin beyond which float32's softmax rounds the predicted probability to 1
 
 
-def check_images(x: Tensor) -> None:
+def check_images(x: Tensor, name: str = "images") -> None:
     """Warn where images are not in [0, 1].
 
     Raises:
         InputError: for images that are not finite.
     """
     if not bool(x.isfinite().all()):
-        raise InputError("images contain NaN or infinity: nothing can be said about them")
+        raise InputError(f"{name} contain NaN or infinity: nothing can be said about them")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         warn(
-            f"images should lie in [0, 1], got {low:.3g} to {high:.3g}: put normalisation inside the model"
+            f"{name} should lie in [0, 1], got {low:.3g} to {high:.3g}: put normalisation inside the model"
             " (latentrobust.wrap(model, mean=…, std=…))"
         )
 

@@ -58,6 +58,8 @@ def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = 
         InputError: for whole numbers, whose scale nobody knows, and for anything but a batch of the set's images.
     """
     if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "biuf":
+            raise InputError(f"{name} must be an array of numbers, got one of {x.dtype}")
         x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
         raise InputError(f"{name} must be a tensor or an array of images, got {_kind(x)}")

@@ -66,8 +66,15 @@ def _layout(root: Path) -> Layout:
             raise InputError(f"data.root={root} is neither a folder nor a manifest: {EXPECTED}")
         return "manifest"
     places = (root, *(root / name for name in SPLIT_NAMES))
-    both = any((place / "clean").is_dir() and (place / PERTURBED).is_dir() for place in places)
+    both = any(_half(place, "clean").is_dir() and _half(place, PERTURBED).is_dir() for place in places)
     return "parallel" if both else "groups"
+
+
+def _half(root: Path, name: str) -> Path:
+    """The folder of that name, in capitals or not."""
+    if not root.is_dir() or (root / name).is_dir():
+        return root / name
+    return next((path for path in _children(root) if path.name.casefold() == name and path.is_dir()), root / name)
 
 
 def _by_split(root: Path, read: Callable[[Path], Listing]) -> Listing:
@@ -125,8 +132,8 @@ def groups(root: Path, original: str | None = None, label: LabelFrom | None = No
 def parallel(root: Path, label: LabelFrom | None = None) -> Listing:
     """``clean/<stem>`` and ``perturbed/<stem>``, or ``perturbed/<kind>/<stem>``; stems may have folders in them."""
     found = Listing()
-    clean = _by_path(root / "clean", found)
-    perturbed = _by_path(root / PERTURBED, found)
+    clean = _by_path(_half(root, "clean"), found)
+    perturbed = _by_path(_half(root, PERTURBED), found)
     used = set()
     for stem, path in perturbed.items():
         kind, _, rest = stem.partition("/")
@@ -211,6 +218,9 @@ def _inside(root: Path, cell: str, half: str, line: int, found: Listing) -> Path
     """The file that a cell names, below the manifest's folder."""
     if not cell:
         found.problems.append(f"line {line}: names no {half} image")
+        return None
+    if "\0" in cell:
+        found.problems.append(f"line {line}: the name of the {half} image holds a NUL byte")
         return None
     path = root / cell
     if Path(cell).is_absolute() or not path.resolve().is_relative_to(root):

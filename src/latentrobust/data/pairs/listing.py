@@ -9,7 +9,7 @@ from pathlib import Path
 
 from latentrobust.errors import InputError
 
-SHOWN = 40
+SHOWN = 1000
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 

@@ -24,6 +24,9 @@ from latentrobust.files import natural, regular
 Incomplete = Literal["error", "skip"]
 PictureSize = Annotated[int, Range(1, 1 << 14)]
 ARRAYS = ("x", "x_tilde", "y", "group", "kind", "split")
+MOST_CLASSES = 1 << 16
+"""Labels that are larger numbers are identifiers, not places in a list of classes."""
+
 REMEDY = " (data.incomplete=skip leaves them out)"
 
 
@@ -75,10 +78,17 @@ def read_pairs(
         raise InputError(f"data.size must be [height, width], got {list(size)}")
     named = name or place.resolve().stem
     if layout == "arrays" or (layout == "auto" and holds_arrays(place)):
+        given = {"size": size, "original": original, "label": label, "colour": None if colour == "auto" else colour}
+        if idle := [f"data.{option}={value}" for option, value in given.items() if value is not None]:
+            raise InputError(f"{place}: {', '.join(idle)} is for image files; arrays are taken as they are")
         return read_arrays(place, named)
     found = listed(place, layout, original, label)
+    found.problems += _twin_kinds(found.kind)
     base = place if place.is_dir() else place.parent
     looked = headers(found.files)
+    before = [*found.problems, *looked.problems.values()]
+    if before and (incomplete == "error" or not looked.found):  # before anything is packed
+        raise ProblemsError(str(place), before, REMEDY if looked.found else "; no image is left")
     look = common_look(looked, size, colour, fit, background, str(place))
     images, unreadable = packed(found.files, look, cache_folder(cache, place), base)
     problems = [*found.problems, *(unreadable | looked.problems).values()]
@@ -86,6 +96,14 @@ def read_pairs(
         raise ProblemsError(str(place), problems, REMEDY)
     found.leave_out(unreadable | looked.problems)
     return of_listing(found, images, named, tuple(problems))
+
+
+def _twin_kinds(kinds: Sequence[str]) -> list[str]:
+    """Kinds whose names differ in case alone: most likely one kind, counted as two."""
+    spelt: dict[str, list[str]] = {}
+    for kind in dict.fromkeys(kinds):
+        spelt.setdefault(kind.casefold(), []).append(kind)
+    return [f"the kinds {' and '.join(names)} differ in case alone" for names in spelt.values() if len(names) > 1]
 
 
 @validated
@@ -105,7 +123,8 @@ def pairs(
         x: examples ``[N, C, H, W]``, ``[N, H, W]`` (grey) or ``[N, H, W, 3]``; uint8, or floats in [0, 1], which are
             rounded to 256 levels.
         x_tilde: the same examples perturbed, of the same shape.
-        y: labels ``[N]``, whole numbers from 0 up; None for none.
+        y: labels ``[N]``: whole numbers from 0 up, or names; None for none. Numbers too large to be places in a list of
+            classes are taken as names.
         group: ``[N]``, numbers or names: what belongs together and must not be in two splits; None where pairs belong
             together that have the same ``x``.
         kind: ``[N]``, numbers or names of kinds of perturbations; None for one.
@@ -120,16 +139,7 @@ def pairs(
         raise InputError(f"x and x_tilde must have the same shape, got {list(first.shape)} and {list(second.shape)}")
     count = len(first)
     names = {where: _column(part, count, where) for where, part in (("group", group), ("kind", kind), ("split", split))}
-    label = None
-    if y is not None:
-        label = torch.as_tensor(np.asarray(y))
-        whole = not label.dtype.is_floating_point and label.dtype != torch.bool
-        if label.shape != (count,) or not whole or int(label.min()) < 0:
-            raise InputError(
-                f"y must be {count} whole numbers from 0 up, one per pair, got {label.dtype} {list(label.shape)}"
-                f"{f' from {int(label.min())}' if label.numel() and whole else ''}"
-            )
-        label = label.long()
+    label, class_names = (None, ()) if y is None else _labels(y, count)
     # The same example in several pairs is one image, and one group: its pairs must not be in two splits.
     contents = [hashlib.sha1(image.numpy().tobytes(), usedforsecurity=False).hexdigest() for image in first]
     clean, different = numbered(contents)
@@ -138,12 +148,20 @@ def pairs(
     images = torch.cat([first[kept], second])
     of_kind, kinds = numbered(names["kind"] or [PERTURBED] * count, _sorted(names["kind"]))
     of_group, groups = numbered(names["group"] or [str(place) for place in clean.tolist()])
+    group_of: dict[int, int] = {}
+    for image, own in zip(clean.tolist(), of_group.tolist(), strict=True):
+        if group_of.setdefault(image, own) != own:
+            raise InputError(
+                f"the groups {groups[group_of[image]]} and {groups[own]} have the same image x: its pairs belong in one"
+                " group, or they could end in two splits"
+            )
     fixed = None
     if names["split"] is not None:
         fixed = _fixed_splits(of_group, groups, names["split"])
     return Pairs(
-        images, clean, len(kept) + torch.arange(count), of_kind, of_group, label, fixed, kinds, groups, (), name
-    )
+        images, clean, len(kept) + torch.arange(count), of_kind, of_group, label, fixed, kinds, groups,
+        class_names, name,
+    )  # fmt: skip
 
 
 def of_listing(found: Listing, images: Tensor, name: str, problems: tuple[str, ...]) -> Pairs:
@@ -159,7 +177,7 @@ def of_listing(found: Listing, images: Tensor, name: str, problems: tuple[str, .
     label, class_names = None, ()
     texts = [text for text in found.label if text is not None]
     if texts:
-        if all(text.isdecimal() for text in texts):
+        if all(text.isdecimal() and len(text) < 10 and int(text) < MOST_CLASSES for text in texts):
             label = torch.tensor([int(text) for text in texts])
         else:
             label, class_names = numbered(texts, _sorted(texts))  # type: ignore[assignment]
@@ -191,9 +209,49 @@ def _fixed_splits(of_group: Tensor, groups: Sequence[str], split: Sequence[str])
     return tuple(word or "train" for word in chosen)
 
 
+def _labels(values: Any, count: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Classes ``[N]``, and their names where they have some.
+
+    Raises:
+        InputError: if there is not one for each pair.
+    """
+    array = _array(values, "y")
+    if array.shape != (count,):
+        raise InputError(f"y must be {count} labels, one per pair, got shape {list(array.shape)}")
+    if array.dtype == object and (missing := sum(value is None for value in array.tolist())):
+        raise InputError(f"y lacks {missing} of {count} labels: give one for each pair, or y=None for none at all")
+    if array.dtype.kind in "US" or (array.dtype == object and all(isinstance(value, str) for value in array.tolist())):
+        texts = [str(value) for value in array.tolist()]
+        return numbered(texts, _sorted(texts))
+    if array.dtype.kind not in "iu" or (count and int(array.min()) < 0):
+        low = f" from {int(array.min())}" if array.dtype.kind in "iu" else ""
+        raise InputError(f"y must be {count} whole numbers from 0 up or names, one per pair, got {array.dtype}{low}")
+    if count and int(array.max()) >= MOST_CLASSES:
+        texts = [str(value) for value in array.tolist()]
+        return numbered(texts, _sorted(texts))
+    return torch.from_numpy(array.astype(np.int64)), ()
+
+
+def _array(values: Any, where: str) -> np.ndarray:
+    """Values as an array.
+
+    Raises:
+        InputError: for what is none, such as lists of several lengths.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{where} is no array: {one_line(error)}") from None
+
+
 def _images(images: Any, where: str) -> Tensor:
     """uint8 ``[N, C, H, W]``."""
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    array = _array(images, where)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{where} must be numbers, got an array of {array.dtype}")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[-1] in (1, 3):
@@ -206,7 +264,9 @@ def _images(images: Any, where: str) -> Tensor:
 def _column(values: Any, count: int, where: str) -> list[str] | None:
     if values is None:
         return None
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = _array(values, where)
+    if array.dtype == object and any(value is None for value in array.tolist()):
+        raise InputError(f"{where} lacks an entry for some pairs: give one for each, or {where}=None")
     if array.shape != (count,):
         raise InputError(f"{where} must have one entry per pair, {count}, got shape {list(array.shape)}")
     return [str(value) for value in array.tolist()]

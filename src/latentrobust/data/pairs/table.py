@@ -91,7 +91,7 @@ class Pairs:
         text = f"{len(self):,} pairs in {len(self.groups):,} groups, {colour}, {height}×{width}"
         text += f", {len(self.kinds)} kinds" if len(self.kinds) > 1 else ""
         if self.label is not None:
-            text += f", {int(self.label.max()) + 1} classes"
+            text += f", {len(self.class_names) or int(self.label.max()) + 1} classes"
         text += "." if self.centred else ", any two images of a group."
         if self.left_out:
             text += f" {len(self.left_out):,} {'thing was' if len(self.left_out) == 1 else 'things were'} left out."

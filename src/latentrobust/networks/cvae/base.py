@@ -57,7 +57,12 @@ class CVAE(nn.Module):
         latent_shape: of one latent, e.g. ``(784,)`` or ``(128, 7, 7)``.
 
     The part names are those of the published checkpoints, so their state dicts fit unchanged.
+
+    Attributes:
+        spread: the weight that `CVAELearner` gives the penalty on far draws where nobody names one.
     """
+
+    spread = 0.0
 
     def __init__(
         self,

@@ -295,10 +295,13 @@ def structured(
         raise InputError(f"{warps} warps are mixed by the residual network: give residual, or warps=1")
     if latent > math.prod(image_shape):
         raise InputError(f"{latent} latents are more than the {math.prod(image_shape)} values of an image")
-    return CVAE(
+    network = CVAE(
         StandardNormal(latent),
         Encoder(channels, height, width, latent, features),
         Generator(channels, latent, warps, field, blur, light, residual, scales, space),
         image_shape=(channels, height, width),
         latent_shape=(latent,),
     )
+    # A warp stays an image whatever the latent is; the other parts can make anything where no perturbation was seen.
+    network.spread = 1.0 if blur or light or residual else 0.0
+    return network
