@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import latentrobust
 from latentrobust import CoverageSettings, RobustSettings, assess
@@ -56,6 +56,12 @@ def sets(tmp_path_factory):
         group.mkdir(parents=True)
         for gamma in (1.0, 0.5, 2.0):
             Image.fromarray(curve(patch, gamma)).save(group / f"gamma{gamma:g}.png")
+        Image.fromarray(patch).filter(ImageFilter.GaussianBlur(1)).save(group / "blur.webp", lossless=True)
+        side, ending = (16, 20, 24)[number % 3], ("png", "jpg", "tif")[number // 2 % 3]
+        for folder, gamma in (("clean", 1.0), ("perturbed/dark", 2.0), ("perturbed/bright", 0.5)):
+            place = root / "mixed" / folder / f"photo{label % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(curve(patch, gamma)).resize((side, side)).save(place / f"{number}.{ending}")
         for folder, gamma in (("clean", 1.0), ("perturbed/dark", 2.0), ("perturbed/bright", 0.5)):
             place = root / "parallel" / folder
             place.mkdir(parents=True, exist_ok=True)
@@ -73,6 +79,7 @@ def sets(tmp_path_factory):
 LAYOUTS = {
     "groups": ["data.root={}/groups", "data.original=gamma1", "data.label=parent"],
     "parallel": ["data.root={}/parallel"],
+    "mixed": ["data.root={}/mixed", "data.label=parent", "data.size=[16,16]"],
     "table": ["data.root={}/table/pairs.csv"],
 }
 
