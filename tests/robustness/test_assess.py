@@ -344,7 +344,7 @@ def test_swapped_arguments_are_named():
         lambda: assess(Linear(), (x, y), ball()),
         lambda: assess(Linear(), perturbations=(x, y), data=ball()),
     ):
-        with pytest.raises(InputError, match=r"swapped: assess\(model, data=…, perturbations=…\)|must be a Perturb"):
+        with pytest.raises(InputError, match=r"swapped: assess\(model, data=…, perturbations=…\)"):
             wrong()
     with pytest.raises(InputError, match="model is a perturbation set"):
         assess(ball(), data=(x, y), perturbations=ball())
@@ -404,3 +404,18 @@ def test_radii_that_print_alike_stay_two_entries():
     assert len(names) == 3
     assert names["certified/eps=0.1"] == 1.0
     assert [float(name.partition("=")[2]) for name in names if name.startswith("robust")] == pytest.approx(radii, abs=0)
+
+
+def test_what_is_wrong_with_the_data_is_said_of_the_data():
+    x, y = data(8)
+    table = latentrobust.pairs(x.float().numpy(), x.float().numpy())
+    with pytest.raises(InputError, match=r"give data=pairs.as_data\(\)"):
+        assess(Linear(), data=table, perturbations=ball())
+    with pytest.raises(InputError, match="x_tilde holds NaN or infinity"):
+        assess(Linear(), data=(x, y, x * math.nan), perturbations=ball(), robust=None)
+    with pytest.raises(InputError, match="images hold NaN or infinity"):
+        assess(Linear(), data=(x * math.nan, y), perturbations=ball(), robust=None)
+    with pytest.raises(InputError, match="x must be an array of numbers, got one of object"):
+        assess(Linear(), data=(x.numpy().astype(object), y), perturbations=ball())
+    with pytest.warns(RobustnessWarning, match=r"x_tilde should lie in \[0, 1\]"):
+        assess(Linear(), data=(x, y, x + 1), perturbations=ball(), robust=None)

@@ -53,7 +53,7 @@ def test_what_people_have_is_taken(parts, given):
         (lambda m, s, x, y: lr.assess(s, m, (x, y)), "the model comes first, then the set|must be a PerturbationSet"),
         (lambda m, s, x, y: lr.assess(None, s, (x, y)), "model must be a Module or something that can be called"),
         (lambda m, s, x, y: lr.assess(nn.Linear, s, (x, y)), "must be a torch.nn.Module or a function"),
-        (lambda m, s, x, y: lr.assess(m, "folder", (x, y)), "must be a PerturbationSet or null, got 'folder'"),
+        (lambda m, s, x, y: lr.assess(m, "folder", (x, y)), "must be a perturbation set, got a str: load it"),
         (lambda m, s, x, y: lr.assess(m, s, ((255 * x).byte(), y)), "floating-point images in .0, 1., got torch.uint8"),
         (lambda m, s, x, y: lr.assess(m, s, (x[0], y[:1])), r"a batch \[B, 1, 6, 6\], got one image: give x\[None\]"),
         (lambda m, s, x, y: lr.assess(m, s, {"x": x}), "data must be .* got a dict"),

@@ -39,7 +39,7 @@ Data = Any  # what EXPECTED says, or one of the package's data modules
 @validated
 def assess(
     model: nn.Module | Callable[[Tensor], Tensor],
-    perturbations: PerturbationSet | None = None,
+    perturbations: Any = None,
     data: Any = None,
     *,
     robust: RobustSettings | None = RobustSettings(),  # noqa: B008 - frozen
@@ -78,6 +78,8 @@ def assess(
         raise InputError("data and perturbations are swapped: assess(model, data=…, perturbations=…)")
     if data is None:
         raise InputError(f"there is no data to assess: {EXPECTED}")
+    if hasattr(data, "as_data"):
+        raise InputError("data are pairs without splits: give data=pairs.as_data()")
     model = as_model(model)
     if perturbations is not None:
         check_set(perturbations)

@@ -22,7 +22,8 @@ def check_images(x: Tensor, name: str = "images") -> None:
         InputError: for images that are not finite.
     """
     if not bool(x.isfinite().all()):
-        raise InputError(f"{name} contain NaN or infinity: nothing can be said about them")
+        verb = "hold" if name == "images" else "holds"
+        raise InputError(f"{name} {verb} NaN or infinity: nothing can be said about them")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         warn(
