@@ -511,3 +511,14 @@ def test_transparent_levels_and_32_bits(tmp_path):
     Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / "wide.tif")
     with pytest.raises(InputError, match="pixels of 32 bits"):
         size_and_colour(tmp_path / "wide.tif")
+
+
+def test_splits_in_folders_are_all_there_or_none(tmp_path):
+    for split in ("train", "val"):
+        for name in "ab":
+            save(tmp_path / "d" / split / f"g_{split}" / f"{name}.png", 50)
+    with pytest.raises(InputError, match=r"has train/, val/ but no test/: give all splits, or none"):
+        read_pairs(tmp_path / "d")
+    for name in "ab":
+        save(tmp_path / "d" / "test" / "g_test" / f"{name}.png", 60)
+    assert set(read_pairs(tmp_path / "d").split) == {"train", "validation", "test"}

@@ -80,8 +80,12 @@ def _half(root: Path, name: str) -> Path:
 def _by_split(root: Path, read: Callable[[Path], Listing]) -> Listing:
     """A folder whose folders are ``train`` and ``test`` (and ``validation`` or ``val``) is split so."""
     folders = {path.name: path for path in _children(root) if path.is_dir()}
-    if not ({"train", "test"} <= set(folders) <= set(SPLIT_NAMES)):
+    if "train" not in folders or len(folders) < 2 or not set(folders) <= set(SPLIT_NAMES):
         return read(root)
+    if "test" not in folders:
+        raise InputError(
+            f"{root} has {', '.join(f'{name}/' for name in sorted(folders))} but no test/: give all splits, or none"
+        )
     found = Listing()
     for name, folder in folders.items():
         found.extend(read(folder), SPLIT_NAMES[name])
