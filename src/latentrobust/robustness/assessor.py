@@ -88,7 +88,7 @@ class CertifySettings:
         examples: certify the first so many; null for all.
         batch: images that go through the model at once.
         attack_steps: of a search at each radius for the worst case of the *smoothed* model, which the certificates are
-            reported beside (`attack_smoothed`); 0 for none. Models of a class a pixel are not attacked.
+            reported beside (`attack_smoothed`); 0 for none. Models of a class per pixel are not attacked.
     """
 
     sigma: Positive | None = None

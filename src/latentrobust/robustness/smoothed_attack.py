@@ -57,7 +57,7 @@ def attack_smoothed(
         InputError: for labels of pixels, or a model or set that does not fit.
     """
     if y.dim() != 1:
-        raise InputError("smoothed models of a class a pixel are certified, but not attacked")
+        raise InputError("smoothed models of a class per pixel are certified, but not attacked")
     keys = random.fold_in(keys, Purpose.SMOOTHED_ATTACK)
     right = torch.ones(len(radii), len(x), dtype=torch.bool, device=x.device)
     stays = torch.ones(len(x), dtype=torch.bool, device=x.device)
