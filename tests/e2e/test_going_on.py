@@ -118,7 +118,7 @@ def test_another_configuration_keeps_the_parts_that_it_does_not_change(whole, tm
     text = (folder / "config.yaml").read_text().replace(str(whole.folder), str(folder))
     (folder / "config.yaml").write_text(text)
     fits = counted(monkeypatch, stages, "_fit")
-    changed = start(folder, *SEVERAL, "models.adversarial.training_perturbation.perturbation.steps=2")
+    changed = start(folder, *SEVERAL, "models.adversarial.training_perturbation.perturbation.noise=1.5")
     assert len(fits) == 1
     assert changed.metrics["standard/accuracy/clean"] == whole.metrics["standard/accuracy/clean"]
     assert (folder / ".earlier" / "1" / "models" / "adversarial" / "checkpoints" / "last.ckpt").is_file()
