@@ -231,7 +231,8 @@ def check_trainer(cfg: DictConfig) -> None:
     """Refuse combinations that would fail late or hang.
 
     Raises:
-        InputError: for float16, a GPU that is not there, strategies that lose results, or DDP inside a sweep.
+        InputError: for float16, a GPU that is not there, strategies that lose results, DDP inside a sweep, or a
+            launcher outside one.
     """
     trainer = cfg.trainer
     accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
@@ -246,6 +247,9 @@ def check_trainer(cfg: DictConfig) -> None:
         raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
     if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
+    engine = (cfg.get("launcher") or {}).get("engine")
+    if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and str(trainer.get("strategy")).startswith("ddp") and trainer.get("devices", 1) not in (1, "1"):
         raise InputError(

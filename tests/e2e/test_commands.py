@@ -168,6 +168,12 @@ def test_a_sweep_with_a_wrong_value_begins_no_job(tmp_path):
     assert slurm.returncode == 2
     assert "there is no sbatch here" in slurm.stderr
     assert not (tmp_path / "sweep" / "jobs.json").exists()
+    idle = command("train", "-m", *TINY, "seed=1,2", "launcher.workers=4", "paths.output_dir=sweep", cwd=tmp_path)
+    assert idle.returncode == 2
+    assert "launcher=basic runs one job after the other" in idle.stderr
+    single = command("train", *TINY, "launcher=joblib", "paths.output_dir=single", cwd=tmp_path)
+    assert single.returncode == 2
+    assert "launcher=joblib starts the jobs of a sweep, and this is a single run" in single.stderr
 
 
 def test_interrupting_marks_the_run_and_keeps_the_last_checkpoint(tmp_path):

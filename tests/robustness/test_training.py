@@ -361,3 +361,11 @@ def test_objectives_take_several_draws_of_an_image(objective):
     both = objective(at.model, at.batch.x, images, targets, keys).loss
     apart = [objective(at.model, at.batch.x, part, at.batch.labels, at.keys).loss for part in images.chunk(2)]
     torch.testing.assert_close(both, torch.cat(apart))
+
+
+def test_draws_of_a_staged_perturbation_are_those_of_its_stages():
+    two = training.Gaussian(sigma=0.02, draws=2)
+    assert training.Curriculum(two).draws == 2
+    stages = {"a": training.PairedData(), "b": two}
+    assert training.Schedule(stages, {"a": 1, "b": 1}).draws == 2
+    assert training.Curriculum(training.Adversarial()).draws == 1

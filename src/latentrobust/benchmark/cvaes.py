@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,7 @@ def _constant(value: float) -> PiecewiseLinear:
     return PiecewiseLinear([value], [0])
 
 
-class _Step:
+class _Step(ABC):
     def __init__(
         self, name: str, arguments: dict[str, Any], likelihood: str, device: torch.device, batch: int, bf16: bool
     ) -> None:
@@ -55,13 +56,13 @@ class _Step:
         self.x, self.x_tilde = torch.rand(shape, device=device), torch.rand(shape, device=device)
         self.prepare()
 
+    @abstractmethod
     def prepare(self) -> None:
         """The optimiser, and what else a kind of step needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self) -> int:
         """One step; returns its images."""
-        raise NotImplementedError
 
 
 class _Ours(_Step):

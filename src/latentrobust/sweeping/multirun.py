@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.app import BAD_INPUT, FAILED, describe_error, is_bad_input, leave_out, left_out_groups, resolved
+from latentrobust.errors import InputError
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
 from latentrobust.values import check_values
@@ -39,6 +40,8 @@ class FixedJobs(Callback):
             launcher = _plain(config.get("launcher"))
             if launcher.get("engine"):
                 engines.check(str(launcher["engine"]), launcher.get("workers", 1))
+            elif launcher.get("workers", 1) != 1 or launcher.get("options"):
+                raise InputError("launcher=basic runs one job after the other: choose launcher=joblib for workers")
             sweep = Sweep.create(config.hydra.sweep.dir, name, jobs_of(config), bool(config.paths.get("overwrite")))
             if not launcher.get("engine"):
                 return

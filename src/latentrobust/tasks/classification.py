@@ -23,7 +23,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
-from latentrobust.robustness.objectives import Standard, TrainingObjective
+from latentrobust.robustness.objectives import NoiseConsistency, Standard, TrainingObjective
 from latentrobust.robustness.training import Curriculum, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
 from latentrobust.robustness.training.base import repeated
@@ -86,6 +86,11 @@ class ClassificationTask(Scheduled):
             raise InputError(
                 "task.select_on=robust needs a perturbation_set and a task.validation_attack: give both, or"
                 " task.select_on=clean"
+            )
+        if isinstance(objective, NoiseConsistency) and training_perturbation.draws < 2:
+            raise InputError(
+                "objective=noise_consistency compares several draws per image, and there is one:"
+                " training_perturbation=gaussian training_perturbation.draws=2"
             )
         self.augmentation = augmentation or ImageAugmentation()
         if self.augmentation.mixup is not None and type(objective) is not Standard:

@@ -159,7 +159,7 @@ class Schedule(TrainingPerturbation):
     def __init__(
         self, stages: Mapping[str, TrainingPerturbation], epochs: Mapping[str, int], stretch_to: float | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(draws=max((stage.draws for stage in stages.values()), default=1))
         if not stages or set(stages) != set(epochs) or any(count < 1 for count in epochs.values()):
             raise InputError(
                 "a schedule needs a positive number of epochs for each of its stages, got stages"

@@ -41,7 +41,7 @@ class Curriculum(TrainingPerturbation):
         epochs: Sequence[float] = (0, 49.9, 50, 65, 100),
         stretch_to: float | None = None,
     ) -> None:
-        super().__init__(perturbation.ratio)
+        super().__init__(perturbation.ratio, perturbation.draws)
         try:
             self._shares = PiecewiseLinear(values, epochs, stretch_to)
         except ValueError as error:
