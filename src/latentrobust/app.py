@@ -104,6 +104,8 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
                 )
                 raise
             failures.append(error)  # past Hydra, which would print lines of its own
+            if is_bad_input(error):
+                _leave_nothing(Path(HydraConfig.get().runtime.output_dir))
             return None
 
     try:
@@ -183,6 +185,14 @@ def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
     """Under Slurm, where SIGUSR1 announces the end of the job's time: the next job goes on in the same folder."""
     if stopped.signal.name == "SIGUSR1" and cfg.get("requeue") and "SLURM_JOB_ID" in os.environ and writes():
         say(f"{requeue()}; it goes on in {cfg.paths.output_dir} where the command names paths.output_dir")
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Remove the folder and the empty log that Hydra has made for a run that was refused before it wrote anything."""
+    log = folder / "app.log"
+    if writes() and [*folder.iterdir()] == [log] and not log.stat().st_size:
+        log.unlink()
+        folder.rmdir()
 
 
 def is_bad_input(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from latentrobust.app import check_trainer, resolved, run_app
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation, measure
-from latentrobust.preflight import check_optimized_metric, check_shares
+from latentrobust.preflight import check_model, check_optimized_metric, check_shares
 from latentrobust.run_folder import is_done, run_folder
 from latentrobust.session import session
 from latentrobust.stages import given_set
@@ -58,14 +58,16 @@ def evaluate(cfg: DictConfig) -> Run:
             if not isinstance(model, nn.Module):
                 raise InputError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
             models[""] = model.eval()
+            check_model(model, shared.data)
         if perturbations is None and not models:
             raise InputError("nothing to evaluate: give perturbation_set, model, or both")
         check_optimized_metric(cfg, list(models))
         if cfg.trainer.get("devices", 1) not in (1, "1"):
             check_shares(cfg, shared, ("test",))
-        folder = own.begin()
+        shared.show()
+        own.begin()
         metrics, tests = measure(cfg, shared, own, perturbations, models, {}, warnings)
-    return Run(metrics, folder, perturbations, shared.data, tests, models, warnings)
+    return Run(metrics, own.path, perturbations, shared.data, tests, models, warnings)
 
 
 def main() -> None:

@@ -14,9 +14,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
+from latentrobust.robustness.criteria import answer
 from latentrobust.run_folder import writes
 from latentrobust.session import Session
 from latentrobust.stages import variants
@@ -84,6 +86,23 @@ def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> N
                 f"{'; choose callbacks=classification' if where.endswith('task') else ''}"
             )
         instantiate(callback)
+
+
+def check_model(model: torch.nn.Module, data: PairModule) -> None:
+    """Try a given model on two test images, before any work.
+
+    Raises:
+        InputError: if it fails on them, or has fewer classes than the data.
+    """
+    if not writes():
+        return
+    data.prepare_data()
+    data.setup()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        logits = answer(model, data.first_pairs("test", min(2, data.examples("test")), device).x)
+    if data.has_labels and logits.shape[1] < data.classes:
+        raise InputError(f"the model has {logits.shape[1]} classes, and data {data.name} has {data.classes}")
 
 
 def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> None:

@@ -39,6 +39,11 @@ class Session:
         self._loggers: dict[str, list[Logger]] = {}
         self.data: PairModule = data if data is not None else instantiate(cfg.data, _convert_="all")
 
+    def show(self) -> None:
+        """Print the configuration, where it says so; after the checks, so that an error is not below pages of it."""
+        if self.configuration.get("print_config") and writes():
+            print_configuration(self.configuration)
+
     def seed(self) -> None:
         """Seed PyTorch's own generators, which make the first weights: whatever ran before, a stage begins alike."""
         pl.seed_everything(self.configuration["seed"], workers=True, verbose=False)
@@ -132,8 +137,6 @@ def session(cfg: DictConfig, configuration: dict[str, Any], data: PairModule | N
     ):
         warnings.filterwarnings("ignore", noise)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    if cfg.print_config:
-        print_configuration(configuration)
     shared = Session(cfg, configuration, data)
     shared.seed()
     try:

@@ -90,6 +90,7 @@ def train(cfg: DictConfig) -> Run:
         take_sizes(cfg, shared.data)
         perturbations = None if learns else given_set(cfg)
         check_run(cfg, perturbations, shared)
+        shared.show()
         folder = own.begin()
         metrics: dict[str, float] = {}
         history = None

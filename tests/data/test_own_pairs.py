@@ -313,6 +313,38 @@ def test_pairs_of_arrays_tensors_and_files_are_the_same(tmp_path):
         assert other.kinds == ("fog", "rain")
 
 
+def test_arrays_in_files_are_mapped_and_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentrobust.data.pairs.reading.AT_ONCE", 5)
+    given = arrays(group=np.arange(12) // 2)
+    given["x"][1] = given["x"][0]  # an example in two pairs is one image
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, array in given.items():
+        np.save(folder / f"{name}.npy", array)
+    read = read_pairs(folder)
+    (packed,) = (tmp_path / "cache" / "pairs").glob("*.npy")
+    assert packed.stat().st_size == 128 + 23 * given["x"][0].size
+    assert torch.equal(read.images, pairs(**given).images)
+    stamp = packed.stat().st_mtime_ns
+    read_pairs(folder)
+    assert packed.stat().st_mtime_ns == stamp
+    given["x_tilde"][7, 0, 0, 0] = np.nan
+    np.save(folder / "x_tilde.npy", given["x_tilde"])
+    with pytest.raises(InputError, match="x_tilde, from image 5 on: image 2 contains NaN"):
+        read_pairs(folder)
+    assert list((tmp_path / "cache" / "pairs").glob("*")) == [packed]
+
+
+def test_a_manifest_in_the_folder_is_not_ignored(tmp_path):
+    root = faces(tmp_path / "faces", people=1, lights=3, size=(4, 4))
+    (root / "pairs.csv").write_text("clean,perturbed\n")
+    with pytest.raises(InputError, match=r"has a manifest in it: give data.root=.*pairs.csv"):
+        read_pairs(root)
+    assert len(read_pairs(root, layout="groups"))
+    (root / "pairs.csv").write_text("name,age\n")
+    assert len(read_pairs(root))
+
+
 def test_the_same_example_in_several_pairs_is_one_group():
     given = arrays()
     twice = pairs(np.concatenate([given["x"]] * 2), np.concatenate([given["x_tilde"], 1 - given["x"]]))
@@ -405,6 +437,16 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
         assert part in said
     with Image.open(tmp_path / "shown.png") as picture:
         assert picture.width == 8 * 12
+    # A run with data.incomplete=skip would go on, and so does the look at it; splits as asked.
+    main(["inspect", str(root), "--incomplete", "skip", "--test", "3", "--validation", "1", "--picture", "shown.png"])
+    said = capsys.readouterr().out
+    assert "a problem; left out is" in said
+    for part in ("train 5 groups", "validation 1 groups", "test 3 groups"):
+        assert part in said
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(root), "--test", "1.5"])
+    assert stopped.value.code == 2
+    assert "share between 0 and 1" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", str(tmp_path / "nowhere")])
     assert stopped.value.code == 2

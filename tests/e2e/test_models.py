@@ -372,3 +372,25 @@ def test_bad_input_on_the_command_line(tmp_path):
     assert done.returncode == 2
     assert "no model at nowhere" in done.stderr
     assert one_line(done.stderr)
+
+
+def test_a_model_that_does_not_take_the_images_is_refused_before_any_work(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    torch.jit.script(model).save(tmp_path / "scripted.pt")
+    own = ["data=digits", "perturbation_set=rts", "evaluation=model", "model=own", "model.source=scripted.pt"]
+    for options, message in (
+        (["model.mean=[.5,.5]", "model.std=[.2,.2]"], "expected input[2, 2, 42, 42] to have 1 channels"),
+        ([], "the model has 4 classes, and data digits has 10"),
+    ):
+        done = command("evaluate", *own, *options, "paths.output_dir=out", cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert one_line(done.stderr)
+        assert not done.stdout  # the configuration is shown when it is known to work
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["FAILED", "app.log", "config.yaml"]
+
+
+def test_values_that_cannot_be_leave_no_folder(tmp_path):
+    done = command("train", "experiment=digits/rts", "trainer.max_epochs=-5", "paths.output_dir=out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert not (tmp_path / "out").exists()

@@ -19,11 +19,13 @@ from latentrobust.data.lights.multi_illumination import scene_names
 from latentrobust.data.pairs.inspection import inspect, picture
 from latentrobust.data.pairs.layouts import LabelFrom, Layout
 from latentrobust.data.pairs.packing import Colour, Fit
+from latentrobust.data.pairs.reading import Incomplete
 from latentrobust.errors import InputError, one_line
 from latentrobust.streams import prepare_streams
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
 
 BAD_INPUT, INTERRUPTED = 2, 130
+MOST_GREY = 255
 SOURCES: dict[str, Callable[[str], Images]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -75,26 +77,42 @@ def look(arguments: argparse.Namespace) -> None:
         InputError: if there is nothing to look at, or something is wrong with it.
     """
     found = inspect(
-        arguments.root, arguments.layout, arguments.size, arguments.fit, arguments.colour, arguments.original,
-        arguments.label, arguments.cache,
+        arguments.root, arguments.layout, arguments.size, arguments.fit, arguments.colour, arguments.background,
+        arguments.original, arguments.label, arguments.cache, arguments.validation, arguments.test,
     )  # fmt: skip
     for line in found.lines:
         print(line)
     if found.problems:
         count = "a problem" if len(found.problems) == 1 else f"{len(found.problems):,} problems"
-        print(f"{count}; data.incomplete=skip leaves out what is concerned:")
+        skips = arguments.incomplete == "skip"
+        print(f"{count}; {'left out is' if skips else 'data.incomplete=skip leaves out'} what is concerned:")
         for problem in found.problems:
             print(f"  {problem}")
     if found.pairs is not None:
         picture(found.pairs, arguments.picture)
         print(f"{arguments.picture}: some of the pairs, first halves above second halves")
-    if found.problems:
+    if found.problems and arguments.incomplete == "error":
         many = "problem" if len(found.problems) == 1 else "problems"
         raise InputError(f"{arguments.root}: {len(found.problems):,} {many}, listed above")
 
 
 def _root(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root"))
+
+
+def _level(text: str) -> int:
+    level = int(text)
+    if not 0 <= level <= MOST_GREY:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MOST_GREY}, got {text}")
+    return level
+
+
+def _share(text: str) -> int | float:
+    """A number of groups, or a share of them."""
+    value = int(text) if text.isdecimal() else float(text)
+    if value <= 0 or (isinstance(value, float) and value >= 1):
+        raise argparse.ArgumentTypeError(f"must be a number of groups or a share between 0 and 1, got {text}")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -148,8 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="that all images get")
     command.add_argument("--fit", choices=get_args(Fit), default="resize", help="default: %(default)s")
     command.add_argument("--colour", choices=get_args(Colour), default="auto", help="default: %(default)s")
+    command.add_argument(
+        "--background", type=_level, default=255, metavar="0..255",
+        help="grey level under transparent pixels and around padded images (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument("--original", help="in groups: the variant on which pairs are centred")
     command.add_argument("--label", choices=get_args(LabelFrom), help="where classes come from")
+    command.add_argument(
+        "--incomplete", choices=get_args(Incomplete), default="error",
+        help="skip: exit with 0 although something is wrong, as a run would that leaves it out (default: %(default)s)",
+    )  # fmt: skip
+    for split, share in (("validation", 0.1), ("test", 0.2)):
+        command.add_argument(
+            f"--{split}", type=_share, default=share, metavar="GROUPS",
+            help=f"groups of the {split} split, a number or a share of all (default: %(default)s)",
+        )  # fmt: skip
     command.add_argument("--cache", help="folder for packed images; default: LATENTROBUST_CACHE, or the user's")
     command.add_argument("--picture", type=Path, default=Path("pairs.png"), help="default: %(default)s")
     command.set_defaults(run=look)

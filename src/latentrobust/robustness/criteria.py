@@ -67,9 +67,14 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
     except (torch.OutOfMemoryError, InputError):
         raise
     except Exception as error:  # somebody's model: whatever it raises
-        line = str(error).splitlines()[0] if str(error) else ""
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        raise InputError(f"the model fails on images {list(images.shape)}: {kind}{line}") from error
+        raise InputError(f"the model fails on images {list(images.shape)}: {kind}{_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of a message that says what is wrong: TorchScript puts it last, behind the places in the code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("RuntimeError: ") if lines and "TorchScript" in lines[0] else (lines or [""])[0]
 
 
 class Criterion(Protocol):

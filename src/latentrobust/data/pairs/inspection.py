@@ -47,18 +47,21 @@ def inspect(
     size: Sequence[int] | None = None,
     fit: Fit = "resize",
     colour: Colour = "auto",
+    background: int = 255,
     original: str | None = None,
     label: LabelFrom | None = None,
     cache: str | None = None,
+    validation: int | float = 0.1,
+    test: int | float = 0.2,
 ) -> Inspection:
-    """Look at everything that `read_pairs` would read; arguments as for it.
+    """Look at everything that `read_pairs` would read; arguments as for it and, of the splits, for `GivenPairs`.
 
     Raises:
         InputError: if there is nothing to look at.
     """
     if layout == "arrays" or (layout == "auto" and holds_arrays(root)):
-        table = read_arrays(root, root.resolve().stem)
-        return Inspection((f"{root}: arrays", *_of_table(table)), (), table)
+        table = read_arrays(root, root.resolve().stem, cache)
+        return Inspection((f"{root}: arrays", *_of_table(table, validation, test)), (), table)
     found = listed(root, layout, original, label)
     base = root if root.is_dir() else root.parent
     looked = headers(found.files)
@@ -73,13 +76,13 @@ def inspect(
     missing = size is None and len(sizes) > 1
     wanted = size if size is not None or not sizes else sizes.most_common(1)[0][0]
     either: Colour = ("grey" if grey == len(looked.found) else "colour") if colour == "auto" else colour
-    look = common_look(looked, wanted, either, fit, 255, str(root))
+    look = common_look(looked, wanted, either, fit, background, str(root))
     images, unreadable = packed(found.files, look, cache_folder(cache, root), base)
     problems = (*found.problems, *(unreadable | looked.problems).values())
     found.leave_out(unreadable | looked.problems)
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
     if table_or_none is not None:
-        lines += _of_table(table_or_none)
+        lines += _of_table(table_or_none, validation, test)
     if missing:
         height, width = sizes.most_common(1)[0][0]
         lines.append(f"images have several sizes: give one, such as data.size=[{height},{width}]")
@@ -88,7 +91,7 @@ def inspect(
     return Inspection(tuple(lines), problems, table_or_none, missing)
 
 
-def _of_table(table: Pairs) -> list[str]:
+def _of_table(table: Pairs, validation: int | float, test: int | float) -> list[str]:
     lines = [f"{table.describe()}"]
     if len(table.kinds) > 1:
         counts = table.kind.bincount(minlength=len(table.kinds)).tolist()
@@ -100,7 +103,7 @@ def _of_table(table: Pairs) -> list[str]:
         names = table.class_names or tuple(map(str, range(len(counts))))
         lines.append("labels: " + _counted(dict(zip(names, counts, strict=True)), by_count=False))
     try:
-        data = GivenPairs(table)
+        data = GivenPairs(table, validation=validation, test=test)
     except InputError as error:
         return [*lines, f"splits: {error}"]
     lines.append(

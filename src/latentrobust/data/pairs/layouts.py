@@ -66,8 +66,22 @@ def _layout(root: Path) -> Layout:
             raise InputError(f"data.root={root} is neither a folder nor a manifest: {EXPECTED}")
         return "manifest"
     places = (root, *(root / name for name in SPLIT_NAMES))
+    if manifests := [path.name for path in _children(root) if path.suffix.lower() == ".csv" and _is_manifest(path)]:
+        raise InputError(
+            f"data.root={root} has a manifest in it: give data.root={root / manifests[0]}, or, to read the folders"
+            " alone, data.layout=groups or data.layout=parallel"
+        )
     both = any(_half(place, "clean").is_dir() and _half(place, PERTURBED).is_dir() for place in places)
     return "parallel" if both else "groups"
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a table's first line has the columns of a manifest."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return set(REQUIRED) <= {name.strip() for name in file.readline(1 << 16).split(",")}
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _half(root: Path, name: str) -> Path:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -126,24 +127,56 @@ def packed(files: Sequence[Path], look: Look, cache: Path, root: Path) -> tuple[
     Raises:
         InputError: if the folder cannot be written.
     """
-    stem = _fingerprint(files, look, root)
+    stem = _fingerprint([FORMAT, *look], files, root)
     images, index = cache / f"{stem}.npy", cache / f"{stem}.json"
     problems = _known_problems(index)
     if problems is None:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
+        with _writing_to(cache):
             problems = _write(files, look, images)
             with replacing(index) as file:
                 file.write(json.dumps({"data": root.name, "problems": problems}).encode())
-        except OSError as error:
-            raise InputError(
-                f"cannot pack images into {cache} ({error.strerror or error}): name a folder with data.cache=…"
-            ) from None
-    remedy = f"delete {index}, and it is packed again"
+    mapped = _mapped(images, (len(files), *look.shape), f"delete {index}, and it is packed again")
+    return mapped, {int(place): reason for place, reason in problems.items()}
+
+
+def packed_arrays(chunks: Iterable[Tensor], shape: tuple[int, ...], files: Sequence[Path], cache: Path) -> Tensor:
+    """Images uint8 of ``shape [M, C, H, W]``, mapped from a file that is written from ``chunks`` where there is none.
+
+    Args:
+        chunks: of the images, uint8 ``[m, C, H, W]`` each, made when they are wanted.
+        shape: of all.
+        files: that they come from.
+        cache: folder to pack into.
+
+    Raises:
+        InputError: if the folder cannot be written, or for values that are no images'.
+    """
+    stem = _fingerprint([FORMAT, *shape], files, files[0].parent)
+    images = cache / f"{stem}.npy"
+    if not images.is_file():
+        with _writing_to(cache), replacing(images) as file:
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for chunk in chunks:
+                file.write(chunk.contiguous().numpy().tobytes())
+    return _mapped(images, shape, f"delete {images}, and it is packed again")
+
+
+@contextmanager
+def _writing_to(cache: Path) -> Iterator[None]:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot pack images into {cache} ({error.strerror or error}): name a folder with data.cache=…"
+        ) from None
+
+
+def _mapped(images: Path, shape: tuple[int, ...], remedy: str) -> Tensor:
     pixels = read_array(images, "c", remedy)  # copy-on-write, for PyTorch has no read-only tensors; nothing writes
-    if pixels.dtype != np.uint8 or pixels.shape != (len(files), *look.shape):
+    if pixels.dtype != np.uint8 or pixels.shape != shape:
         raise InputError(f"{images} has {pixels.dtype} {list(pixels.shape)}, unlike its index: {remedy}")
-    return torch.from_numpy(pixels), {int(place): reason for place, reason in problems.items()}
+    return torch.from_numpy(pixels)
 
 
 def _write(files: Sequence[Path], look: Look, images: Path) -> dict[str, str]:
@@ -174,9 +207,9 @@ def _known_problems(index: Path) -> dict[str, str] | None:
     return problems if whole else None
 
 
-def _fingerprint(files: Sequence[Path], look: Look, root: Path) -> str:
-    """Of the files' names, sizes and dates, and of how they are read."""
-    stamps: list[Any] = [FORMAT, *look]
+def _fingerprint(reading: Sequence[Any], files: Sequence[Path], root: Path) -> str:
+    """Of how files are read, and of their names, sizes and dates."""
+    stamps: list[Any] = [*reading]
     for path in files:
         try:
             found = path.stat()

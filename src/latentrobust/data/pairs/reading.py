@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from latentrobust.data.arrays import read_array
 from latentrobust.data.images.base import to_uint8
 from latentrobust.data.pairs.layouts import PERTURBED, LabelFrom, Layout, listed
 from latentrobust.data.pairs.listing import SPLIT_NAMES, Listing, ProblemsError
-from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
+from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed, packed_arrays
 from latentrobust.data.pairs.table import Pairs, numbered
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import natural, regular
@@ -24,6 +24,7 @@ from latentrobust.files import natural, regular
 Incomplete = Literal["error", "skip"]
 PictureSize = Annotated[int, Range(1, 1 << 14)]
 ARRAYS = ("x", "x_tilde", "y", "group", "kind", "split")
+AT_ONCE = 4096  # images of an array that are made bytes together
 MOST_CLASSES = 1 << 16
 """Labels that are larger numbers are identifiers, not places in a list of classes."""
 
@@ -81,7 +82,7 @@ def read_pairs(
         given = {"size": size, "original": original, "label": label, "colour": None if colour == "auto" else colour}
         if idle := [f"data.{option}={value}" for option, value in given.items() if value is not None]:
             raise InputError(f"{place}: {', '.join(idle)} is for image files; arrays are taken as they are")
-        return read_arrays(place, named)
+        return read_arrays(place, named, cache)
     found = listed(place, layout, original, label)
     found.problems += _twin_kinds(found.kind)
     base = place if place.is_dir() else place.parent
@@ -134,6 +135,20 @@ def pairs(
     Raises:
         InputError: for shapes, values or lengths that do not fit.
     """
+    return _of_arrays(x, x_tilde, y, group, kind, split, name, _together)
+
+
+def _of_arrays(
+    x: Any,
+    x_tilde: Any,
+    y: Any,
+    group: Any,
+    kind: Any,
+    split: Any,
+    name: str,
+    assemble: Callable[[Chosen, Chosen], Tensor],
+) -> Pairs:
+    """`pairs`, with images put together by ``assemble``, which gets the places of those wanted in either array."""
     first, second = (_images(part, where) for part, where in ((x, "x"), (x_tilde, "x_tilde")))
     if first.shape != second.shape:
         raise InputError(f"x and x_tilde must have the same shape, got {list(first.shape)} and {list(second.shape)}")
@@ -141,11 +156,14 @@ def pairs(
     names = {where: _column(part, count, where) for where, part in (("group", group), ("kind", kind), ("split", split))}
     label, class_names = (None, ()) if y is None else _labels(y, count)
     # The same example in several pairs is one image, and one group: its pairs must not be in two splits.
-    contents = [hashlib.sha1(image.numpy().tobytes(), usedforsecurity=False).hexdigest() for image in first]
+    contents = [
+        hashlib.sha1(image.numpy().tobytes(), usedforsecurity=False).hexdigest()
+        for part in Chosen(first, None, "x").chunks()
+        for image in part
+    ]
     clean, different = numbered(contents)
     first_of = {content: place for place, content in reversed(list(enumerate(contents)))}
-    kept = torch.tensor([first_of[content] for content in different])
-    images = torch.cat([first[kept], second])
+    kept = np.array([first_of[content] for content in different])
     of_kind, kinds = numbered(names["kind"] or [PERTURBED] * count, _sorted(names["kind"]))
     of_group, groups = numbered(names["group"] or [str(place) for place in clean.tolist()])
     group_of: dict[int, int] = {}
@@ -158,6 +176,7 @@ def pairs(
     fixed = None
     if names["split"] is not None:
         fixed = _fixed_splits(of_group, groups, names["split"])
+    images = assemble(Chosen(first, kept, "x"), Chosen(second, None, "x_tilde"))
     return Pairs(
         images, clean, len(kept) + torch.arange(count), of_kind, of_group, label, fixed, kinds, groups,
         class_names, name,
@@ -247,8 +266,8 @@ def _array(values: Any, where: str) -> np.ndarray:
         raise InputError(f"{where} is no array: {one_line(error)}") from None
 
 
-def _images(images: Any, where: str) -> Tensor:
-    """uint8 ``[N, C, H, W]``."""
+def _images(images: Any, where: str) -> np.ndarray:
+    """Numbers ``[N, C, H, W]``, not yet as bytes: of a file, they are read when they are wanted."""
     array = _array(images, where)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{where} must be numbers, got an array of {array.dtype}")
@@ -258,7 +277,40 @@ def _images(images: Any, where: str) -> Tensor:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim == 4 and array.shape[1] not in (1, 3):
         raise InputError(f"{where}: images have 1 or 3 channels, got an array of shape {list(array.shape)}")
-    return to_uint8(np.ascontiguousarray(array), where)
+    if array.ndim != 4 or 0 in array.shape:
+        raise InputError(f"{where}: expected images [N, C, H, W], got an array of shape {list(array.shape)}")
+    return array
+
+
+class Chosen(NamedTuple):
+    """Images of an array, as bytes when they are wanted, a part after the other: a file may be larger than memory.
+
+    ``images [N, C, H, W]`` are numbers; of these ``places`` are wanted, None for all; ``where`` is said in errors.
+    """
+
+    images: np.ndarray
+    places: np.ndarray | None
+    where: str
+
+    @property
+    def number(self) -> int:
+        """Of the images that are wanted."""
+        return len(self.images if self.places is None else self.places)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """uint8 ``[n, C, H, W]``.
+
+        Raises:
+            InputError: for values that are no images'.
+        """
+        for start in range(0, self.number, AT_ONCE):
+            rows: Any = slice(start, start + AT_ONCE) if self.places is None else self.places[start : start + AT_ONCE]
+            where = self.where if self.number <= AT_ONCE else f"{self.where}, from image {start:,} on"
+            yield to_uint8(np.ascontiguousarray(self.images[rows]), where)
+
+
+def _together(*parts: Chosen) -> Tensor:
+    return torch.cat([chunk for part in parts for chunk in part.chunks()])
 
 
 def _column(values: Any, count: int, where: str) -> list[str] | None:
@@ -281,12 +333,18 @@ def holds_arrays(place: Path) -> bool:
     return place.suffix.lower() == ".npz" or (place / "x.npy").is_file()
 
 
-def read_arrays(place: Path, name: str) -> Pairs:
-    """``x`` and ``x_tilde``, and what else there is of `ARRAYS`, from an archive or a folder."""
+def read_arrays(place: Path, name: str, cache: str | Path | None = None) -> Pairs:
+    """``x`` and ``x_tilde``, and what else there is of `ARRAYS`, from an archive or a folder.
+
+    A folder's images are packed into ``cache`` and mapped from there; an archive, which is compressed, is read.
+    """
     found: dict[str, Any] = {}
     if place.is_dir():
         there = [key for key in ARRAYS if (place / f"{key}.npy").is_file()]
-        found = {key: read_array(place / f"{key}.npy", text=key in ARRAYS[3:]) for key in there}
+        found = {
+            key: read_array(place / f"{key}.npy", "r" if key in ARRAYS[:2] else None, text=key in ARRAYS[3:])
+            for key in there
+        }
     else:
         try:
             with np.load(regular(place), allow_pickle=False) as archive:
@@ -298,9 +356,15 @@ def read_arrays(place: Path, name: str) -> Pairs:
             raise InputError(f"{place} holds {', '.join(unknown)}: arrays are named {', '.join(ARRAYS)}")
     if missing := [key for key in ("x", "x_tilde") if key not in found]:
         raise InputError(f"{place} lacks {' and '.join(missing)}: arrays are named {', '.join(ARRAYS)}")
+
+    def pack(*parts: Chosen) -> Tensor:
+        files = [place / f"{key}.npy" for key in ARRAYS[:2]]
+        shape = (sum(part.number for part in parts), *parts[0].images.shape[1:])
+        chunks = (chunk for part in parts for chunk in part.chunks())
+        return packed_arrays(chunks, shape, files, cache_folder(cache, place))
+
     try:
-        return pairs(
-            found["x"], found["x_tilde"], found.get("y"), name=name, **{key: found.get(key) for key in ARRAYS[3:]}
-        )
+        columns: dict[str, Any] = {key: found.get(key) for key in ARRAYS}
+        return _of_arrays(**columns, name=name, assemble=pack if place.is_dir() else _together)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
