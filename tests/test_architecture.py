@@ -18,6 +18,7 @@ ALLOWED = {
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "benchmark": {"learners", "perturbation_sets", "robustness", "networks", "transforms", "data"},
     "sweeping": {"app", "values", "interrupts", "lock", "reporting", "run_folder"},
+    "sharing": {"perturbation_sets", "robustness", "run_folder"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},
 }
 EVERYWHERE = {
@@ -29,6 +30,7 @@ EVERYWHERE = {
     "keys",
     "lock",
     "modules",
+    "remote",
     "schedules",
     "streams",
     "latentrobust",

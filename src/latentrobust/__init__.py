@@ -15,6 +15,8 @@ from latentrobust.perturbation_sets.store import load_perturbation_set, save_per
 from latentrobust.robustness.assess import CertifySettings, Results, RobustSettings, assess
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.statistics import noise_level
+from latentrobust.sharing.claims import Claims, benchmark_model
+from latentrobust.sharing.exporting import export
 from latentrobust.tasks.store import load_model, save_model
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CertifySettings",
+    "Claims",
     "CoverageSettings",
     "LatentBall",
     "Pairs",
@@ -31,6 +34,8 @@ __all__ = [
     "SmoothedModel",
     "__version__",
     "assess",
+    "benchmark_model",
+    "export",
     "learn",
     "load_model",
     "load_perturbation_set",

@@ -19,6 +19,8 @@ from latentrobust.errors import InputError, collecting, note
 from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.reporting.loggers import log_results
+from latentrobust.reporting.outcome import Examples, Outcome, curves_of, examples_of
+from latentrobust.reporting.pictures import shows_images
 from latentrobust.reporting.shown import ShownData
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_quality, print_rows
@@ -150,10 +152,19 @@ def measure(
         write_metrics(folder, metrics, warnings)
         figures = write_run_report(folder, shown, shared.configuration, sections, warnings, in_short(quality, tests))
         Part(folder, SHOWN, {}).finish(*shown.kept())
-        norms = quality.per_example["latent_norm"] if quality is not None else None
         # Behind the last training step, so that final values stand at the right end of their curves.
         steps = [int(value) for key, value in metrics.items() if key.rpartition("/")[2] == "steps"]
-        log_results(trainer.loggers, metrics, figures, norms, max(steps, default=trainer.global_step))
+        outcome = Outcome(
+            str(cfg.name),
+            folder,
+            max(steps, default=trainer.global_step),
+            metrics,
+            figures,
+            quality.per_example["latent_norm"] if quality is not None else None,
+            curves_of(tests),
+            examples_of(per_example, data) if any(map(shows_images, trainer.loggers)) else Examples(),
+        )
+        log_results(trainer.loggers, outcome)
         if quality is not None:
             print_quality(metrics)
         for section in sections:

@@ -18,10 +18,11 @@ from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
-from latentrobust.robustness.criteria import answer
+from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.run_folder import writes
 from latentrobust.session import Session
 from latentrobust.stages import variants
+from latentrobust.tasks.classification import check_fit
 
 
 def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Session) -> None:
@@ -89,7 +90,7 @@ def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> N
 
 
 def check_model(model: torch.nn.Module, data: PairModule) -> None:
-    """Try a given model on two test images, before any work.
+    """Try a given model on images of the data's shape, before any work.
 
     Raises:
         InputError: if it fails on them, or has fewer classes than the data.
@@ -98,11 +99,9 @@ def check_model(model: torch.nn.Module, data: PairModule) -> None:
         return
     data.prepare_data()
     data.setup()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.inference_mode():
-        logits = answer(model, data.first_pairs("test", min(2, data.examples("test")), device).x)
-    if data.has_labels and logits.shape[1] < data.classes:
-        raise InputError(f"the model has {logits.shape[1]} classes, and data {data.name} has {data.classes}")
+    if data.has_labels:
+        criterion = PixelAccuracy() if data.per_pixel else Classification()
+        check_fit(model, tuple(data.image_shape), data.classes, criterion)
 
 
 def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> None:

@@ -45,7 +45,8 @@ JOURNALS = "certificates*.jsonl"
 # Keys, or their beginnings, that change no result: places, what is shown, what the command line said, interruptions.
 WITHOUT_EFFECT = (
     "paths.output_dir", "paths.root", "paths.data_dir", "paths.overwrite", "print_config", "callbacks.progress",
-    "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue", "launcher",
+    "callbacks.pictures", "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue",
+    "launcher",
 )  # fmt: skip
 
 

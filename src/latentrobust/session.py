@@ -20,6 +20,7 @@ from latentrobust.data.module import PairModule
 from latentrobust.interrupts import PeerLostError, requested, settle
 from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
 from latentrobust.reporting.terminal import print_configuration
+from latentrobust.reporting.weights_and_biases import RunLogger
 from latentrobust.run_folder import writes
 
 LOG = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Session:
                 instantiate(logger, **named, _convert_="all") for logger in (cfg.logger or {}).values()
             ]
             for logger in self._loggers[prefix]:
+                if isinstance(logger, RunLogger):
+                    logger.say_where()
                 logger.log_hyperparams(self.configuration)
         loggers = self._loggers[prefix]
         wanted = {name: callback for name, callback in (cfg.callbacks or {}).items() if callback is not None}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from latentrobust import dashboard
+
 from ..conftest import SMALL
 
 TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.test_size=8"]
@@ -123,8 +125,30 @@ def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
         metrics = json.loads((sweep / job / "metrics.json").read_text())
         assert summary["quality/pgd_ae"] == pytest.approx(metrics["quality/pgd_ae"])
         assert summary["trainer/global_step"] == metrics["steps"]  # final values, right of their curves
-    assert len(list(sweep.rglob("media/images/**/*.png"))) == 16
-    assert len(list(sweep.rglob("media/table/**/*.json"))) == 2
+        assert runs[int(job)].display_name.startswith("mnist/linf_fc: ")
+        assert f"seed={int(job) + 1}, and " in runs[int(job)].display_name
+        # The x axis of every curve is the training step, and its best value stands beside the last one.
+        defined = {record.metric.name or record.metric.glob_name: record.metric for record in records
+                   if record.HasField("metric")}  # fmt: skip
+        assert "trainer/global_step" in defined
+        assert "*" in defined
+        assert defined["val/loss"].summary.min
+        assert defined["val/loss"].summary.last
+        shown = {}
+        for record in records:
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            for name in items:
+                shown.setdefault(name, []).append(int(items["trainer/global_step"]))
+        for name in ("figures/samples/path", "tables/quality/path", "examples/path", "report/path"):
+            assert shown[name] == [metrics["steps"]], name
+        for section, panels in (*dashboard.LINES.items(), *dashboard.BARS.items()):
+            if section in ("Learning a set", "The set"):
+                assert all(key in shown for _, keys in panels for key in keys), section
+        assert shown["val/draws/path"] == shown["val/reconstructions/path"] == [metrics["steps"]]  # of one validation
+        artifacts = {record.artifact.type: record.artifact for record in records if record.HasField("artifact")}
+        assert len(artifacts["perturbation_set"].manifest.contents) == 2
+        assert json.loads(artifacts["perturbation_set"].metadata)["radius"] == pytest.approx(metrics["radius"])
+        assert len(artifacts["report"].manifest.contents) == 4
 
 
 def test_a_failed_job_of_a_sweep_is_named_at_once_and_marked(tmp_path):

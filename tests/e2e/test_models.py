@@ -380,7 +380,7 @@ def test_a_model_that_does_not_take_the_images_is_refused_before_any_work(tmp_pa
     own = ["data=digits", "perturbation_set=rts", "evaluation=model", "model=own", "model.source=scripted.pt"]
     for options, message in (
         (["model.mean=[.5,.5]", "model.std=[.2,.2]"], "expected input[2, 2, 42, 42] to have 1 channels"),
-        ([], "the model has 4 classes, and data digits has 10"),
+        ([], "the model has 4 classes, the data 10"),
     ):
         done = command("evaluate", *own, *options, "paths.output_dir=out", cwd=tmp_path)
         assert done.returncode == 2

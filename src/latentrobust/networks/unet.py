@@ -63,7 +63,7 @@ class Up(nn.Module):
         rest = torch.cat([extra, enlarge(below, begun.shape[-2:])], 1)
         # A convolution is linear: what does not change between calls need not be convolved again.
         hidden = F.conv2d(rest, convolution.weight[:, -rest.shape[1] :], convolution.bias, padding=1)
-        hidden.unflatten(0, (-1, len(begun))).add_(begun)
+        hidden.unflatten(0, (-1, begun.shape[0])).add_(begun)
         return self.conv.double_conv[1:](hidden)
 
     @property

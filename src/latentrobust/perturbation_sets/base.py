@@ -18,6 +18,7 @@ from latentrobust.arguments import Natural, validated
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.likelihood import Likelihood
+from latentrobust.remote import HUB, is_remote, push_folder
 from latentrobust.transforms import random
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def check_labels(y: Tensor, classes: int) -> None:
 def _with_fitting_offsets(decode: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
     @functools.wraps(decode)
     def fitting(self: SetAt, u: Tensor) -> Tensor:
-        shape = (len(self.x), *self.ball.shape)
+        shape = (self.x.shape[0], *self.ball.shape)
         if not isinstance(u, Tensor) or tuple(u.shape[-len(shape) :]) != shape:
             got = list(u.shape) if isinstance(u, Tensor) else f"a {type(u).__name__}"
             raise InputError(f"offsets must be {list(shape)} for {len(self.x)} images, or more of these; got {got}")
@@ -206,6 +207,31 @@ class PerturbationSet(nn.Module, ABC):
         from latentrobust.perturbation_sets.store import save_perturbation_set  # noqa: PLC0415 - it knows all sets
 
         return save_perturbation_set(self, folder)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, **options: Any) -> PerturbationSet:
+        """The set of that folder or name on the Hugging Face hub (``OWNER/NAME``, or ``OWNER/NAME@REVISION``).
+
+        A folder that exists comes first. Options are those of `latentrobust.load_perturbation_set`.
+
+        Raises:
+            InputError: if there is no such set.
+        """
+        from latentrobust.perturbation_sets.store import load_perturbation_set  # noqa: PLC0415 - it knows all sets
+
+        place = str(name)
+        there = Path(place).exists() or is_remote(place)
+        return load_perturbation_set(place if there else f"{HUB}{place}", **options)
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Upload the set's two files to ``OWNER/NAME`` on the Hugging Face hub; returns the name to load it by.
+
+        With a card, metrics and a picture: ``python -m latentrobust.share push RUN OWNER/NAME``.
+
+        Raises:
+            InputError: if the hub does not take it.
+        """
+        return push_folder(self.save, repository, private)
 
     def extra_repr(self) -> str:
         """What tells two sets without weights apart."""

@@ -133,4 +133,4 @@ class CVAESetAt(SetAt):
         draws = z.shape[: -1 - len(self.network.latent_shape)]
         z = z.to(self.x.dtype)  # of the network, which may be in half precision where images are
         images = self.network.generate_from(self._conditions, z.flatten(0, len(draws))).to(self.x.dtype)
-        return images.unflatten(0, (*draws, len(self.x))) if draws else images
+        return images.unflatten(0, (*draws, self.x.shape[0])) if draws else images

@@ -176,7 +176,7 @@ def _nearest(
     scores, offsets = [], []
     shifts = torch.arange(-margin, margin + 1, device=x.device)
     for angle, scale in grid:
-        still = torch.stack([angle, scale, angle.new_zeros(()), angle.new_zeros(())]).expand(len(x), 4)
+        still = torch.stack([angle, scale, angle.new_zeros(()), angle.new_zeros(())]).expand(x.shape[0], 4)
         warped = transform.apply(wide, still)
         product = torch.fft.irfft2(torch.fft.rfft2(warped) * spectrum, s=wide.shape[-2:])
         product = product[..., : 2 * margin + 1, : 2 * margin + 1].sum(1)
@@ -192,7 +192,7 @@ def _nearest(
     start = torch.stack(offsets).gather(0, order[..., None].expand(-1, -1, 4))
 
     def closeness(u: Tensor) -> Tensor:
-        images = x.expand(len(u), *x.shape)
+        images = x.expand(u.shape[0], *x.shape)
         return -squared_error(transform.apply(images.flatten(0, 1), u.flatten(0, 1)).reshape(images.shape), target)
 
     values = closeness(start)

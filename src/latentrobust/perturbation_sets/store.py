@@ -12,7 +12,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -40,11 +40,12 @@ from latentrobust.perturbation_sets.stored import (
     write_folder,
 )
 from latentrobust.perturbation_sets.vae_gan import VAEGANSet
+from latentrobust.remote import at_hand
 from latentrobust.transforms.affine import RotationTranslationScale
 
 FORMAT = 1
 CUSTOM = "custom"
-FOLDER = "perturbation_set"
+FOLDER: Final = "perturbation_set"
 CHECKPOINT_KEY = "perturbation_set"
 """Where a Lightning checkpoint of a learner keeps the set's configuration; its weights are under ``network.``."""
 
@@ -184,7 +185,8 @@ def load_perturbation_set(
     """The perturbation set stored at ``path``, frozen and in evaluation mode, on the CPU.
 
     Args:
-        path: a set's folder, a run's folder (its ``perturbation_set/``, else its best checkpoint), or a ``.ckpt``.
+        path: a set's folder, a run's folder (its ``perturbation_set/``, else its best checkpoint), or a ``.ckpt``;
+            ``hub:OWNER/NAME`` of the Hugging Face hub; or ``wandb:ENTITY/PROJECT/NAME:ALIAS``, an artifact.
         radius: instead of the stored one: a number, or ``p25`` to ``p95``, or ``coverage=0.95``.
         network: for a set whose network is not from this package: one of the same architecture, to be filled.
         of: for a set whose class is not from this package: the class, or its import path. It is made with the stored
@@ -195,7 +197,8 @@ def load_perturbation_set(
     """
     if path is None:  # what a configuration gives for a run that was not named
         raise InputError("no perturbation set is named: give perturbation_set.path=… (paths.flow=… in experiments)")
-    warn_unfinished(Path(path))
+    path = at_hand(path, FOLDER)
+    warn_unfinished(path)
     return restore_perturbation_set(path, radius=radius, network=network, of=of)
 
 
@@ -207,7 +210,7 @@ def restore_perturbation_set(
     of: str | type[PerturbationSet] | None = None,
 ) -> PerturbationSet:
     """`load_perturbation_set` for the run that is still writing it: without looking whether that has finished."""
-    path = stored_at(Path(path), FOLDER)
+    path = stored_at(at_hand(path, FOLDER), FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "perturbation set")
     elif path.is_file():

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from matplotlib.figure import Figure
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from latentrobust.files import about
+from latentrobust.reporting.outcome import Outcome
+from latentrobust.reporting.weights_and_biases import RunLogger
 from latentrobust.run_folder import write_csv, write_text
 
 
@@ -95,36 +95,15 @@ class KeptCSVLogger(CSVLogger):
         return kept
 
 
-def log_results(
-    loggers: Sequence[Logger],
-    metrics: Mapping[str, float],
-    figures: Mapping[str, Figure],
-    norms: np.ndarray | None,
-    step: int,
-) -> None:
-    """Final metrics to every logger; figures and the histogram of latent norms where the logger can show them."""
+def log_results(loggers: Sequence[Logger], outcome: Outcome) -> None:
+    """What a run ends with: numbers to every logger, and the rest to those that can show it."""
     for logger in loggers:
-        logger.log_metrics(dict(metrics), step=step)
-        if isinstance(logger, WandbLogger):
-            _to_wandb(logger, metrics, figures, norms)
+        logger.log_metrics(dict(outcome.metrics), step=outcome.step)
+        if isinstance(logger, RunLogger):
+            logger.log_outcome(outcome)
         elif isinstance(logger, TensorBoardLogger):
-            for name, figure in figures.items():
-                logger.experiment.add_figure(name, figure, global_step=step)
-            if norms is not None:
-                logger.experiment.add_histogram("latent_norm", norms, global_step=step)
+            for name, figure in outcome.figures.items():
+                logger.experiment.add_figure(name, figure, global_step=outcome.step)
+            if outcome.norms is not None:
+                logger.experiment.add_histogram("latent_norm", outcome.norms, global_step=outcome.step)
         logger.save()
-
-
-def _to_wandb(
-    logger: WandbLogger, metrics: Mapping[str, float], figures: Mapping[str, Figure], norms: np.ndarray | None
-) -> None:
-    import wandb  # noqa: PLC0415  (takes a second to import; only those who log to it pay)
-
-    logger.experiment.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
-    for table in ("quality", "accuracy", "robust", "certified", "smoothed"):
-        rows = [[name, value] for name, value in metrics.items() if f"/{table}/" in f"/{name}"]
-        if rows:
-            logger.experiment.log({table: wandb.Table(columns=["metric", "value"], data=rows)})
-    if norms is not None:
-        logger.experiment.log({"latent_norm/histogram": wandb.Histogram(norms.tolist())})
-    logger.experiment.summary.update(dict(metrics))

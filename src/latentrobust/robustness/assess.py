@@ -116,7 +116,7 @@ def _measured(
     from latentrobust.robustness.assessment import Assessment  # noqa: PLC0415 - torchmetrics imports matplotlib
 
     assessment: Assessment | None = None
-    for batch in _batches(data, model, perturbations, device):
+    for batch in batches(data, model, perturbations, device):
         if assessment is None:
             facts = _facts(model, data, batch)
             path = Path(journal) if journal is not None else None
@@ -168,9 +168,10 @@ def _facts(model: nn.Module, data: Data, first: Batch) -> Facts:
     return Facts(has_pairs=first.x_tilde is not None, per_pixel=per_pixel, outputs=outputs, examples=examples)
 
 
-def _batches(
+def batches(
     data: Data, model: nn.Module, perturbations: PerturbationSet | None, device: torch.device
 ) -> Iterator[Batch]:
+    """What is measured, in batches of at most `AT_ONCE`, from any form of data that `assess` takes."""
     if _is_module(data):
         for index in torch.arange(data.count("test"), device=device).split(AT_ONCE):
             batch = data.pairs("test", index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -22,9 +22,10 @@ from latentrobust.perturbation_sets.stored import (
     warn_unfinished,
     write_folder,
 )
+from latentrobust.remote import at_hand
 
 FORMAT = 1
-FOLDER = "model"
+FOLDER: Final = "model"
 CHECKPOINT_KEY, PREFIX = "classifier", "model."
 """Where a checkpoint keeps the classifier's configuration, and how its weights' names start there."""
 
@@ -60,19 +61,21 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
 
     Args:
         path: a model's folder, a run's folder (its ``model/``, else its best checkpoint), a ``.ckpt`` of a training
-            run, or any ``.pt`` with a state dict (then ``network`` is needed).
+            run, or any ``.pt`` with a state dict (then ``network`` is needed); ``hub:OWNER/NAME`` of the Hugging Face
+            hub; or ``wandb:ENTITY/PROJECT/NAME:ALIAS``, an artifact.
         network: for weights of a network from outside this package: one of the same architecture, to be filled.
 
     Raises:
         InputError: if there is nothing to load, it is damaged, or of another model.
     """
-    warn_unfinished(Path(path))
+    path = at_hand(path, FOLDER)
+    warn_unfinished(path)
     return restore_model(path, network=network)
 
 
 def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Module:
     """`load_model` for the run that is still writing it: without looking whether that has finished."""
-    path = stored_at(Path(path), FOLDER)
+    path = stored_at(at_hand(path, FOLDER), FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "model")
         if configuration.get("kind") != "classifier":

@@ -104,7 +104,7 @@ class CVAE(nn.Module):
         if isinstance(self.generator, ConditionedGenerator):
             return at_least_float32(self.generator.decode(conditions, z))
         (x,) = conditions
-        return self.generate(x.expand(len(z) // len(x), *x.shape).flatten(0, 1), z)
+        return self.generate(x.expand(z.shape[0] // x.shape[0], *x.shape).flatten(0, 1), z)
 
 
 def probabilities(logits: Tensor) -> Tensor:

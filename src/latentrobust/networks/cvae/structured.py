@@ -40,7 +40,7 @@ class StandardNormal(nn.Module):
         self.latent = latent
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        zero = x.new_zeros(len(x), self.latent)
+        zero = x.new_zeros(x.shape[0], self.latent)
         return zero, zero
 
 
@@ -98,7 +98,7 @@ class Warps(nn.Module):
             self.displacement = _reading(2 * field * field)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:  # noqa: D102
-        theta = self.identity.to(code).expand(len(code), 1, 6)
+        theta = self.identity.to(code).expand(code.shape[0], 1, 6)
         if self.warps:
             theta = self.theta(code).unflatten(1, (self.warps, 6)) + self.identity
         theta = theta.unflatten(2, (2, 3))

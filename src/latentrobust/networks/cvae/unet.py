@@ -63,7 +63,7 @@ class Generator(UNetPaths):
             # Corners not aligned here, unlike on the way up: as published.
             maps.append(plane if plane.shape[-2:] == beside.shape[-2:] else _resized(plane, beside.shape[-2:]))
         *begun, lowest = conditions
-        hidden = torch.cat([lowest.repeat(len(z) // len(lowest), 1, 1, 1), maps.pop()], 1)
+        hidden = torch.cat([lowest.repeat(z.shape[0] // lowest.shape[0], 1, 1, 1), maps.pop()], 1)
         for up, start, plane in zip(self.ups, reversed(begun), reversed(maps), strict=True):
             hidden = up.finished(start, plane, hidden)
         return probabilities(self.outc(hidden))

@@ -22,7 +22,7 @@ class ActNorm(Flow):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         log_det = self.logs.sum() * (x.shape[-2] * x.shape[-1])
-        return (x + self.bias) * self.logs.exp(), log_det.expand(len(x))
+        return (x + self.bias) * self.logs.exp(), log_det.expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
         return z * (-self.logs).exp() - self.bias

@@ -43,7 +43,7 @@ class Chain(Flow):
         self.recompute = False
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        total = torch.zeros(len(x), device=x.device, dtype=x.dtype)
+        total = torch.zeros(x.shape[0], device=x.device, dtype=x.dtype)
         for flow in self.flows:
             x, log_det = self._call(flow, x, context)
             total = total + log_det

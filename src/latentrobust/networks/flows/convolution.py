@@ -87,7 +87,7 @@ class InvertibleConvolution(Flow):
         matrix, log_det = self.matrix()
         with without_autocast(x):
             z = F.conv2d(x, matrix[..., None, None].to(x.dtype))
-        return z, (log_det * (x.shape[-2] * x.shape[-1])).expand(len(x))
+        return z, (log_det * (x.shape[-2] * x.shape[-1])).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """``W⁻¹ z``; the inverse is kept while the weight is frozen."""

@@ -76,7 +76,7 @@ class Permutation(Flow):
         self.register_buffer("back", order.argsort())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return x[:, self.order], torch.zeros(len(x), device=x.device, dtype=x.dtype)
+        return x[:, self.order], torch.zeros(x.shape[0], device=x.device, dtype=x.dtype)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
         return z[:, self.back]

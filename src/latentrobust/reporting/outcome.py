@@ -1,0 +1,99 @@
+"""What a run ends with, for whichever logger shows it: numbers, figures, curves, and single examples with images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from latentrobust.data.module import PairData
+from latentrobust.reporting.measured import MeasuredModel
+
+SHOWN_EXAMPLES = 64
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+
+
+class Examples(NamedTuple):
+    """A table with a row an example: ``columns`` are names, images are uint8 arrays ``[H, W]`` or ``[H, W, 3]``."""
+
+    columns: tuple[str, ...] = ()
+    rows: Sequence[Sequence[Any]] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with.
+
+    Attributes:
+        name: of the run.
+        folder: of the run.
+        step: the last training step.
+        metrics: as in ``metrics.json``.
+        figures: of the report, by name.
+        norms: latent norms of the test pairs, or None.
+        curves: points (radius, share) by title and model.
+        examples: the first test examples with their images and what was measured on them.
+    """
+
+    name: str
+    folder: Path
+    step: int
+    metrics: Mapping[str, float]
+    figures: Mapping[str, Figure]
+    norms: np.ndarray | None = None
+    curves: Mapping[str, Curves] = field(default_factory=dict)
+    examples: Examples = field(default_factory=Examples)
+
+
+def curves_of(tests: Mapping[str, MeasuredModel]) -> dict[str, Curves]:
+    """Robust and certified accuracy against the radius, a curve a model."""
+    titles = {
+        "robust": "accuracy under attack",
+        "certified": "certified accuracy",
+        "smoothed/robust": "accuracy of the smoothed model under attack",
+    }
+    found: dict[str, Curves] = {}
+    for measure, title in titles.items():
+        curves = {}
+        for name, test in tests.items():
+            points = {
+                entry.radius: entry.value
+                for entry in test.entries
+                if entry.measure == measure and entry.radius is not None and entry.attack is None
+            }
+            if points:
+                curves[name or "model"] = sorted(points.items())
+        if curves:
+            found[title] = curves
+    return found
+
+
+def examples_of(table: Mapping[str, Sequence[Any]], data: PairData) -> Examples:
+    """The first rows of ``per_example.csv``, each with its pair of images."""
+    if not table or not data.has_pairs:
+        return Examples()
+    kinds = list(data.kinds)
+    known: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    chosen, rows = [], list(zip(*table.values(), strict=True))
+    heads = list(table)
+    index_at, kind_at = heads.index("index"), heads.index("kind")
+    for row in rows[:SHOWN_EXAMPLES]:
+        example, kind = int(row[index_at]), kinds.index(row[kind_at])
+        if (example, kind) not in known:
+            with torch.no_grad():
+                pair = data.pairs_of_kind("test", torch.tensor([example]), kind)
+            known[example, kind] = (_pixels(pair.x[0]), _pixels(pair.perturbed[0]))
+        chosen.append([*known[example, kind], *row])
+    return Examples(("x", "x perturbed", *heads), chosen)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """uint8 ``[H, W]`` for one channel, ``[H, W, 3]`` for three."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -1,0 +1,92 @@
+"""Pictures at every validation, where a logger can show them: what a set draws, what fools a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from latentrobust.arguments import Count, validated
+from latentrobust.batch import Batch
+from latentrobust.data.module import PairData
+from latentrobust.errors import RobustnessWarning, collecting
+from latentrobust.keys import Purpose
+from latentrobust.reporting import figures
+from latentrobust.reporting.weights_and_biases import RunLogger
+from latentrobust.transforms import random
+
+
+@validated
+class ValidationPictures(pl.Callback):
+    """Logs pictures of the first validation examples, each of another kind as far as there are some.
+
+    Of a learner: reconstructions and random draws of the set as it is now. Of a task with a validation attack, in the
+    epochs in which that runs: what it finds. Where no logger shows images, nothing is drawn.
+
+    Args:
+        examples: that are shown.
+        draws: of the set for each.
+    """
+
+    def __init__(self, examples: Count = 8, draws: Count = 6) -> None:
+        self.examples, self.draws = examples, draws
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw and log, when the module knows its radius; on one process, outside the check before training."""
+        if trainer.sanity_checking or not trainer.is_global_zero or not any(map(shows_images, trainer.loggers)):
+            return
+        data: PairData = trainer.datamodule  # type: ignore[attr-defined]
+        with torch.no_grad():
+            pairs = data.first_pairs("validation", min(self.examples, data.examples("validation")))
+        drawn = self._drawn(pl_module, pairs.map(lambda part: part.to(pl_module.device)), data)
+        for logger in trainer.loggers:
+            log_figures(logger, drawn, trainer.global_step)
+
+    def _drawn(self, module: Any, pairs: Batch, data: PairData) -> dict[str, Figure]:
+        if hasattr(module, "perturbation_set"):
+            with suppress(FloatingPointError):  # there is none yet: its radius is not a number
+                perturbations, found = module.perturbation_set(), {}
+                with torch.no_grad():
+                    if data.has_pairs:
+                        found["val/reconstructions"] = figures.pairs_and_reconstructions(perturbations, pairs)
+                    found["val/draws"] = figures.samples(perturbations, pairs, self.draws)
+                return found
+        elif getattr(module, "_attacks_now", False) and not data.per_pixel:
+            return {"val/adversarial": self._adversarial(module, pairs)}
+        return {}
+
+    def _adversarial(self, module: Any, pairs: Batch) -> Figure:
+        keys = random.example_keys(module.seed, pairs.index, Purpose.VALIDATION_ATTACK)
+        with collecting(inherit=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
+            found = module.validation_attack(
+                module.model, module.perturbations, pairs.x, pairs.labels,
+                keys=keys, x_tilde=pairs.perturbed, offset=pairs.offset,
+            )  # fmt: skip
+            with torch.no_grad():
+                said = module.model(found.images[0]).argmax(1).tolist()
+        outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said, strict=True)]
+        return figures.adversarial_rows(
+            pairs.x.cpu(), found.images[0].cpu(), outcomes, "What the validation attack finds"
+        )
+
+
+def shows_images(logger: Logger) -> bool:
+    """Whether a logger can show images."""
+    return isinstance(logger, RunLogger | TensorBoardLogger)
+
+
+def log_figures(logger: Logger, drawn: Mapping[str, Figure], step: int) -> None:
+    """Figures to a logger that can show them, at a training step."""
+    if isinstance(logger, RunLogger) and drawn:
+        logger.log_images(drawn, step)
+    elif isinstance(logger, TensorBoardLogger):
+        prefix = f"{logger._prefix}-" if logger._prefix else ""
+        for name, figure in drawn.items():
+            logger.experiment.add_figure(f"{prefix}{name}", figure, global_step=step)

@@ -1,0 +1,228 @@
+"""The card of a set or a model: what it is, what was measured, what it cannot do; written from the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from latentrobust.errors import InputError
+from latentrobust.files import read_json, replacing
+from latentrobust.run_folder import DONE, has_effect, of_a_run, read_metrics
+
+Kind = Literal["perturbation_set", "model"]
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
+QUALITY = {
+    "radius": "radius",
+    "quality/no_change": "squared error of x itself (no set)",
+    "quality/pgd_ae": "squared error of the nearest point of the set (PGD)",
+    "quality/encoder_ae": "squared error of the encoder's guess",
+    "quality/expected_ae": "squared error of a random draw",
+    "quality/over_ae": "squared error of the farthest point",
+    "quality/kl": "KL (nats)",
+    "coverage/tolerance": "squared error within which a perturbation counts as contained",
+}
+LIMITS = {
+    "perturbation_set": (
+        "It holds perturbations like those of the pairs that it was learned from, of images like those; of others it"
+        " says nothing.",
+        "A search in it that finds nothing proves nothing.",
+        "A certificate over it is about the set, not about every change that could happen outside it.",
+    ),
+    "model": (
+        "Robust accuracies are what the named attacks left: an upper bound of the truth.",
+        "They hold over the named set alone, at the named radius, on the named data.",
+    ),
+}
+
+
+class Stored(NamedTuple):
+    """A set or model in a run's folder, with what is known of it.
+
+    ``prefix`` is what the names of its metrics begin with; ``folder`` is where its two files lie.
+    """
+
+    kind: Kind
+    folder: Path
+    run: Path
+    prefix: str
+
+
+def stored_in(run: str | Path, model: str | None = None) -> Stored:
+    """The set of a finished run, or the model of that name (empty for the only one).
+
+    Raises:
+        InputError: if the folder is not that of a finished run, or holds no such thing.
+    """
+    run = Path(run)
+    if of_a_run(run) is None or not (run / DONE).is_file():
+        raise InputError(f"{run} is not the folder of a finished run: name one (paths.output_dir of the command)")
+    if model is None and (run / "perturbation_set" / CONFIG).is_file():
+        return Stored("perturbation_set", run / "perturbation_set", run, "")
+    place = run / "models" / model / "model" if model else run / "model"
+    if not (place / CONFIG).is_file():
+        there = sorted(path.parent.parent.name for path in run.glob(f"models/*/model/{CONFIG}"))
+        raise InputError(
+            f"{run} holds no {f'model {model}' if model else 'set'}"
+            + (f"; its models are {', '.join(there)}: name one" if there else "")
+        )
+    return Stored("model", place, run, f"{model}/" if model else "")
+
+
+def write_shareable(found: Stored, folder: str | Path, licence: str, title: str | None = None) -> Path:
+    """Write a folder that others can load, and read: the set or model, ``README.md``, ``metrics.json``, a picture.
+
+    Args:
+        found: what to share.
+        folder: new, or empty.
+        licence: of the data, as its owner states it; an identifier such as ``cc-by-4.0``, or a sentence.
+        title: of the card; None for the run's name.
+
+    Raises:
+        InputError: for a folder with something in it.
+        OSError: if it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(found.folder / name, folder / name)
+    metrics, warnings = read_metrics(found.run)
+    own = {name: value for name, value in metrics.items() if name.startswith(found.prefix)}
+    with replacing(folder / "metrics.json") as file:
+        file.write((json.dumps({**own, "warnings": warnings}, indent=2) + "\n").encode())
+    picture = next(iter(_pictures(found)), None)
+    if picture is not None:
+        shutil.copyfile(picture, folder / "picture.png")
+    text = card(found, metrics, warnings, licence, title, picture is not None)
+    with replacing(folder / "README.md") as file:
+        file.write(text.encode())
+    return folder
+
+
+def _pictures(found: Stored) -> Iterator[Path]:
+    figures = found.run / "figures"
+    ending = f"_{found.prefix.rstrip('/')}.png" if found.prefix else ".png"
+    for name in PICTURES[found.kind]:
+        path = figures / (name if name.endswith(".png") else f"{name}{ending}")
+        if path.is_file():
+            yield path
+
+
+def card(
+    found: Stored,
+    metrics: Mapping[str, float],
+    warnings: Sequence[str],
+    licence: str,
+    title: str | None = None,
+    has_picture: bool = False,
+) -> str:
+    """Markdown, with a header that the Hugging Face hub reads."""
+    configuration = of_a_run(found.run) or {}
+    description: Any = read_json(found.folder / CONFIG)
+    named = title or str(configuration.get("name") or found.run.name)
+    is_set = found.kind == "perturbation_set"
+    identifier = licence if " " not in licence.strip() else "other"
+    lines = [
+        "---",
+        "library_name: latentrobust",
+        f"license: {identifier}",
+        f"tags: [adversarial-robustness, {'perturbation-set' if is_set else 'image-classification'}]",
+        "---",
+        "",
+        f"# {named}",
+        "",
+        _what(found, description, metrics),
+        "",
+    ]
+    if has_picture:
+        alt = "random draws from the set" if is_set else "what attacks find"
+        lines += [f"![{alt}](picture.png)", ""]
+    rows = _rows(found, metrics)
+    if rows:
+        lines += [
+            "## What was measured",
+            "",
+            "On test pairs, which nothing was learned from.",
+            "",
+            "| | |",
+            "|---|---|",
+        ]
+        lines += [f"| {name} | {value} |" for name, value in rows] + [""]
+    if warnings:
+        lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
+    lines += ["## What it does not say", "", *(f"- {limit}" for limit in LIMITS[found.kind]), ""]
+    lines += ["## Use", "", "```python", *_usage(found.kind), "```", ""]
+    given = [str(line) for line in configuration.get("overrides") or []]
+    overrides = " ".join(line for line in given if has_effect(line.lstrip("+~").partition("=")[0]))
+    command = f"python -m latentrobust.{configuration.get('job_type', 'train')} {overrides}".strip()
+    versions = ", ".join(f"{name} {version}" for name, version in (description.get("versions") or {}).items())
+    lines += [
+        "## How it was made",
+        "",
+        f"- Data: {description.get('data') or 'not named'}; licence of the data: {licence}",
+        f"- Command: `{command}`",
+        f"- Seed: {configuration.get('seed')}",
+        f"- Versions: {versions}",
+        f"- SHA-256 of the weights: `{digest(found.folder / WEIGHTS)}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    shape = "×".join(map(str, description.get("image_shape") or ()))
+    if found.kind == "model":
+        return f"A classifier of images {shape} in [0, 1] into {description.get('classes')} classes."
+    text = (
+        f"A perturbation set: for each image {shape} in [0, 1], all images that a generator makes of it with an offset"
+        f" of norm at most {description.get('radius') or metrics.get('radius', float('nan')):.4g}."
+    )
+    if "coverage/radius" in metrics:
+        text += (
+            f" It contains {100 * metrics['coverage/radius']:.0f} %{_interval(metrics, 'coverage/radius')} of the"
+            " perturbations of unseen images, to within the tolerance that its coverage states."
+        )
+    return text
+
+
+def _rows(found: Stored, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    if found.kind == "perturbation_set":
+        rows += [(text, f"{metrics[name]:.4g}") for name, text in QUALITY.items() if name in metrics]
+        starts: tuple[str, ...] = ("coverage/",)
+    else:
+        starts = tuple(f"{found.prefix}{part}/" for part in ("accuracy", "robust", "certified"))
+    for name, value in metrics.items():
+        shown = name.startswith(starts) and "eps=" not in name and not name.endswith(("/low", "/high", "/tolerance"))
+        if shown and 0 <= value <= 1:
+            rows.append((name.removeprefix(found.prefix), f"{100 * value:.1f} %{_interval(metrics, name)}"))
+    return rows
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    """The 95 % interval behind a share, where there is one."""
+    low, high = (metrics.get(f"{name}/{end}") for end in ("low", "high"))
+    return f" [{100 * low:.0f}, {100 * high:.0f}]" if low is not None and high is not None else ""
+
+
+def _usage(kind: Kind) -> list[str]:
+    if kind == "model":
+        return ["import latentrobust as lr", 'model = lr.load_model("hub:OWNER/NAME")   # images in [0, 1] to logits']
+    return [
+        "import latentrobust as lr",
+        'perturbations = lr.load_perturbation_set("hub:OWNER/NAME")',
+        "s = perturbations.at(x)           # x: [B, C, H, W] in [0, 1]",
+        "images = s.decode(s.sample(5))    # [5, B, C, H, W]",
+    ]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""Claims about a model that somebody else can repeat: numbers with hashes of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import latentrobust
+from latentrobust.arguments import Seed, validated
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.coverage import CoverageSettings
+from latentrobust.robustness.assess import CertifySettings, RobustSettings, assess, batches
+from latentrobust.robustness.inputs import as_model
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is claimed of a model.
+
+    Attributes:
+        model: SHA-256 of its weights, buffers and modules.
+        perturbations: SHA-256 of the set's, and its radius.
+        data: SHA-256 of the images and labels, and their number.
+        settings: as text, everything that was not a default too; and their SHA-256.
+        claims: the numbers, named as in ``metrics.json``; NaN and infinities are None.
+        warnings: what speaks against believing them.
+        versions: of this package and PyTorch. Another version of PyTorch, or another machine, may round otherwise.
+    """
+
+    model: Mapping[str, Any]
+    perturbations: Mapping[str, Any]
+    data: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    claims: Mapping[str, float | None]
+    warnings: Sequence[str]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """As a JSON object, with keys in order: equal claims are equal text."""
+        return json.dumps({"format": FORMAT, **vars(self)}, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+@validated
+def benchmark_model(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    perturbations: PerturbationSet,
+    data: Any,
+    *,
+    robust: RobustSettings | None = RobustSettings(),  # noqa: B008 - frozen
+    certify: CertifySettings | None = None,
+    coverage: CoverageSettings | None = None,
+    seed: Seed = 0,
+) -> Claims:
+    """`assess` a model, and say of what the numbers are.
+
+    The same model, set, data, settings and seed give the same claims, byte for byte, on the same machine.
+
+    Args:
+        model: as for `assess`.
+        perturbations: the set.
+        data: as for `assess`, in an order that does not change.
+        robust: attacks and radii; None for no attack.
+        certify: certification; None for none.
+        coverage: of the set, where the data has perturbed images.
+        seed: of all draws.
+
+    Raises:
+        InputError: as `assess` does.
+    """
+    module = as_model(model)
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    of_data, count = hashlib.sha256(), 0
+    for batch in batches(data, module, perturbations, device):
+        for part in (batch.x, batch.labels, batch.x_tilde):
+            if part is not None:
+                _add(of_data, part)
+        count += len(batch)
+    results = assess(
+        model, data=data, perturbations=perturbations, robust=robust, certify=certify, coverage=coverage, seed=seed
+    )
+    text = {"robust": repr(robust), "certify": repr(certify), "coverage": repr(coverage), "seed": seed}
+    numbers = {name: value if math.isfinite(value) else None for name, value in sorted(results.metrics.items())}
+    return Claims(
+        model={"sha256": digest_of(module)},
+        perturbations={"sha256": digest_of(perturbations), "radius": perturbations.ball.radius},
+        data={"sha256": of_data.hexdigest(), "pairs": count},
+        settings={**text, "sha256": hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()},
+        claims=numbers,
+        warnings=list(results.warnings),
+        versions={"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
+    )
+
+
+def digest_of(module: nn.Module) -> str:
+    """SHA-256 of a module's weights and buffers by name, and of how it prints."""
+    total = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        total.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        _add(total, tensor)
+    return total.hexdigest()
+
+
+def _add(total: Any, tensor: Tensor) -> None:
+    total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

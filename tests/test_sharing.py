@@ -1,0 +1,278 @@
+"""What is shared can be loaded, read and repeated by others: remote names, cards, claims, exported programs."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+import latentrobust as lr
+from latentrobust.errors import InputError
+from latentrobust.networks.cvae import build
+from latentrobust.perturbation_sets import PixelBall, RTSSet
+from latentrobust.perturbation_sets.cvae import CVAESet
+from latentrobust.remote import at_hand
+from latentrobust.share import main
+from latentrobust.sharing.card import digest, stored_in
+from latentrobust.sharing.exporting import Generator, export
+from latentrobust.tasks.store import save_model
+from latentrobust.transforms.affine import RotationTranslationScale
+
+TINY = {
+    "mnist_fc": {"image_shape": [1, 8, 8], "hidden": 16, "latent": 5},
+    "structured": {"image_shape": [3, 16, 12], "latent": 6, "warps": 2, "residual": 4, "scales": 2, "field": 3},
+    "unet": {"image_shape": [3, 16, 16], "channels": [4, 6, 8], "latents": [2, 2, 2], "pool": None},
+}
+
+
+def learned(name):
+    torch.manual_seed(0)
+    network = build(name, **TINY[name])
+    for parameter in network.parameters():  # structured networks begin as the identity
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return CVAESet(network, "gaussian", radius=3.0).eval().requires_grad_(False)
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self, classes=4):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        self.last = torch.nn.Linear(4 * 36, classes)
+
+    def forward(self, x):
+        return self.last(self.layers(x))
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+@pytest.mark.parametrize("name", list(TINY))
+def test_exported_generators_answer_as_sets_do(tmp_path, name, ending):
+    perturbations = learned(name)
+    path = tmp_path / f"set{ending}"
+    assert export(perturbations, path) < 1e-5
+    x, u = torch.rand(7, *perturbations.image_shape), torch.randn(7, *perturbations.ball.shape)
+    expected = perturbations.at(x).decode(u[None])[0]
+    if ending == ".pt2":
+        answer = torch.export.load(path).module()(x, u)
+    else:
+        import onnxruntime  # noqa: PLC0415
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        feed = dict(zip([entry.name for entry in session.get_inputs()], (x.numpy(), u.numpy()), strict=True))
+        answer = torch.from_numpy(session.run(None, feed)[0])
+    assert (answer - expected).abs().max() < 1e-5
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_exact_sets_and_models_can_be_exported(tmp_path):
+    for perturbations in (
+        PixelBall((1, 8, 8), norm="linf", radius=0.1),
+        RTSSet((1, 16, 16), RotationTranslationScale(45, 0.3, 4)),
+    ):
+        assert export(perturbations, tmp_path / "set.pt2") < 1e-5
+    assert export(Classifier(), tmp_path / "model.onnx", image_shape=(1, 8, 8)) < 1e-5
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path):
+    class Data(torch.nn.Module):
+        def forward(self, x):
+            return x if float(x.sum()) > 0 else -x
+
+    for what, path, options, message in (
+        (Classifier(), "model.pth", {"image_shape": (1, 8, 8)}, "must end in"),
+        (Classifier(), "model.pt2", {}, "needs image_shape"),
+        (Data(), "model.pt2", {"image_shape": (1, 8, 8)}, "cannot be exported to .pt2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export(what, tmp_path / path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_generator_is_the_set():
+    perturbations = learned("structured")
+    x = torch.rand(2, 3, 16, 12)
+    assert torch.allclose(Generator(perturbations)(x, torch.zeros(2, 6)), x, atol=2e-2)  # its centre is x, nearly
+
+
+def test_claims_repeat_and_tell_what_changed():
+    torch.manual_seed(0)
+    model, perturbations = Classifier().eval(), PixelBall((1, 8, 8), norm="l2", radius=0.5)
+    data = (torch.rand(12, 1, 8, 8), torch.arange(12) % 4)
+    settings = {"robust": lr.RobustSettings(radii=[0.2, "full"])}
+    first = lr.benchmark_model(model, perturbations, data, **settings)
+    assert lr.benchmark_model(model, perturbations, data, **settings).to_json() == first.to_json()
+    results = lr.assess(model, data=data, perturbations=perturbations, **settings)
+    assert first.claims == {name: results.metrics[name] for name in sorted(results.metrics)}
+    assert json.loads(first.to_json())["data"]["pairs"] == 12
+
+    def differs(**changed):
+        arguments = {"model": model, "perturbations": perturbations, "data": data, **settings} | changed
+        other = lr.benchmark_model(**arguments)
+        return [
+            name for name in ("model", "perturbations", "data", "settings") if vars(other)[name] != vars(first)[name]
+        ]
+
+    other = Classifier().eval()
+    other.load_state_dict(model.state_dict())
+    assert differs(model=other) == []
+    other.last.bias.data[0] += 1e-6
+    assert differs(model=other) == ["model"]
+    assert differs(perturbations=PixelBall((1, 8, 8), norm="l2", radius=0.6)) == ["perturbations"]
+    assert differs(data=(data[0], data[1].roll(1))) == ["data"]
+    assert differs(seed=1) == ["settings"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a finished run with a set and two models."""
+    folder = tmp_path / "run"
+    perturbations = learned("mnist_fc")
+    perturbations.data = "digits"
+    perturbations.save(folder / "perturbation_set")
+    for name in ("robust", "plain"):
+        save_model(Classifier(), folder / "models" / name / "model", image_shape=(1, 8, 8), classes=4, data="digits")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "samples.png").write_bytes(b"a picture")
+    (folder / "config.yaml").write_text(
+        "name: lamps\njob_type: train\nseed: 3\npaths: {}\noverrides: [data=pairs, seed=3, logger=wandb]\n"
+    )
+    metrics = {
+        "radius": 3.0, "quality/pgd_ae": 0.01, "coverage/radius": 0.9, "coverage/radius/low": 0.8,
+        "coverage/radius/high": 0.95, "robust/accuracy/clean": 0.75, "robust/robust/p50": 0.5,
+        "warnings": ["few pairs"],
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "DONE").write_text("")
+    return folder
+
+
+def test_a_card_says_what_was_measured_and_its_limits(run, tmp_path):
+    main(["card", str(run), str(tmp_path / "shared"), "--licence", "cc-by-4.0"])
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [
+        "README.md", "config.json", "metrics.json", "model.safetensors", "picture.png",
+    ]  # fmt: skip
+    card = (tmp_path / "shared" / "README.md").read_text()
+    weights = digest(tmp_path / "shared" / "model.safetensors")
+    for part in (
+        "license: cc-by-4.0", "# lamps", "It contains 90 % [80, 95] of the perturbations", "few pairs", weights,
+        "`python -m latentrobust.train data=pairs seed=3`", "(PGD) | 0.01 |", "Data: digits",
+    ):  # fmt: skip
+        assert part in card
+    assert "robust/p50" not in card
+    again = lr.PerturbationSet.from_pretrained(tmp_path / "shared").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in learned("mnist_fc").state_dict().items())
+    main(["card", str(run), str(tmp_path / "model"), "--licence", "of nobody", "--model", "robust"])
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in ("license: other", "licence of the data: of nobody", "robust/p50 | 50.0 %", "into 4 classes"):
+        assert part in card
+    assert lr.load_model(tmp_path / "model", network=Classifier())
+
+
+def test_bad_input_of_sharing_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    (tmp_path / "unfinished").mkdir()
+    for arguments, message in (
+        (["card", str(tmp_path / "unfinished"), "new", "--licence", "mit"], "not the folder of a finished run"),
+        (["card", str(run), str(tmp_path / "full"), "--licence", "mit"], "is not empty"),
+        (["card", str(run), "new", "--licence", "mit", "--model", "other"], "its models are plain, robust"),
+        (["export", str(run), "set.txt"], "must end in .pt2 or .onnx"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert message in error
+        assert len(error.splitlines()) == 1
+    with pytest.raises(InputError, match="is not the folder of a finished run"):
+        stored_in(tmp_path / "full")
+
+
+class Hub:
+    """A hub in a folder: what the library's functions do, without a network."""
+
+    def __init__(self, root):
+        self.root, self.repositories = root, {}
+
+    def HfApi(self):  # noqa: N802
+        return self
+
+    def create_repo(self, repository, private, exist_ok):
+        assert exist_ok
+        self.repositories.setdefault(repository, private)
+
+    def upload_folder(self, folder_path, repo_id, commit_message):
+        import shutil  # noqa: PLC0415
+
+        assert commit_message
+        shutil.copytree(folder_path, self.root / repo_id)
+
+    def snapshot_download(self, repository, revision, allow_patterns):
+        if repository not in self.repositories or revision not in (None, "main"):
+            raise OSError(f"Repository Not Found: {repository}\nmore lines")
+        return str(self.root / repository)
+
+
+def test_sets_and_models_go_to_the_hub_and_come_back(run, tmp_path, monkeypatch, capsys):
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr("latentrobust.remote.the_hub", lambda: hub)
+    monkeypatch.setattr("latentrobust.sharing.hub.the_hub", lambda: hub)
+    main(["push", str(run), "me/lamps", "--licence", "mit"])
+    assert "hub:me/lamps" in capsys.readouterr().out
+    assert hub.repositories == {"me/lamps": True}  # nobody else sees it
+    assert (tmp_path / "hub/me/lamps/README.md").is_file()
+    stored = learned("mnist_fc")
+    for loaded in (
+        lr.load_perturbation_set("hub:me/lamps@main"),
+        lr.load_perturbation_set("hub:me/lamps"),
+        lr.PerturbationSet.from_pretrained("me/lamps", radius=2.0),
+    ):
+        assert all(torch.equal(value, stored.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert loaded.ball.radius == 2.0
+    assert stored.push_to_hub("me/alone", private=False) == "hub:me/alone"
+    assert hub.repositories["me/alone"] is False
+    main(["push", str(run), "me/model", "--licence", "mit", "--model", "robust", "--public"])
+    assert lr.load_model("hub:me/model", network=Classifier())
+    for name, message in (
+        ("hub:me/none", "cannot be had"),
+        ("hub:me/lamps@old", "cannot be had"),
+        ("hub:me", "must be"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            lr.load_perturbation_set(name)
+        assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_hub_says_so_in_one_line(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="cannot be had from the Hugging Face hub"):
+        lr.load_perturbation_set("hub:me/a-set-that-nobody-has")
+
+
+def test_artifacts_are_read_by_name_and_of_the_right_kind(run, monkeypatch):
+    asked = []
+
+    class Artifact:
+        type = "perturbation_set"
+
+        def download(self):
+            return str(run / "perturbation_set")
+
+    class Api:
+        def artifact(self, name):
+            if "none" in name:
+                raise ValueError("artifact not found")
+            asked.append(name)
+            return Artifact()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(run=None, Api=Api))
+    assert lr.load_perturbation_set("wandb:me/project/lamps-set:v0").ball.radius == 3.0
+    assert asked == ["me/project/lamps-set:v0"]
+    for name, kind, message in (
+        ("wandb:me/project/lamps-set:v0", "model", "is an artifact of type perturbation_set, and a model is wanted"),
+        ("wandb:me/project/none:v0", "model", "cannot be had from Weights & Biases: artifact not found"),
+        ("wandb:lamps", "perturbation_set", "must be wandb:ENTITY/PROJECT/NAME:ALIAS"),
+    ):
+        with pytest.raises(InputError, match=message):
+            at_hand(name, kind)
