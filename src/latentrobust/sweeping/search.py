@@ -1,0 +1,317 @@
+"""A search over options: Optuna says what to try next, each trial is a job of its own in the search's folder.
+
+Optuna is asked and told; its storage is a journal in that folder, so any number of processes, on any machines that see
+it, may work on one search, be killed, and go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from latentrobust.app import BAD_INPUT, CONF, describe_error, resolved
+from latentrobust.errors import InputError
+from latentrobust.files import read_json
+from latentrobust.interrupts import interruptible
+from latentrobust.lock import FolderLock
+from latentrobust.reporting.sweep import write_sweep_table
+from latentrobust.run_folder import DONE, SWEEP, read_metrics, write_csv, write_text
+from latentrobust.sweeping.jobs import CLAIMS, NAME, Job, Sweep, fingerprint
+from latentrobust.sweeping.plan import Plan
+from latentrobust.sweeping.work import GRACE, OUTPUT, RANKS, entry_point
+from latentrobust.values import check_values
+
+PLAN, JOURNAL, TABLE = "search.json", "optuna.journal", "search.csv"
+POLL = 1.0
+"""Seconds between two looks at what a trial has logged."""
+
+REFUSED = 3
+"""Trials that may be refused as bad input, before any has succeeded, until the search is given up."""
+
+ENOUGH = 4  # trials that have come as far, before one is pruned
+TELLING = 10  # finished trials, before importances say anything
+
+
+class Search:
+    """The folder of a search.
+
+    Args:
+        plan: of it.
+        folder: new, or of the same search; its number of trials may have grown.
+
+    Raises:
+        InputError: if Optuna is not installed, the folder is another search's, or an option does not exist.
+    """
+
+    def __init__(self, plan: Plan, folder: str | Path) -> None:
+        if importlib.util.find_spec("optuna") is None:
+            raise InputError("a search needs Optuna: pip install 'latentrobust[search]'")
+        import optuna  # noqa: PLC0415 - an extra
+        from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
+
+        self._optuna = optuna
+        self.plan, self.folder = plan, Path(folder).absolute()
+        self._refused: list[str] = []
+        self._check()
+        self._claim()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            study_name="search",
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / JOURNAL))),
+            pruner=optuna.pruners.MedianPruner(ENOUGH, plan.prune_after, n_min_trials=ENOUGH),
+            direction=plan.direction,
+            load_if_exists=True,
+        )
+
+    def _claim(self) -> None:
+        path = self.folder / PLAN
+        if path.is_file():
+            if read_json(path) != self.plan.to_dict():
+                raise InputError(f"{self.folder} is the folder of another search: name another one")
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(f"{self.folder} is not empty, and no search has left {PLAN} there: name another folder")
+        try:
+            Sweep.create(self.folder, self.plan.app, [])
+            write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+
+    def _check(self) -> None:
+        """Compose a trial with each parameter's first value, and one with the last ones."""
+        for end in (0, -1):
+            values = {key: parameter.ends[end] for key, parameter in self.plan.parameters.items()}
+            self._composed(self.overrides(values))
+
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """The command line of a trial."""
+        chosen = [f"{key}={_text(value)}" for key, value in values.items()]
+        return [*self.plan.overrides, *chosen, f"optimized_metric={self.plan.metric}"]
+
+    def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
+        try:
+            with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+                cfg = compose(self.plan.app, overrides=[*overrides, "paths.output_dir=search"])
+            check_values(cfg)
+            return resolved(cfg)
+        except InputError:
+            raise
+        except Exception as error:  # whatever Hydra raises while it composes is about the overrides
+            raise InputError(describe_error(error)) from None
+
+    def work(self, say: Callable[[str], None] = print) -> None:
+        """Run trials until as many as planned have ended; those of processes that died are gone on with first.
+
+        Raises:
+            InputError: if the first trials are all refused.
+        """
+        while True:
+            number = self._next()
+            if number is None:
+                if not self._trials(self._optuna.trial.TrialState.RUNNING):
+                    return
+                time.sleep(POLL)  # others are at it; they may die
+                continue
+            with self._held(number) as mine:
+                trial = self.study.get_trials(deepcopy=False)[number]
+                if not mine or trial.state.is_finished():
+                    continue
+                if set(trial.params) != set(self.plan.parameters):  # its process died while it asked
+                    self.study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+                    continue
+                values = " ".join(f"{key}={_text(value)}" for key, value in trial.params.items())
+                say(f"trial {number} of {self.plan.trials}: {values}")
+                state, value = self._run(self._job(number, trial.params))
+                self.study.tell(number, value, state=state)
+                say(f"trial {number}: {state.name.lower() if value is None else f'{self.plan.metric} {value:.6g}'}")
+                self._write_tables()
+            complete = self._trials(self._optuna.trial.TrialState.COMPLETE)
+            if not complete and len(self._refused) >= REFUSED:
+                raise InputError(f"the first {len(self._refused)} trials were all refused: {self._refused[-1]}")
+
+    def _trials(self, *states: Any) -> list[Any]:
+        return list(self.study.get_trials(deepcopy=False, states=states or None))
+
+    def _next(self) -> int | None:
+        """The number of a trial that a dead process has left, else of a new one; None where all have been asked."""
+        for trial in self._trials(self._optuna.trial.TrialState.RUNNING):
+            with self._held(trial.number) as mine:
+                if mine:
+                    return int(trial.number)
+        with self._listing():
+            asked_before = len(self._trials())
+            if asked_before >= self.plan.trials:
+                return None
+            # One sampler a trial: whichever process asks, before or after an interruption, it draws the same.
+            samplers = {"tpe": self._optuna.samplers.TPESampler, "random": self._optuna.samplers.RandomSampler}
+            self.study.sampler = samplers[self.plan.sampler](seed=self.plan.seed + asked_before)
+            asked = self.study.ask()
+            for key, parameter in self.plan.parameters.items():
+                parameter.suggest(asked, key)
+            return int(asked.number)
+
+    @contextmanager
+    def _held(self, number: int) -> Iterator[bool]:
+        """Whether a trial is this process's own, for as long as the context lasts."""
+        claims = self.folder / CLAIMS / str(number)
+        claims.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(claims)
+        try:
+            lock.acquire()
+        except InputError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        """One process at a time makes up trials and writes them to the list of jobs."""
+        (self.folder / CLAIMS).mkdir(exist_ok=True)
+        lock = FolderLock(self.folder / CLAIMS)
+        while True:
+            with suppress(InputError):
+                lock.acquire()
+                break
+            time.sleep(POLL / 10)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _job(self, number: int, values: Mapping[str, Any]) -> Job:
+        """A trial as a job of the folder's list, where ``sweep status`` and tables find it."""
+        overrides = self.overrides(values)
+        job = Job(number, tuple(overrides), fingerprint(self._composed(overrides)))
+        with self._listing():
+            jobs = {known.number: known for known in Sweep(self.folder).jobs} | {number: job}
+            listed = [asdict(jobs[place]) for place in sorted(jobs)]
+            write_text(self.folder / NAME, json.dumps({"app": self.plan.app, "jobs": listed}, indent=2) + "\n")
+        return job
+
+    def _run(self, job: Job) -> tuple[Any, float | None]:
+        """A trial in a process of its own: how it ended, and its value."""
+        sweep, states = Sweep(self.folder), self._optuna.trial.TrialState
+        place, claims = sweep.place(job), sweep.claims(job)
+        environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+        environment[SWEEP] = self.folder.name
+        command = entry_point(sweep, job)
+        if self.plan.prune is not None:  # what is logged has to be seen at once
+            command.append("++logger.csv.flush_logs_every_n_steps=1")
+        with interruptible(), (claims / OUTPUT).open("a") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            try:
+                while (code := _waited(process, POLL)) is None:
+                    if self._is_hopeless(job.number, place):
+                        _ended(process)
+                        return states.PRUNED, None
+            except BaseException:
+                _ended(process)  # it writes its checkpoint, and the next process goes on from there
+                raise
+        if code:
+            lines = (claims / OUTPUT).read_text(errors="replace").strip().splitlines()
+            line = lines[-1] if lines else f"it ended with code {code}"
+            print(f"latentrobust search: trial {job.number} failed: {line}", file=sys.stderr, flush=True)
+            self._refused += [line] if code == BAD_INPUT else []
+            return states.FAIL, None
+        self._is_hopeless(job.number, place)  # its last values, for the trials after it
+        value = read_metrics(place)[0].get(self.plan.metric) if (place / DONE).is_file() else None
+        if value is None or not math.isfinite(value):
+            print(f"latentrobust search: trial {job.number} has no {self.plan.metric}", file=sys.stderr, flush=True)
+            return states.FAIL, None
+        return states.COMPLETE, float(value)
+
+    def _is_hopeless(self, number: int, place: Path) -> bool:
+        """Whether Optuna would prune a trial, after it has been told what was logged."""
+        if self.plan.prune is None:
+            return False
+        trial = self._optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        # The study's direction is that of its values.
+        sign = 1 if self.plan.prune_direction in (None, self.plan.direction) else -1
+        known = len(self.study.get_trials(deepcopy=False)[number].intermediate_values)
+        for step, value in enumerate(logged(place, self.plan.prune)[known:], known):
+            trial.report(sign * value, step)
+            if trial.should_prune():
+                return True
+        return False
+
+    def _write_tables(self) -> None:
+        """``search.csv``, a row a trial; and the table over the jobs' folders."""
+        trials = self._trials()
+        columns: dict[str, list[Any]] = {
+            "trial": [trial.number for trial in trials],
+            "state": [trial.state.name for trial in trials],
+            # Optuna gives a pruned trial the last thing that it was told, which is something else.
+            self.plan.metric: [trial.value if trial.state.name == "COMPLETE" else "" for trial in trials],
+        }
+        columns |= {key: [trial.params.get(key, "") for trial in trials] for key in self.plan.parameters}
+        write_csv(self.folder / TABLE, columns)
+        with suppress(OSError):  # a view, made anew with the next trial
+            write_sweep_table(self.folder)
+
+    def summary(self) -> list[str]:
+        """How the trials ended, the best one with its command line, and which parameters mattered."""
+        trials = self._trials()
+        names = [trial.state.name.lower() for trial in trials]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        lines = [f"{len(trials)} trials: {counts}; {self.folder / TABLE}"]
+        complete = self._trials(self._optuna.trial.TrialState.COMPLETE)
+        if not complete:
+            return lines
+        best = self.study.best_trial
+        place = self.folder / str(best.number)
+        lines.append(f"best: trial {best.number}, {self.plan.metric} {best.value:.6g}, in {place}")
+        options = " ".join([*self.plan.overrides, *(f"{key}={_text(value)}" for key, value in best.params.items())])
+        lines.append(f"python -m latentrobust.{self.plan.app} {options}")
+        if len(complete) >= TELLING and len(self.plan.parameters) > 1:
+            with suppress(ValueError, RuntimeError):  # all values are the same, or a parameter never varied
+                shares = self._optuna.importance.get_param_importances(self.study)
+                lines.append("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in shares.items()))
+        return lines
+
+
+def logged(place: Path, name: str) -> list[float]:
+    """All values of a name in the logs below a run's folder, in order."""
+    for path in sorted(place.rglob("logs/metrics.csv")):
+        with path.open(newline="", errors="replace") as file:
+            found = []
+            for row in csv.DictReader(file):
+                with suppress(ValueError, TypeError, KeyError):  # a row without it, or one that is being written
+                    found.append(float(row[name] or "nothing"))
+        if found:
+            return found
+    return []
+
+
+def _waited(process: subprocess.Popen[Any], seconds: float) -> int | None:
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds)
+    return None
+
+
+def _ended(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    _waited(process, GRACE)
+    process.kill()
+
+
+def _text(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
