@@ -1,16 +1,22 @@
 """Runs over seeds: what counts, what is grouped, and what the tables say."""
 
+import csv
 import json
 import math
 import os
+import re
 import warnings
 
+import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.report import report
 from latentrobust.reporting import aggregate
+from latentrobust.reporting.comparison import compare
 from latentrobust.reporting.sweep import write_sweep_table
 
 
@@ -54,6 +60,116 @@ def test_intervals_are_students_over_seeds(tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| a | 73.00 ± 6.57 | 3 |" in text
     assert "loss/clean" not in text
+
+
+def test_equal_numbers_have_no_spread():
+    found = aggregate.Interval.of([0.1, 0.1, 0.1])
+    assert found.half == 0
+    assert aggregate.is_share("model/coverage/radius")
+    assert not aggregate.is_share("coverage/tolerance")
+
+
+def sweep(folder, spread=0.02, examples=40):
+    """Three methods × four seeds: b is better than a on every seed, c is like a; each with its test examples."""
+    generator = np.random.default_rng(2)
+    luck = generator.normal(0, spread, 4)  # that a seed brings to every method
+    for name, level in (("a", 0.70), ("b", 0.76), ("c", 0.70)):
+        for seed in range(4):
+            value = level + luck[seed] + generator.normal(0, 0.004)
+            run(folder, f"{name}{seed}", {"accuracy/clean": value}, f"experiment={name}", seed=seed)
+            right = np.arange(examples) < level * examples
+            rows = "".join(f"{number},rts,{float(flag)}\n" for number, flag in enumerate(right))
+            (folder / f"{name}{seed}" / "per_example.csv").write_text("index,kind,clean\n" + rows)
+
+
+def test_rows_are_compared_over_seeds_and_over_examples(tmp_path):
+    sweep(tmp_path)
+    summary = report(tmp_path)
+    found = {(part.first, part.second, part.over): part for part in compare(summary)}
+    assert len(found) == 6
+    for pair, differs in (((0, 1), True), ((0, 2), False), ((1, 2), True)):
+        assert found[*pair, "seeds"].is_sure is differs
+        assert found[*pair, "seeds"].pairs == 4
+    # What a seed brings to both methods cancels: unpaired, nothing could be told.
+    values = [[member.metrics["accuracy/clean"] for member in summary.members[place]] for place in (0, 1)]
+    paired = stats.ttest_rel(*values)
+    assert found[0, 1, "seeds"].p == pytest.approx(paired.pvalue)
+    assert (found[0, 1, "seeds"].low, found[0, 1, "seeds"].high) == pytest.approx(paired.confidence_interval(0.95))
+    by_hand = multipletests([found[(*pair, "seeds")].p
+                             for pair in ((0, 1), (0, 2), (1, 2))], method="holm")[1]  # fmt: skip
+    assert [found[*pair, "seeds"].adjusted for pair in ((0, 1), (0, 2), (1, 2))] == pytest.approx(list(by_hand))
+    examples = found[0, 1, "examples"]
+    assert examples.pairs == 40
+    assert examples.difference == pytest.approx(-3 / 40)  # 28 and 31 are right
+    assert examples.low <= examples.difference <= examples.high
+    assert found[0, 2, "examples"].p == 1.0
+    rows = list(csv.DictReader((tmp_path / "report" / "comparisons.csv").open()))
+    assert len(rows) == 6
+    assert float(rows[0]["difference"]) == pytest.approx(found[0, 1, "seeds"].difference)
+
+
+def test_methods_that_are_alike_are_seldom_called_different(tmp_path):
+    """Holm keeps the chance of any such call, over all comparisons of a table, below 5 %."""
+    generator = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(40):
+        members = []
+        for _ in range(4):
+            values = generator.normal(0.7, 0.02, 5)
+            members.append([aggregate.Finished(tmp_path, {}, {"accuracy/clean": value}, {}, {"seed": seed})
+                            for seed, value in enumerate(values)])  # fmt: skip
+        rows = [({"row": str(place)}, {"accuracy/clean": aggregate.Interval.of([run.metrics["accuracy/clean"] for run in
+                 group])}) for place, group in enumerate(members)]  # fmt: skip
+        summary = aggregate.Summary(["row"], {}, ["accuracy/clean"], rows, [], members)
+        wrong += any(part.is_sure for part in compare(summary))
+    assert wrong <= 6  # of 40; the chance of more, at 5 % each, is below 1 in 200
+
+
+def test_robust_columns_are_the_worst_over_attacks(tmp_path):
+    sweep(tmp_path, examples=4)
+    for name in "abc":
+        for seed in range(4):
+            place = tmp_path / f"{name}{seed}"
+            metrics = {"m/robust/eps=1": 0.25}
+            (place / "metrics.json").write_text(json.dumps(metrics))
+            (place / "per_example.csv").write_text(
+                "index,kind,m/robust/pgd/eps=1,m/robust/apgd/eps=1,m/robust/apgd/eps=2\n"
+                f"0,a,1,1,0\n1,a,{int(name == 'b')},1,0\n2,a,0,{int(name == 'b')},0\n3,a,,,\n"
+            )
+    found = {(part.first, part.second, part.over): part for part in compare(report(tmp_path, ["m/robust/eps=1"]))}
+    assert found[0, 1, "examples"].pairs == 3  # the fourth was not attacked
+    assert found[0, 1, "examples"].difference == pytest.approx(-1 / 3)
+
+
+def test_the_page_of_a_sweep_is_one_file_that_says_who_leads(tmp_path):
+    sweep(tmp_path)
+    run(tmp_path, "d0", {}, "experiment=d", seed=0, done=False)
+    (tmp_path / "d0" / "FAILED").write_text("InputError: <no> such thing")
+    figures = tmp_path / "b0" / "figures"
+    figures.mkdir()
+    Image.new("RGB", (700, 300), "red").save(figures / "samples.png")
+    (tmp_path / "b0" / "logs").mkdir()
+    (tmp_path / "b0" / "logs" / "metrics.csv").write_text("epoch,val/accuracy/clean\n0,0.5\n1,0.7\n")
+    (tmp_path / "c3" / "metrics.json").write_text(json.dumps({"radius": 1.0}))
+    report(tmp_path)
+    page = (tmp_path / "report" / "sweep.html").read_text()
+    for part in (
+        "accuracy/clean: experiment=b has the most, 7", "ahead of 2 of 2 others by more than chance over seeds",
+        "12 finished runs in 3 rows; 1 left out", "&lt;no&gt; such thing",
+        "accuracy/clean is missing in 1 runs of rows that have it: c3", "Training: accuracy", "../b0/report.html",
+    ):  # fmt: skip
+        assert part in page, part
+    assert page.count("data:image/png;base64,") == 2  # curves, and the picture of a row that has one
+    assert not re.search(r'(src|href)="(?!data:|\.\./)', page)  # nothing is fetched from elsewhere
+
+
+def test_a_sweep_of_sets_needs_no_names_of_metrics(tmp_path):
+    run(tmp_path, "1", {"quality/pgd_ae": 0.01, "radius": 3.0, "coverage/radius": 0.9}, "learner.spread=1")
+    run(tmp_path, "2", {"quality/pgd_ae": 0.02, "radius": 4.0, "coverage/radius": 0.8}, "learner.spread=0.30000000001")
+    summary = report(tmp_path)
+    assert summary.metrics == ["quality/pgd_ae", "radius", "coverage/radius"]
+    assert [row["learner.spread"] for row, _ in summary.rows] == ["0.3", "1"]
+    assert "All rows" not in (tmp_path / "report" / "sweep.html").read_text()
 
 
 def test_unfinished_repeated_and_diverged_runs(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
@@ -17,11 +18,15 @@ from rich.table import Table
 from latentrobust.app import BAD_INPUT, is_bad_input
 from latentrobust.errors import InputError, one_line
 from latentrobust.reporting import aggregate
+from latentrobust.reporting.comparison import Comparison, compare
 from latentrobust.reporting.figures import write_figure
+from latentrobust.reporting.sweep_page import varies, write_sweep_page
 from latentrobust.run_folder import of_a_run, write_csv, write_text
 from latentrobust.streams import prepare_streams
 
-DEFAULT_METRICS = ("accuracy/clean", "*/accuracy/clean", "bits_per_dim", "robust/full", "*/robust/full")
+OF_SETS = ("radius", "quality/pgd_ae", "quality/encoder_ae", "quality/expected_ae", "coverage/radius", "bits_per_dim")
+OF_MODELS = ("accuracy/clean", "accuracy/perturbed", "robust/p50", "robust/full", "certified/p50")
+DEFAULT_METRICS = (*OF_MODELS, *(f"*/{name}" for name in OF_MODELS), *OF_SETS)
 
 
 def report(
@@ -29,7 +34,8 @@ def report(
 ) -> aggregate.Summary:
     """Group the finished runs below ``folder`` by their configurations, and write what comes out.
 
-    Writes ``report.csv`` (numbers), ``report.md``, ``report.tex``, and ``<metric>.png`` where there is an axis.
+    Writes ``sweep.html`` (one file with everything), ``report.csv`` (numbers), ``report.md``, ``report.tex``,
+    ``comparisons.csv`` (paired tests of the rows), and ``<metric>.png`` where there is an axis.
 
     Args:
         folder: of a sweep, or any folder with runs somewhere below it.
@@ -51,9 +57,18 @@ def report(
     write_csv(place / "report.csv", aggregate.columns(summary))
     write_text(place / "report.md", aggregate.markdown(summary))
     write_text(place / "report.tex", aggregate.latex(summary))
-    for metric in summary.metrics if axis is not None else ():
-        picture = aggregate.figure(summary, str(axis), metric)
+    comparisons = compare(summary)
+    columns = zip(*(vars(part).values() for part in comparisons), strict=True)
+    names = [field.name for field in fields(Comparison)]
+    write_csv(place / "comparisons.csv", dict(zip(names, map(list, columns), strict=False)))
+    figures = (
+        {name: aggregate.figure(summary, axis, name) for name in summary.metrics if varies(summary, name)}
+        if axis
+        else {}
+    )
+    for metric, picture in figures.items():
         write_figure(picture, place / f"{metric.replace('/', '_')}.png")
+    write_sweep_page(place / "sweep.html", folder.resolve().name, summary, comparisons, figures)
     return summary
 
 
@@ -85,11 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heads, rows = aggregate.cells(summary)
     table = Table(caption=" ".join(f"{key}={value}" for key, value in summary.constant.items()) or None)
     for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < len(summary.keys) else "right")
+        table.add_column(head, justify="left" if number < len(summary.keys) else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    for metric, folders in summary.without.items():
+        names = ", ".join(path.name for path in folders)
+        console.print(f"{metric} is missing in {len(folders)} runs of rows that have it: {names}", highlight=False)
     if summary.left_out:
         names = ", ".join(path.name for path in summary.left_out)
         console.print(f"left out (failed, not finished, or repeated later): {names}", highlight=False)

@@ -22,7 +22,7 @@ from latentrobust.reporting.figures import plain
 from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text, own_places
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
-SHARES = ("accuracy", "robust", "certified", "smoothed")  # parts of metric names that are given in percent
+SHARES = ("accuracy", "robust", "certified", "smoothed", "coverage")  # parts of metric names that are given in percent
 LEVEL = 0.95
 
 
@@ -80,7 +80,8 @@ class Interval:
         mean = float(np.mean(numbers)) if numbers else math.nan
         if count < 2:
             return cls(mean, math.nan, count, nulls)
-        spread = float(np.std(numbers, ddof=1)) / math.sqrt(count)
+        # Equal numbers have no spread, whatever rounding says.
+        spread = 0.0 if np.ptp(numbers) == 0 else float(np.std(numbers, ddof=1)) / math.sqrt(count)
         return cls(mean, float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread, count, nulls)
 
     def text(self, percent: bool, sign: str = "±") -> str:
@@ -95,6 +96,9 @@ class Interval:
         return text + (f" ({self.nulls} null)" if self.nulls else "") + remark
 
 
+Row = tuple[dict[str, str], dict[str, Interval]]
+
+
 @dataclass(frozen=True)
 class Summary:
     """Groups of runs.
@@ -105,13 +109,17 @@ class Summary:
         metrics: names.
         rows: a group each: its values by key (empty where it has none) and its interval by metric.
         left_out: folders that do not count: failed, not finished, or repeated later.
+        members: the runs of each row.
+        without: by metric, folders of runs that lack it although others of their group have it.
     """
 
     keys: list[str]
     constant: dict[str, str]
     metrics: list[str]
-    rows: list[tuple[dict[str, str], dict[str, Interval]]]
+    rows: list[Row]
     left_out: list[Path]
+    members: list[list[Finished]] = field(default_factory=list)
+    without: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
@@ -192,16 +200,19 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
     members = list(groups.values())
     differs = _telling(members)
     rows = []
+    without: dict[str, list[Path]] = {}
     for group in members:
         found = {}
         for name in metrics:
             values = [run.metrics[name] for run in group if name in run.metrics]
             if values:
                 found[name] = Interval.of(values)
+                if len(values) < len(group):
+                    without.setdefault(name, []).extend(run.folder for run in group if name not in run.metrics)
                 if "robust" in name.split("/") and group[0].only_pgd:
                     found[name] = replace(found[name], remark="PGD only")
-        rows.append(({key: _value(group, key) or "" for key in differs}, found))
-    rows.sort(key=lambda row: [_natural(value) for value in row[0].values()])
+        rows.append((({key: _value(group, key) or "" for key in differs}, found), group))
+    rows.sort(key=lambda row: [_natural(value) for value in row[0][0].values()])
     every = list(dict.fromkeys(key for run in runs for key in run.choices))
     constant = {
         key: value
@@ -210,7 +221,21 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
         and len({_value(group, key) for group in members}) == 1
         and (value := _value(members[0], key))
     }
-    return Summary(differs, constant, metrics, rows, list(left_out))
+    ordered, runs_of = _shortened([row for row, _ in rows]), [group for _, group in rows]
+    return Summary(differs, constant, metrics, ordered, list(left_out), runs_of, without)
+
+
+def _shortened(rows: list[Row]) -> list[Row]:
+    """Numbers by which rows differ, with as few digits as tell them apart, and at least four."""
+    for key in rows[0][0] if rows else ():
+        numbers = {row[key] for row, _ in rows if isinstance(n := number_or_text(row[key]), float) and n % 1}
+        for digits in (4, 6, 9):
+            short = {text: f"{float(text):.{digits}g}" for text in numbers}
+            if len(set(short.values())) == len(numbers):
+                for row, _ in rows:
+                    row[key] = short.get(row[key], row[key])
+                break
+    return rows
 
 
 def _value(group: Sequence[Finished], key: str) -> str | None:
@@ -251,7 +276,8 @@ def _natural(value: str) -> tuple[int, float, list[str | int]]:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of examples, to be shown in percent."""
-    return any(part in SHARES for part in metric.split("/"))
+    parts = metric.split("/")
+    return any(part in SHARES for part in parts) and parts[-1] not in ("tolerance", "draws", "examples", "queries")
 
 
 def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]]]:

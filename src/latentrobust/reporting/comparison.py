@@ -1,0 +1,166 @@
+"""Which differences between the rows of a table are more than chance: paired tests over seeds and over examples."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from latentrobust.reporting.aggregate import Finished, Summary, is_share
+
+ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best one with the others
+LEAST = 2  # seeds in common
+RESAMPLES = 4999
+LEVEL = 0.05
+# Last parts of metrics' names, and the column of per_example.csv that a metric is the mean of.
+COLUMNS = {"accuracy/clean": "clean", "accuracy/perturbed": "perturbed"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows of a table in one metric.
+
+    Attributes:
+        metric: name.
+        first: place of one row.
+        second: place of the other.
+        over: what is paired: ``seeds`` (Student's t on the differences of runs with equal seeds) or ``examples`` (sign
+            flips and a bootstrap of the differences on equal test examples, means over seeds).
+        pairs: how many.
+        difference: mean of first less second.
+        low: end of its 95 % interval.
+        high: the other end.
+        p: of no difference.
+        adjusted: the same by Holm, over all comparisons of the metric of this kind.
+    """
+
+    metric: str
+    first: int
+    second: int
+    over: Literal["seeds", "examples"]
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    adjusted: float = math.nan
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is more than chance at 5 %, among all that was compared."""
+        return self.adjusted < LEVEL
+
+
+def compare(summary: Summary) -> list[Comparison]:
+    """All comparisons of a table's rows, metric by metric, adjusted by Holm."""
+    found: list[Comparison] = []
+    for metric in summary.metrics:
+        seeds = [part for pair in _pairs(summary, metric) if (part := _over_seeds(summary, metric, *pair)) is not None]
+        examples = [
+            part for pair in _pairs(summary, metric) if (part := _over_examples(summary, metric, *pair)) is not None
+        ]
+        for parts in (seeds, examples):
+            if parts:
+                adjusted = multipletests([part.p for part in parts], method="holm")[1]
+                found += [replace(part, adjusted=float(value)) for part, value in zip(parts, adjusted, strict=True)]
+    return found
+
+
+def _pairs(summary: Summary, metric: str) -> Iterator[tuple[int, int]]:
+    there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
+    if len(there) <= ALL_PAIRS:
+        yield from itertools.combinations(there, 2)
+        return
+    lower = not is_share(metric)
+    best = (min if lower else max)(there, key=lambda place: summary.rows[place][1][metric].mean)
+    yield from ((best, other) for other in there if other != best)
+
+
+def _over_seeds(summary: Summary, metric: str, first: int, second: int) -> Comparison | None:
+    values = [_by_seed(summary.members[place], metric) for place in (first, second)]
+    common = [seeds for seeds in values[0] if seeds in values[1]]
+    if len(common) < LEAST:
+        return None
+    differences = np.array([values[0][seeds] - values[1][seeds] for seeds in common])
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:  # no spread: nothing to go by, unless there is no difference either
+        return Comparison(metric, first, second, "seeds", len(common), mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return Comparison(metric, first, second, "seeds", len(common), mean, float(low), float(high), float(test.pvalue))
+
+
+def _by_seed(runs: Sequence[Finished], metric: str) -> dict[str, float]:
+    return {
+        json.dumps(run.seeds, sort_keys=True, default=str): value
+        for run in runs
+        if (value := run.metrics.get(metric)) is not None
+    }
+
+
+def _over_examples(summary: Summary, metric: str, first: int, second: int) -> Comparison | None:
+    values = [_by_example(summary.members[place], metric) for place in (first, second)]
+    common = [example for example in values[0] if example in values[1]]
+    if len(common) < LEAST:
+        return None
+    differences = np.array([values[0][example] - values[1][example] for example in common])
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return Comparison(metric, first, second, "examples", len(common), mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    interval = stats.bootstrap(
+        (differences,), np.mean, method="percentile", n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)
+    ).confidence_interval
+    p = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, batch=500, vectorized=True,
+        rng=np.random.default_rng(0),
+    ).pvalue  # fmt: skip
+    return Comparison(
+        metric, first, second, "examples", len(common), mean, float(interval.low), float(interval.high), float(p)
+    )
+
+
+def _by_example(runs: Sequence[Finished], metric: str) -> dict[tuple[str, ...], float]:
+    """Mean over runs of what each test example has, by its index and kind; empty where it is not known."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        for example, value in _examples(run.folder / "per_example.csv", metric):
+            found.setdefault(example, []).append(value)
+    # Examples that some of the runs have not measured would compare other seeds.
+    return {example: float(np.mean(values)) for example, values in found.items() if len(values) == len(runs)}
+
+
+def _examples(path: Path, metric: str) -> Iterator[tuple[tuple[str, ...], float]]:
+    if not path.is_file():
+        return
+    with path.open(newline="", errors="replace") as file:
+        reader = csv.DictReader(file)
+        columns = _columns(metric, reader.fieldnames or ())
+        for row in reader if columns else ():
+            texts = [row.get(column) for column in columns]
+            if all(texts) and row.get("index"):
+                yield (str(row["index"]), str(row.get("kind"))), min(float(text or "nan") for text in texts)
+
+
+def _columns(metric: str, names: Sequence[str]) -> list[str]:
+    """Columns whose least value a metric is the mean of: one, or an attack each."""
+    for end, column in COLUMNS.items():
+        if metric == end or metric.endswith(f"/{end}"):
+            name = metric.removesuffix(end) + column
+            return [name] if name in names else []
+    if metric.startswith("quality/"):
+        name = metric.removeprefix("quality/")
+        return [name] if name in names else []
+    if (named := re.fullmatch(r"(.*?)robust/(eps=[^/]+)", metric)) is not None:
+        start, end = f"{named[1]}robust/", f"/{named[2]}"
+        return [name for name in names if name.startswith(start) and name.endswith(end)]
+    return []
