@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -24,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
-from latentrobust.run_folder import SWEEP, say, writes
+from latentrobust.run_folder import SWEEP, flat, say, writes
 from latentrobust.streams import prepare_streams
 
 _HERE = Path(__file__).resolve().parent
@@ -32,6 +34,7 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FEW = 24  # options that an error lists
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _DISK = (
     errno.ENOENT,
@@ -121,7 +124,7 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         # What Hydra raises while it composes, in whichever type, is about the overrides.
         if not is_bad_input(error) and (composed or not isinstance(error, ValueError | TypeError)):
             raise
-        _stop(f"latentrobust {name}: {describe_error(error)}", BAD_INPUT)
+        _stop(f"latentrobust {name}: {describe_error(error) if composed else explained(name, error)}", BAD_INPUT)
     finally:
         sys.argv = given
 
@@ -216,6 +219,41 @@ def describe_error(error: BaseException) -> str:
         disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
         return f"cannot use {error.filename}: {error.strerror}{disk}"
     return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
+
+
+def explained(name: str, error: BaseException) -> str:
+    """`describe_error` for what Hydra could not compose: which option or key there is not, and which was meant."""
+    message = str(error)
+    if (option := re.search(r"Could not find '(\w+)/([^']+)'", message)) is not None:
+        group, asked = option.groups()
+        names = [path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml")]
+        near = difflib.get_close_matches(asked, names, 1)
+        few = ", ".join(sorted(names, key=lambda name: (name.count("/"), name))[:FEW])
+        there = f"did you mean {group}={near[0]}?" if near else f"there are {few}{', …' if len(names) > FEW else ''}"
+        return f"there is no {group}={asked}; {there}"
+    if (key := re.search(r"Could not override '([^']+)'", message)) is None:
+        return describe_error(error)
+    try:
+        leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(_defaults(name), resolve=False))]
+    except Exception:  # this is about an error already
+        leaves = []
+    known = dict.fromkeys(
+        ".".join(leaf.split(".")[:depth]) for leaf in leaves for depth in range(1, leaf.count(".") + 2)
+    )
+    first, last = key[1].partition(".")[0], key[1].rpartition(".")[2]
+    alike = [leaf for leaf in known if leaf.endswith(f".{last}")]
+    near = [leaf for leaf in alike if leaf.startswith(f"{first}.")] or difflib.get_close_matches(key[1], known, 1, 0.8)
+    near = (near or alike)[:2]
+    meant = f"did you mean {' or '.join(near)}?" if near else f"+{key[1]}=… adds it"
+    return f"there is no option {key[1]}; {meant}"
+
+
+def _defaults(name: str) -> DictConfig:
+    """The configuration with the groups that this command chooses, and nothing else of it."""
+    chosen = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0].partition("@")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return hydra.compose(config_name=name, overrides=chosen)
 
 
 def _stop(message: str, code: int) -> None:

@@ -12,8 +12,10 @@ import io
 import json
 import logging
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ SWEEP = "LATENTROBUST_SWEEP"
 PARTS = ".parts"
 """Where a run's folder keeps the state of its parts."""
 
+LATEST, NAMED_BY_TIME = "latest", re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d.*")
 RESULTS = (DONE, FAILED, CONFIG, "metrics.json", "per_example.csv", "report.html", "figures")
 MADE = ("perturbation_set", "model", "models")
 PROGRESS = ("checkpoints", "logs")
@@ -178,7 +181,22 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot write to the run folder {self.path}: {error.strerror or error}") from None
         self.begun = True
+        self._point_to()
         return self.path
+
+    def _point_to(self) -> None:
+        """Beside a folder that was named by the time, ``latest`` points to the newest one."""
+        pointer = self.path.parent / LATEST
+        if (
+            not writes()
+            or not NAMED_BY_TIME.fullmatch(self.path.name)
+            or (pointer.exists() and not pointer.is_symlink())
+        ):
+            return
+        with suppress(OSError):  # a file system without links
+            new = pointer.with_name(f".{LATEST}-{os.getpid()}")
+            new.symlink_to(self.path.name, target_is_directory=True)
+            new.replace(pointer)
 
     def set_aside(self, paths: Iterable[Path]) -> None:
         """Move files and folders below the run's folder to ``.earlier/``, where they exist."""

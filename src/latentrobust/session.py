@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +21,12 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from latentrobust.data.module import PairModule
 from latentrobust.interrupts import PeerLostError, requested, settle
 from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
-from latentrobust.reporting.terminal import print_configuration
+from latentrobust.reporting.terminal import print_changes, print_configuration
 from latentrobust.reporting.weights_and_biases import RunLogger
 from latentrobust.run_folder import writes
 
 LOG = logging.getLogger(__name__)
+SHOWN = ("/loss", "/accuracy", "/clean", "/perturbed", "/robust", "/bits_per_dim", "/radius")  # of an epoch's values
 
 
 class Session:
@@ -43,7 +46,8 @@ class Session:
     def show(self) -> None:
         """Print the configuration, where it says so; after the checks, so that an error is not below pages of it."""
         if self.configuration.get("print_config") and writes():
-            print_configuration(self.configuration)
+            full = self.configuration["print_config"] == "full"
+            (print_configuration if full else print_changes)(self.configuration)
 
     def seed(self) -> None:
         """Seed PyTorch's own generators, which make the first weights: whatever ran before, a stage begins alike."""
@@ -71,6 +75,11 @@ class Session:
         if test:
             wanted = {name: callback for name, callback in wanted.items() if name == "progress"}
         callbacks = [instantiate(callback) for callback in wanted.values()]
+        # A bar needs a terminal; without one, lines say how far it is.
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        speaks = bool(bars) and not sys.stdout.isatty()
+        if speaks:
+            callbacks = [callback for callback in callbacks if callback not in bars]
         # Not "auto": Apple's GPUs, which Lightning would take, have no float64.
         accelerator = cfg.trainer.accelerator
         if accelerator == "auto":
@@ -78,10 +87,10 @@ class Session:
         trainer = instantiate(
             cfg.trainer,
             logger=loggers or False,
-            callbacks=[*callbacks, StopsBetweenSteps(), Diary(prefix)],
+            callbacks=[*callbacks, StopsBetweenSteps(), Diary(prefix, speaks)],
             accelerator=accelerator,
             plugins=[*instantiate(cfg.trainer.get("plugins") or [], _convert_="all"), WholeFiles()],
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_progress_bar=bool(bars) and not speaks,
             _convert_="all",
         )
         # Lightning would set a flag that only training reads, and in a group of processes wait for the others.
@@ -106,19 +115,42 @@ class Diary(pl.Callback):
 
     Args:
         name: of what is trained; may be empty.
+        speaks: whether standard output gets a line an epoch too, with the time that is left.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, speaks: bool = False) -> None:
+        self.name, self.speaks = name, speaks
+        self._begun = self._from = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From where to where."""
         self._tell(f"training from epoch {trainer.current_epoch} to {trainer.max_epochs}")
+        self._begun, self._from = time.monotonic(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All values that are known now."""
         values = (f"{name} {float(value):.5g}" for name, value in sorted(trainer.callback_metrics.items()))
-        self._tell(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {', '.join(values)}")
+        epochs = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        self._tell(f"{epochs}: {', '.join(values)}")
+        if self.speaks and writes():
+            shown = (
+                f"{name} {float(value):.4g}"
+                for name, value in sorted(trainer.callback_metrics.items())
+                if name.endswith(SHOWN)
+            )
+            print(f"{self._prefix}{epochs}{self._left(trainer)}: {', '.join(shown)}", flush=True)
+
+    def _left(self, trainer: pl.Trainer) -> str:
+        """About how long the rest of the training will take."""
+        done, still = trainer.current_epoch + 1 - self._from, (trainer.max_epochs or 0) - trainer.current_epoch - 1
+        if still < 1:
+            return ""
+        minutes, seconds = divmod(round((time.monotonic() - self._begun) / done * still), 60)
+        return f", about {minutes}:{seconds:02d} left"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.name}: " if self.name else ""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is measured."""
@@ -126,7 +158,7 @@ class Diary(pl.Callback):
 
     def _tell(self, line: str) -> None:
         if writes():
-            LOG.info("%s%s", f"{self.name}: " if self.name else "", line)
+            LOG.info("%s%s", self._prefix, line)
 
 
 @contextmanager

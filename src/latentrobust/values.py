@@ -23,7 +23,7 @@ TOP: dict[str, Any] = {
     "seed": Seed,
     "tags": Sequence[str],
     "test": bool,
-    "print_config": bool,
+    "print_config": bool | Literal["full"],
     "requeue": bool,
     "job_type": str,
     "ckpt_path": str | None,

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,8 +34,12 @@ def one_line(text):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("train", ["experiment=nonsense"], "nonsense"),
-        ("train", ["no.such.option=1"], "no.such.option"),
+        ("train", ["experiment=nonsense"], "there is no experiment=nonsense; there are demo, "),
+        ("train", ["experiment=digits/rst"], "did you mean experiment=digits/rts?"),
+        ("train", ["model=resnt18"], "did you mean model=resnet18?"),
+        ("train", ["no.such.option=1"], "there is no option no.such.option"),
+        ("train", ["learner.lr=1"], "there is no option learner.lr; did you mean learner.optimizer.lr?"),
+        ("evaluate", ["data.batchsize=1"], "did you mean data.batch_size?"),
         ("train", [*TINY, "learner.likelihood=poisson"], "poisson"),
         ("train", [*TINY, "data=mnist", "data.source.download=false", "paths.data_dir=nowhere"], "is missing"),
         ("train", [*TINY, "paths.output_dir=/proc/nowhere"], "/proc/nowhere"),
@@ -67,6 +72,27 @@ def test_an_output_folder_without_space_stops_with_one_line(tmp_path):
     assert done.returncode == 2, done.stderr
     assert one_line(done.stderr), done.stderr
     assert not list(tmp_path.rglob("DONE"))
+
+
+def test_without_a_terminal_lines_say_how_far_a_training_is(tmp_path):
+    shown = [option for option in TINY if "progress" not in option and "print_config" not in option]
+    done = command("train", *shown, "trainer.max_epochs=2", "test=false", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("mnist/linf_fc in ")
+    assert any(line.endswith("learner.network.hidden: 16") for line in lines)
+    assert not any(line.strip().startswith("_target_") for line in lines)  # the rest is in config.yaml
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1 of 2, about 0:\d\d left: .*train/loss [\d.e+]+, .*val/loss [\d.e+]+.*", epochs[0])
+    assert epochs[1].startswith("epoch 2 of 2: ")
+    # The newest run of a name can be called so.
+    (run,) = [path for path in (tmp_path / "outputs/mnist/linf_fc").iterdir() if not path.is_symlink()]
+    latest = tmp_path / "outputs/mnist/linf_fc/latest"
+    assert latest.is_symlink()
+    assert latest.resolve() == run
+    again = command("train", *TINY, "test=false", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert latest.resolve() not in (run, latest)
 
 
 def test_resolved_configuration_can_be_printed(tmp_path):

@@ -21,6 +21,31 @@ def print_configuration(configuration: Mapping[str, Any], console: Console | Non
     (console or Console()).print(tree)
 
 
+def print_changes(configuration: Mapping[str, Any], console: Console | None = None) -> None:
+    """What a run is, where it writes, and what its command line changed, as it was resolved."""
+    tree = Tree(f"[bold]{configuration.get('name')}[/bold] in {configuration['paths']['output_dir']}")
+    for override in map(str, configuration.get("overrides") or []):
+        key, _, _ = override.lstrip("+~").partition("=")
+        value = _value(configuration, key)
+        is_leaf = not override.startswith("~") and not isinstance(value, Mapping) and value is not _NOWHERE
+        tree.add((f"{key}: {value}" if is_leaf else override).replace("[", r"\["))
+        if key in ("paths.output_dir", "print_config"):
+            tree.children.pop()
+    tree.add("[dim]everything: config.yaml there, or print_config=full[/dim]")
+    (console or Console(soft_wrap=True, highlight=False)).print(tree)
+
+
+_NOWHERE = object()
+
+
+def _value(configuration: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(configuration, Mapping) or part not in configuration:
+            return _NOWHERE
+        configuration = configuration[part]
+    return configuration
+
+
 def _grow(tree: Tree, name: str, value: Any) -> None:
     if isinstance(value, Mapping) and value:
         branch = tree.add(f"[bold]{name}[/bold]")
