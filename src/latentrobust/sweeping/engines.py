@@ -45,7 +45,8 @@ def start(engine: str, folder: str | Path, workers: int, options: Mapping[str, A
         InputError: as `check`, or for options that the engine does not know.
     """
     check(engine, workers)
-    return ENGINES[engine](Path(folder).absolute(), workers, dict(options))
+    given = {name: value for name, value in options.items() if value is not None}
+    return ENGINES[engine](Path(folder).absolute(), workers, given)
 
 
 EXTRAS = {"submitit": "cluster"}

@@ -1,0 +1,117 @@
+"""What README and docs say can be done: links lead somewhere, commands compose, the first page's code runs."""
+
+import importlib
+import re
+import shlex
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import latentrobust as lr
+from latentrobust.app import _quoted_coverage
+
+PAGES = ["README.md", *(f"docs/{name}.md" for name in (
+    "architecture", "cluster", "commands", "dashboards", "gallery", "own_pairs", "python", "reliability", "results",
+    "runs", "sharing", "state",
+))]  # fmt: skip
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def anchors(text):
+    """Of headings, as GitHub makes them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"[`*]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)).lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).replace(" ", "-"))
+    return found
+
+
+def test_every_page_is_checked(repository):
+    assert {f"docs/{path.name}" for path in (repository / "docs").glob("*.md")} | {"README.md"} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(repository, page):
+    path = repository / page
+    for target, anchor in LINK.findall(path.read_text()):
+        if target.startswith("http"):
+            continue
+        there = path if not target else (path.parent / target)
+        assert there.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor in anchors(there.read_text()), f"{page}: {target}#{anchor}"
+
+
+def commands(text):
+    """Command lines of code blocks, whole, without their comments."""
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+        yield from (
+            re.sub(r"(?:^|\s)#.*", "", line).strip() for line in lines if line.startswith("python -m latentrobust")
+        )
+
+
+def test_commands_of_readme_and_docs_compose(repository, composed):
+    counted = 0
+    for page in PAGES:
+        for line in commands((repository / page).read_text()):
+            _, _, module, *arguments = shlex.split(line)
+            assert hasattr(
+                importlib.import_module(
+                    module + (".__main__" if module.split(".")[1] in ("data", "benchmark") else "")
+                ),
+                "main",
+            ), line
+            entry = module.removeprefix("latentrobust.")
+            if entry not in ("train", "evaluate"):
+                continue
+            given = [
+                _quoted_coverage(argument.replace("…", "x").replace("wandb:ENTITY", "wandb"))
+                for argument in arguments
+                if argument != "-m" and not argument.startswith(("hydra", "--"))
+            ]
+            one = [
+                argument if argument.count("[") else re.sub(r"=([^,\[']+),.*", r"=\1", argument) for argument in given
+            ]
+            try:
+                composed(entry, *one)
+            except Exception as error:
+                pytest.fail(f"{page}: {line}: {error}")
+            counted += 1
+    assert counted > 40
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_the_first_pages_code_runs(repository, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    for label, number in product(range(3), range(5)):
+        image = torch.rand(8, 8, generator=generator)
+        for name, gain in (("original", 1.0), ("dim", 0.6), ("dark", 0.3)):
+            path = tmp_path / "my_pairs" / f"class{label}" / f"thing{number}" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = (255 * gain * image).round().byte().numpy()
+            Image.fromarray(pixels).resize((40, 40)).save(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATENTROBUST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lr, "learn", partial(lr.learn, epochs=2, progress=False), raising=False)
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    known = {"my_model": Small().eval(), "x": torch.rand(2, 1, 32, 32)}
+    exec(code, known)
+    assert 0 < known["s"].quality["coverage/radius"] <= 1
+    assert {"accuracy/clean", "robust/p50"} <= set(known["results"].metrics)
+    certificate = known["certificate"]
+    assert certificate.radius.shape == (2,)
+    assert ((certificate.prediction == -1) == (certificate.radius == 0)).all()
