@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.latentrobust-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test campaign lint format notebooks clean
+.PHONY: help setup demo test campaign lint format notebooks docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -34,6 +34,11 @@ test: $(READY)  ## run the test suite, a process a core
 
 campaign: $(READY)  ## kill, starve and mislead runs for an hour, and count which promises hold (docs/reliability.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(CAMPAIGN_ARGS)
+
+docs: $(READY)  ## the pages as a site, in outputs/site (docs/configuration.md is made from conf/)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -3,11 +3,14 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from functools import partial
 from itertools import product
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -15,8 +18,8 @@ import latentrobust as lr
 from latentrobust.app import _quoted_coverage
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "architecture", "cluster", "commands", "dashboards", "gallery", "own_pairs", "python", "reliability", "results",
-    "runs", "sharing", "state",
+    "architecture", "cluster", "commands", "concepts", "configuration", "dashboards", "gallery", "index", "own_pairs",
+    "python", "reference", "reliability", "results", "runs", "sharing", "state",
 ))]  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
@@ -32,6 +35,22 @@ def anchors(text):
 
 def test_every_page_is_checked(repository):
     assert {f"docs/{path.name}" for path in (repository / "docs").glob("*.md")} | {"README.md"} == set(PAGES)
+
+
+def test_the_page_of_the_configuration_is_what_conf_says(repository):
+    subprocess.run([sys.executable, repository / "docs" / "generate.py", "--check"], check=True)
+
+
+def test_the_site_shows_every_page_and_names_that_exist(repository):
+    said = yaml.safe_load((repository / "mkdocs.yml").read_text())
+    shown = [page for part in said["nav"] for pages in part.values() for page in pages]
+    assert sorted(f"docs/{page}" for page in shown) == sorted(set(PAGES) - {"README.md"})
+    names = re.findall(r"^::: (\S+)$", (repository / "docs" / "reference.md").read_text(), re.MULTILINE)
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert getattr(importlib.import_module(module), last).__doc__, name
+    public = {f"latentrobust.{name}" for name in lr.__all__} - {"latentrobust.__version__"}
+    assert public <= {name.replace("latentrobust.learning.", "latentrobust.") for name in names}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -177,6 +177,15 @@ def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
         assert len(artifacts["report"].manifest.contents) == 4
 
 
+def test_a_metric_that_no_job_will_have_is_refused_before_the_first_one(tmp_path):
+    options = ["-m", *TINY, "seed=1,2", "optimized_metric=robust/full", "paths.output_dir=sweep"]
+    done = command("train", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "optimized_metric=robust/full: this run measures" in done.stderr
+    assert one_line(done.stderr)
+    assert not (tmp_path / "sweep" / "0").exists()
+
+
 def test_a_failed_job_of_a_sweep_is_named_at_once_and_marked(tmp_path):
     done = command("train", "-m", *TINY, "data.validation=200,5000", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2

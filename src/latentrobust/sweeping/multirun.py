@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.app import BAD_INPUT, FAILED, describe_error, is_bad_input, leave_out, left_out_groups, resolved
 from latentrobust.errors import InputError
+from latentrobust.preflight import check_optimized_metric
+from latentrobust.stages import variants
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
 from latentrobust.values import check_values
@@ -74,6 +76,8 @@ def jobs_of(config: DictConfig) -> list[Job]:
             del cfg["hydra"]
         leave_out(cfg, left_out_groups())
         check_values(cfg)
+        names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
+        check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
         own = [line for line in overrides if not line.startswith(("paths.output_dir=", "launcher"))]
         jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
     return jobs
