@@ -9,7 +9,8 @@ CONF, PAGE = ROOT / "conf", ROOT / "docs" / "configuration.md"
 HEAD = """# Configuration
 
 *Generated from `conf/` by `make docs`.* Every run is composed of groups: `group=option` chooses, `group.key=value`
-overrides, `--cfg job --resolve` shows what comes out, `--config-dir` adds options of your own. Groups that a run has are those of `conf/train.yaml` and `conf/evaluate.yaml`:
+overrides, `--cfg job --resolve` shows what comes out, `--config-dir` adds options of your own.
+Groups that a run has are those of `conf/train.yaml` and `conf/evaluate.yaml`:
 
 """
 SHOWN_WHOLE = ("attack", "evaluation/certify", "evaluation/quality", "learner", "run", "paths", "trainer")
