@@ -34,6 +34,10 @@ def test_without_a_key_or_a_server_runs_stay_at_home_and_say_so(monkeypatch, cap
     monkeypatch.setattr(weights_and_biases.requests, "head", lambda url, timeout: None)
     assert not RunLogger().is_offline
     assert RunLogger(offline=True).is_offline
+    assert not RunLogger(offline=False).is_offline
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(InputError, match=r"offline=false needs a key"):
+        RunLogger(offline=False)
 
 
 def test_modes_that_the_environment_asks_for_hold(monkeypatch):
@@ -41,6 +45,8 @@ def test_modes_that_the_environment_asks_for_hold(monkeypatch):
     logger = RunLogger()
     assert logger.is_offline
     assert logger._has_said
+    with pytest.raises(InputError, match="contradict"):
+        RunLogger(offline=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(InputError, match="needs a key"):
         RunLogger()

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import latentrobust as lr
-from latentrobust.app import _quoted_coverage
+from latentrobust.app import quoted_coverage
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "architecture", "cluster", "commands", "concepts", "configuration", "dashboards", "gallery", "index", "own_pairs",
@@ -89,7 +89,7 @@ def test_commands_of_readme_and_docs_compose(repository, composed):
             if entry not in ("train", "evaluate"):
                 continue
             given = [
-                _quoted_coverage(argument.replace("…", "x").replace("wandb:ENTITY", "wandb"))
+                quoted_coverage(argument.replace("…", "x").replace("wandb:ENTITY", "wandb"))
                 for argument in arguments
                 if argument != "-m" and not argument.startswith(("hydra", "--"))
             ]

@@ -108,6 +108,42 @@ def test_rows_are_compared_over_seeds_and_over_examples(tmp_path):
     assert float(rows[0]["difference"]) == pytest.approx(found[0, 1, "seeds"].difference)
 
 
+def test_two_seeds_or_examples_with_equal_differences_prove_nothing(tmp_path):
+    for name, values in (("a", (0.93, 0.90)), ("b", (0.91, 0.88))):
+        for seed, value in enumerate(values):
+            run(tmp_path, f"{name}{seed}", {"accuracy/clean": value}, f"experiment={name}", seed=seed)
+            rows = f"0,x,{int(name == 'a')}\n1,x,{int(name == 'a')}\n2,x,nan\n3,fog,1\n3,rain,0\n"
+            (tmp_path / f"{name}{seed}" / "per_example.csv").write_text("index,kind,clean\n" + rows)
+    found = {part.over: part for part in compare(report(tmp_path))}
+    assert found["seeds"].p == 1.0
+    assert found["examples"].pairs == 3  # the third has no number, the kinds of the last are one image
+    assert found["examples"].p >= 0.25
+    assert not any(part.is_sure for part in found.values())
+
+
+def test_the_best_of_many_rows_counts_as_all_that_could_have_been_best(tmp_path):
+    generator = np.random.default_rng(4)
+    for place in range(7):
+        for seed in range(3):
+            value = 0.5 + 0.1 * (place == 6) + generator.normal(0, 0.01)
+            run(tmp_path, f"{place}-{seed}", {"accuracy/clean": value}, f"experiment=m{place}", seed=seed)
+    found = compare(report(tmp_path))
+    assert len(found) == 6
+    smallest = min(part.p for part in found)
+    assert min(part.adjusted for part in found) == pytest.approx(min(21 * smallest, 1))
+
+
+def test_other_test_examples_are_not_paired(tmp_path):
+    sweep(tmp_path)
+    for seed in range(4):
+        config = json.loads((tmp_path / f"b{seed}" / "config.yaml").read_text())
+        put(config, "data.test_size", 40)
+        (tmp_path / f"b{seed}" / "config.yaml").write_text(json.dumps(config))
+    kinds = {(part.first, part.second, part.over) for part in compare(report(tmp_path))}
+    assert (0, 2, "examples") in kinds
+    assert (0, 1, "examples") not in kinds
+
+
 def test_methods_that_are_alike_are_seldom_called_different(tmp_path):
     """Holm keeps the chance of any such call, over all comparisons of a table, below 5 %."""
     generator = np.random.default_rng(1)

@@ -6,12 +6,14 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import yaml
 
 from latentrobust.errors import InputError
+from latentrobust.lock import FolderLock
 from latentrobust.search import main
 from latentrobust.sweep import status
 from latentrobust.sweeping import search
@@ -50,6 +52,7 @@ search.entry_point = lambda sweep, job: [
     sys.executable, RUN, *job.overrides, f"paths.output_dir={sweep.place(job)}"
 ]
 search.Search._composed = lambda self, overrides: {}  # half a second each; real runs are below
+from latentrobust.lock import FolderLock
 from latentrobust.search import main
 main(sys.argv[1:])
 """
@@ -201,6 +204,8 @@ def test_a_search_over_real_runs(tmp_path, capsys):
         ({"trials": 0}, "trials must be a whole number"),
         ({"parameters": {"a": {"low": 1}}}, "parameters.a: give low and high"),
         ({"parameters": {"a": {"low": 2, "high": 1}}}, "must lie below"),
+        ({"parameters": {"a": {"low": 0, "high": 1, "step": 0}}}, "must lie above 0"),
+        ({"prune": "val/radius"}, "give prune_direction"),
         ({"parameters": {"a": {"low": 0, "high": 1, "log": True}}}, "with log above 0"),
         ({"parameters": {"a": {"choices": [[1]]}}}, "choices are numbers"),
         ({"parameters": {"a": {"lo": 1}}}, "did you mean low"),
@@ -231,15 +236,51 @@ def test_whole_numbers_stay_whole():
     trial = optuna.create_study().ask()
     assert isinstance(Parameter(low=2, high=64, log=True).suggest(trial, "a"), int)
     assert isinstance(Parameter(low=2, high=64.0).suggest(trial, "b"), float)
+    assert isinstance(Parameter(low=0, high=1, step=0.25).suggest(trial, "c"), float)
+
+
+def test_what_better_means_for_pruning_is_told_by_the_name(tmp_path):
+    for name, direction in (("val/loss", "minimize"), ("adversarial-val/accuracy/robust", "maximize")):
+        (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(prune=name, metric="robust/p50", direction="maximize")))
+        assert read_plan(tmp_path / "plan.yaml").prune_direction == direction
+
+
+def test_every_choice_is_tried_before_the_first_trial(tmp_path):
+    parameters = {"learner.latents": {"choices": ["all", "actve", "active"]}}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(parameters=parameters)))
+    with pytest.raises(InputError, match="actve"):
+        Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+    overrides = ["experiment=digits/rts", "logger=null", "learner.radius=coverage=0.9"]
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(overrides=overrides)))
+    Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+
+
+def test_a_run_that_outlived_its_search_is_waited_for(tmp_path, here):
+    place = tmp_path / "search" / "0"
+    started = time.time()
+
+    def let_go(*_):
+        lock.release()
+
+    here(plan_of(trials=1))  # makes the folder
+    lock = FolderLock(place)
+    lock.acquire()
+    threading.Timer(0.5, let_go).start()
+    chosen = Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+    state, value = chosen._run(Sweep(tmp_path / "search").jobs[0])
+    assert state.name == "COMPLETE"
+    assert value is not None
+    assert time.time() - started > 0.5
 
 
 def test_the_sweep_file_of_wandb_drives_the_command_line(repository, composed):
     said = yaml.safe_load((repository / "docs" / "wandb_sweep.yaml").read_text())
     assert said["command"][:4] == ["${env}", "${interpreter}", "-m", "latentrobust.train"]
     assert said["command"][-1] == "${args_no_hyphens}"
+    assert not any("${" in line for line in said["command"][4:-1])  # the agent knows few such names
     own = said["command"][4:-1]
     chosen = [f"{key}={(values.get('values') or [values.get('min')])[0]}" for key, values in said["parameters"].items()]
-    cfg = composed("train", *[line.replace("${envvar:WANDB_RUN_ID}", "x") for line in own], *chosen)
+    cfg = composed("train", *own, *chosen)
     assert cfg.learner.optimizer.lr == 1e-4
     check_values(cfg)
     assert said["metric"]["name"] == "quality/pgd_ae"

@@ -104,6 +104,8 @@ def test_claims_repeat_and_tell_what_changed():
     results = lr.assess(model, data=data, perturbations=perturbations, **settings)
     assert first.claims == {name: results.metrics[name] for name in sorted(results.metrics)}
     assert json.loads(first.to_json())["data"]["pairs"] == 12
+    with pytest.raises(InputError, match="a function has no weights"):
+        lr.benchmark_model(torch.sigmoid, perturbations, data)
 
     def differs(**changed):
         arguments = {"model": model, "perturbations": perturbations, "data": data, **settings} | changed
@@ -266,7 +268,7 @@ def test_artifacts_are_read_by_name_and_of_the_right_kind(run, monkeypatch):
             asked.append(name)
             return Artifact()
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(run=None, Api=Api))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(Api=Api))
     assert lr.load_perturbation_set("wandb:me/project/lamps-set:v0").ball.radius == 3.0
     assert asked == ["me/project/lamps-set:v0"]
     for name, kind, message in (

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     failures: list[Exception] = []
     composed = False
     given = list(sys.argv)
-    sys.argv = [sys.argv[0], *map(_quoted_coverage, sys.argv[1:])]
+    sys.argv = [sys.argv[0], *map(quoted_coverage, sys.argv[1:])]
     left_out = _without_null_groups()
     _LEFT_OUT.clear()
     _LEFT_OUT.update(left_out)
@@ -129,26 +129,31 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
         sys.argv = given
 
 
-def _quoted_coverage(argument: str) -> str:
+def quoted_coverage(argument: str) -> str:
     """An override whose radii may be called ``coverage=0.95``: Hydra takes a second ``=`` between quotes alone."""
     key, is_set, value = argument.partition("=")
     return key + is_set + re.sub(r"(?<![\w'\"])coverage=([0-9.]+)", r"'coverage=\1'", value)
 
 
 def _without_null_groups() -> dict[str, str]:
-    """Take overrides such as ``logger=null`` out of the command line: Hydra chooses a group's option by name alone.
+    """Take overrides such as ``logger=null`` out of the command line, and return them by the key that each is about."""
+    left_out = null_groups(sys.argv[1:])
+    sys.argv = [argument for argument in sys.argv if argument not in left_out.values()]
+    return left_out
 
-    Returns:
-        The overrides, by the key that each is about.
+
+def null_groups(arguments: Sequence[str]) -> dict[str, str]:
+    """Overrides that leave a group out, such as ``logger=null``, by the key that each is about.
+
+    Hydra chooses a group's option by name alone, so these have to be kept from it.
     """
     left_out = {}
-    for argument in sys.argv[1:]:
+    for argument in arguments:
         group, is_null, value = argument.partition("=")
         place, _, package = group.partition("@")
         named = re.fullmatch(r"\w+(/\w+)*", place) is not None
         if is_null and value in ("null", "None") and named and (CONF / place).is_dir():
             left_out[package or place.replace("/", ".")] = argument
-    sys.argv = [argument for argument in sys.argv if argument not in left_out.values()]
     return left_out
 
 
@@ -226,6 +231,9 @@ def explained(name: str, error: BaseException) -> str:
     message = str(error)
     if (option := re.search(r"Could not find '(\w+)/([^']+)'", message)) is not None:
         group, asked = option.groups()
+        while group != "experiment" and "/" in asked:  # whose names have slashes; other groups lie in groups
+            part, _, asked = asked.partition("/")
+            group = f"{group}/{part}"
         names = [path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml")]
         near = difflib.get_close_matches(asked, names, 1)
         few = ", ".join(sorted(names, key=lambda name: (name.count("/"), name))[:FEW])

@@ -72,10 +72,7 @@ def _from_wandb(name: str, kind: Kind) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+", name):
         raise InputError(f"{WANDB}{name} must be {WANDB}ENTITY/PROJECT/NAME:ALIAS")
     try:
-        run = wandb.run
-        # Through the run that asks, where there is one that is sent: the server then knows what it was made from.
-        sent = run is not None and not run.offline
-        artifact = run.use_artifact(name) if run is not None and sent else wandb.Api().artifact(name)
+        artifact = wandb.Api().artifact(name)
     except Exception as error:  # of the network, of the server, of a name, of a key
         raise InputError(f"{WANDB}{name} cannot be had from Weights & Biases: {one_line(error)[:200]}") from None
     if artifact.type != kind:

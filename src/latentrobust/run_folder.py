@@ -181,11 +181,10 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot write to the run folder {self.path}: {error.strerror or error}") from None
         self.begun = True
-        self._point_to()
         return self.path
 
-    def _point_to(self) -> None:
-        """Beside a folder that was named by the time, ``latest`` points to the newest one."""
+    def point_to(self) -> None:
+        """Beside a folder that was named by the time, ``latest`` points to the one that was finished last."""
         pointer = self.path.parent / LATEST
         if (
             not writes()
@@ -288,6 +287,7 @@ def run_folder(
         settle()
         LOG.info("done")
         _mark(claimed.path, DONE, "")
+        claimed.point_to()
         claimed.end()
 
 

@@ -75,9 +75,9 @@ class Session:
         if test:
             wanted = {name: callback for name, callback in wanted.items() if name == "progress"}
         callbacks = [instantiate(callback) for callback in wanted.values()]
-        # A bar needs a terminal; without one, lines say how far it is.
+        # A bar needs a terminal or a notebook; without one, lines say how far it is.
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
-        speaks = bool(bars) and not sys.stdout.isatty()
+        speaks = bool(bars) and not sys.stdout.isatty() and "ipykernel" not in sys.modules
         if speaks:
             callbacks = [callback for callback in callbacks if callback not in bars]
         # Not "auto": Apple's GPUs, which Lightning would take, have no float64.

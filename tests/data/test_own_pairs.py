@@ -314,8 +314,8 @@ def test_pairs_of_arrays_tensors_and_files_are_the_same(tmp_path):
 
 
 def test_arrays_in_files_are_mapped_and_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentrobust.data.pairs.reading.AT_ONCE", 5)
     given = arrays(group=np.arange(12) // 2)
+    monkeypatch.setattr("latentrobust.data.pairs.reading.AT_ONCE", 5 * given["x"][0].nbytes)
     given["x"][1] = given["x"][0]  # an example in two pairs is one image
     folder = tmp_path / "folder"
     folder.mkdir()

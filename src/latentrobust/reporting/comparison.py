@@ -22,6 +22,9 @@ ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best 
 LEAST = 2  # seeds in common
 RESAMPLES = 4999
 LEVEL = 0.05
+NO_SPREAD = 1e-9
+# Keys below data that leave the test examples as they are.
+OF_TRAINING = ("train_size", "train_fraction", "batch_size", "pairs_per_epoch", "resident", "validation_size")
 # Last parts of metrics' names, and the column of per_example.csv that a metric is the mean of.
 COLUMNS = {"accuracy/clean": "clean", "accuracy/perturbed": "perturbed"}
 
@@ -71,13 +74,23 @@ def compare(summary: Summary) -> list[Comparison]:
         ]
         for parts in (seeds, examples):
             if parts:
-                adjusted = multipletests([part.p for part in parts], method="holm")[1]
-                found += [replace(part, adjusted=float(value)) for part, value in zip(parts, adjusted, strict=True)]
+                # Where the best row was chosen by the same numbers, as many count as could have been chosen.
+                unseen = [1.0] * (_possible(summary, metric) - len(parts))
+                adjusted = multipletests([*(part.p for part in parts), *unseen], method="holm")[1]
+                found += [replace(part, adjusted=float(value)) for part, value in zip(parts, adjusted, strict=False)]
     return found
 
 
+def _there(summary: Summary, metric: str) -> list[int]:
+    return [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
+
+
+def _possible(summary: Summary, metric: str) -> int:
+    return math.comb(len(_there(summary, metric)), 2)
+
+
 def _pairs(summary: Summary, metric: str) -> Iterator[tuple[int, int]]:
-    there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
+    there = _there(summary, metric)
     if len(there) <= ALL_PAIRS:
         yield from itertools.combinations(there, 2)
         return
@@ -93,8 +106,8 @@ def _over_seeds(summary: Summary, metric: str, first: int, second: int) -> Compa
         return None
     differences = np.array([values[0][seeds] - values[1][seeds] for seeds in common])
     mean = float(differences.mean())
-    if np.ptp(differences) == 0:  # no spread: nothing to go by, unless there is no difference either
-        return Comparison(metric, first, second, "seeds", len(common), mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    if np.ptp(differences) < NO_SPREAD:  # a t test would be sure of any difference
+        return Comparison(metric, first, second, "seeds", len(common), mean, mean, mean, 1.0)
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(0.95)
     return Comparison(metric, first, second, "seeds", len(common), mean, float(low), float(high), float(test.pvalue))
@@ -104,19 +117,21 @@ def _by_seed(runs: Sequence[Finished], metric: str) -> dict[str, float]:
     return {
         json.dumps(run.seeds, sort_keys=True, default=str): value
         for run in runs
-        if (value := run.metrics.get(metric)) is not None
+        if (value := run.metrics.get(metric)) is not None and math.isfinite(value)
     }
 
 
 def _over_examples(summary: Summary, metric: str, first: int, second: int) -> Comparison | None:
+    if not _same_examples(summary.members[first][0], summary.members[second][0]):
+        return None
     values = [_by_example(summary.members[place], metric) for place in (first, second)]
     common = [example for example in values[0] if example in values[1]]
     if len(common) < LEAST:
         return None
     differences = np.array([values[0][example] - values[1][example] for example in common])
     mean = float(differences.mean())
-    if np.ptp(differences) == 0:
-        return Comparison(metric, first, second, "examples", len(common), mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    if not differences.any():
+        return Comparison(metric, first, second, "examples", len(common), 0.0, 0.0, 0.0, 1.0)
     interval = stats.bootstrap(
         (differences,), np.mean, method="percentile", n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)
     ).confidence_interval
@@ -129,17 +144,26 @@ def _over_examples(summary: Summary, metric: str, first: int, second: int) -> Co
     )
 
 
-def _by_example(runs: Sequence[Finished], metric: str) -> dict[tuple[str, ...], float]:
-    """Mean over runs of what each test example has, by its index and kind; empty where it is not known."""
-    found: dict[tuple[str, ...], list[float]] = {}
+def _same_examples(one: Finished, other: Finished) -> bool:
+    """Whether two runs were measured on the same test examples, so far as their configurations say."""
+    keys = {key for key in one.configuration.keys() | other.configuration.keys() if key.startswith("data.")}
+    differs = [key for key in keys if one.configuration.get(key) != other.configuration.get(key)]
+    return all(key.rpartition(".")[2] in OF_TRAINING for key in differs)
+
+
+def _by_example(runs: Sequence[Finished], metric: str) -> dict[str, float]:
+    """Mean over runs, kinds and pairs of what each test example has, by its index; those that all runs measured."""
+    found: dict[str, list[float]] = {}
     for run in runs:
-        for example, value in _examples(run.folder / "per_example.csv", metric):
-            found.setdefault(example, []).append(value)
-    # Examples that some of the runs have not measured would compare other seeds.
-    return {example: float(np.mean(values)) for example, values in found.items() if len(values) == len(runs)}
+        own: dict[str, list[float]] = {}
+        for index, value in _examples(run.folder / "per_example.csv", metric):
+            own.setdefault(index, []).append(value)
+        for index, values in own.items():
+            found.setdefault(index, []).append(float(np.mean(values)))
+    return {index: float(np.mean(values)) for index, values in found.items() if len(values) == len(runs)}
 
 
-def _examples(path: Path, metric: str) -> Iterator[tuple[tuple[str, ...], float]]:
+def _examples(path: Path, metric: str) -> Iterator[tuple[str, float]]:
     if not path.is_file():
         return
     with path.open(newline="", errors="replace") as file:
@@ -148,7 +172,9 @@ def _examples(path: Path, metric: str) -> Iterator[tuple[tuple[str, ...], float]
         for row in reader if columns else ():
             texts = [row.get(column) for column in columns]
             if all(texts) and row.get("index"):
-                yield (str(row["index"]), str(row.get("kind"))), min(float(text or "nan") for text in texts)
+                values = [float(text or "nan") for text in texts]
+                if all(map(math.isfinite, values)):
+                    yield str(row["index"]), min(values)
 
 
 def _columns(metric: str, names: Sequence[str]) -> list[str]:

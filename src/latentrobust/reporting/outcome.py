@@ -79,7 +79,7 @@ def examples_of(table: Mapping[str, Sequence[Any]], data: PairData) -> Examples:
     if not table or not data.has_pairs:
         return Examples()
     kinds = list(data.kinds)
-    known: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    known: dict[tuple[int, int], tuple[np.ndarray | None, np.ndarray | None]] = {}
     chosen, rows = [], list(zip(*table.values(), strict=True))
     heads = list(table)
     index_at, kind_at = heads.index("index"), heads.index("kind")
@@ -90,6 +90,7 @@ def examples_of(table: Mapping[str, Sequence[Any]], data: PairData) -> Examples:
                 pair = data.pairs_of_kind("test", torch.tensor([example]), kind)
             known[example, kind] = (_pixels(pair.x[0]), _pixels(pair.perturbed[0]))
         chosen.append([*known[example, kind], *row])
+        known[example, kind] = (None, None)  # a second pair of this kind has another image, which is not at hand
     return Examples(("x", "x perturbed", *heads), chosen)
 
 

@@ -43,8 +43,9 @@ class ValidationPictures(pl.Callback):
             return
         data: PairData = trainer.datamodule  # type: ignore[attr-defined]
         with torch.no_grad():
-            pairs = data.first_pairs("validation", min(self.examples, data.examples("validation")))
-        drawn = self._drawn(pl_module, pairs.map(lambda part: part.to(pl_module.device)), data)
+            count = min(self.examples, data.examples("validation"))
+            pairs = data.first_pairs("validation", count, pl_module.device)
+        drawn = self._drawn(pl_module, pairs, data)
         for logger in trainer.loggers:
             log_figures(logger, drawn, trainer.global_step)
 

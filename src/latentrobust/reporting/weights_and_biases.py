@@ -60,10 +60,13 @@ class RunLogger(WandbLogger):
         if mode is not None and mode not in MODES:
             raise InputError(f"WANDB_MODE={mode} does not exist: {', '.join(MODES)} do")
         self._has_said = mode is not None or offline is True
+        if offline is not None and mode is not None and mode != "disabled" and offline == (mode in ONLINE):
+            said = str(offline).lower()
+            raise InputError(f"WANDB_MODE={mode} and logger.wandb.offline={said} contradict each other: drop one")
         if offline is None:
             offline = not _sends(mode)
-        elif mode in ONLINE and offline:
-            raise InputError(f"WANDB_MODE={mode} and logger.wandb.offline=true contradict each other: drop one")
+        elif not offline and mode is None:
+            _sends("online", "logger.wandb.offline=false")
         super().__init__(name=name or run_name(base, overrides), offline=offline, **options)
         self.artifacts = artifacts and mode != "disabled"
         self._defined: set[str] = set()
@@ -78,7 +81,14 @@ class RunLogger(WandbLogger):
 
         if self._experiment is None and wandb.run is not None:
             self._experiment = wandb.run
-        return super().experiment
+        mode = os.environ.get("WANDB_MODE")
+        try:
+            return super().experiment
+        finally:  # Lightning sets it, and the next job of a sweep would take it for the user's
+            if mode is None:
+                os.environ.pop("WANDB_MODE", None)
+            else:
+                os.environ["WANDB_MODE"] = mode
 
     @property
     def is_offline(self) -> bool:
@@ -169,7 +179,7 @@ def goal_of(name: str) -> Goal | None:
     return "min" if parts[-1] in LOWER else None
 
 
-def _sends(mode: str | None) -> bool:
+def _sends(mode: str | None, said: str = "") -> bool:
     """Whether runs go to the server.
 
     Raises:
@@ -177,19 +187,18 @@ def _sends(mode: str | None) -> bool:
     """
     if mode is not None and mode not in ONLINE:
         return False
+    said = said or f"WANDB_MODE={mode}"
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     key = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
     if not key and requests.utils.get_netrc_auth(server) is None:
         if mode is not None:
-            raise InputError(
-                f"WANDB_MODE={mode} needs a key: set WANDB_API_KEY, or run `wandb login`, or drop WANDB_MODE"
-            )
+            raise InputError(f"{said} needs a key: set WANDB_API_KEY, or run `wandb login`, or drop {said}")
         return False
     try:
         requests.head(server, timeout=PATIENCE)
     except (requests.RequestException, ValueError) as error:
         if mode is not None:
-            raise InputError(f"WANDB_MODE={mode}, but {server} does not answer ({one_line(error)[:120]})") from None
+            raise InputError(f"{said}, but {server} does not answer ({one_line(error)[:120]})") from None
         return False
     return True
 
@@ -204,16 +213,21 @@ def _cell(value: Any) -> Any:
 
 def _artifacts(outcome: Outcome) -> Iterator[tuple[str, str, list[Path], dict[str, Any]]]:
     """Kind, name, files and facts of each artifact: the set, every model, and the report."""
-    folder, base = outcome.folder, re.sub(r"[^\w.-]+", "-", outcome.name)
+    folder, base = outcome.folder, _safe(outcome.name)
     own = folder / "perturbation_set"
     if own.is_dir():
         yield "perturbation_set", f"{base}-set", [own], _about(outcome, ("radius", "quality/", "coverage/"))
     for place in sorted([*folder.glob("model"), *folder.glob("models/*/model")]):
         name = place.parent.name if place.parent.parent.name == "models" else ""
         about = _about(outcome, (f"{name}/" if name else "accuracy/", *(() if name else ("robust/", "certified/"))))
-        yield "model", re.sub(r"[^\w.-]+", "-", f"{base}-{name or 'model'}"), [place], about
+        yield "model", _safe(f"{base}-{name or 'model'}"), [place], about
     report = [folder / name for name in ("report.html", "metrics.json", "per_example.csv", "config.yaml")]
     yield "report", f"{base}-report", [file for file in report if file.is_file()], {}
+
+
+def _safe(name: str) -> str:
+    """A name that W&B takes for an artifact."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:100]
 
 
 def _about(outcome: Outcome, starts: tuple[str, ...]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,8 @@ def write_shareable(found: Stored, folder: str | Path, licence: str, title: str 
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(found.folder / name, folder / name)
     metrics, warnings = read_metrics(found.run)
-    own = {name: value for name, value in metrics.items() if name.startswith(found.prefix)}
+    named = ((name, value) for name, value in metrics.items() if name.startswith(found.prefix))
+    own = {name: value if math.isfinite(value) else None for name, value in named}
     with replacing(folder / "metrics.json") as file:
         file.write((json.dumps({**own, "warnings": warnings}, indent=2) + "\n").encode())
     picture = next(iter(_pictures(found)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import latentrobust
 from latentrobust.arguments import Seed, validated
+from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.robustness.assess import CertifySettings, RobustSettings, assess, batches
@@ -51,7 +52,7 @@ class Claims:
 
 @validated
 def benchmark_model(
-    model: nn.Module | Callable[[Tensor], Tensor],
+    model: nn.Module,
     perturbations: PerturbationSet,
     data: Any,
     *,
@@ -65,7 +66,7 @@ def benchmark_model(
     The same model, set, data, settings and seed give the same claims, byte for byte, on the same machine.
 
     Args:
-        model: as for `assess`.
+        model: images in [0, 1] to logits.
         perturbations: the set.
         data: as for `assess`, in an order that does not change.
         robust: attacks and radii; None for no attack.
@@ -76,6 +77,8 @@ def benchmark_model(
     Raises:
         InputError: as `assess` does.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError("claims are about a torch.nn.Module: a function has no weights to tell it by")
     module = as_model(model)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     of_data, count = hashlib.sha256(), 0

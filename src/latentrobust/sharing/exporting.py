@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import warnings
@@ -58,6 +59,7 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
         raise InputError(f"{path} must end in {' or '.join(ENDINGS)}")
     if path.suffix == ".onnx" and (missing := [name for name in ONNX if importlib.util.find_spec(name) is None]):
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'latentrobust[onnx]'")
+    what = copy.deepcopy(what).cpu().eval()  # the caller's stays where and as it is
     if isinstance(what, PerturbationSet):
         if what.needs_label:
             raise InputError("a set that needs the true label has no generator of images alone")
@@ -67,14 +69,9 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
         if image_shape is None:
             raise InputError("export needs image_shape=(C, H, W) of a model")
         module, inputs = what, [torch.rand(3, *image_shape)]
-    was_training = what.training
-    module = module.eval().cpu()
-    try:
-        with torch.no_grad():
-            expected = module(*inputs)
-        return _written(module, tuple(inputs), path, expected)
-    finally:
-        what.train(was_training)
+    with torch.no_grad():
+        expected = module(*inputs)
+    return _written(module, tuple(inputs), path, expected)
 
 
 def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected: Tensor) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import yaml
 
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import read_text
+from latentrobust.reporting.weights_and_biases import goal_of
 
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS = ("minimize", "maximize")
@@ -24,7 +26,8 @@ DIRECTIONS = ("minimize", "maximize")
 class Parameter:
     """What a key of the configuration may be: a number from ``low`` to ``high``, or one of ``choices``.
 
-    Whole where both ends are whole; ``log`` spreads trials evenly over the logarithm; ``step`` is between two values.
+    Whole where both ends, and the step, are whole; ``log`` spreads trials evenly over the logarithm; ``step`` lies
+    between two values.
     """
 
     low: float | None = None
@@ -37,8 +40,8 @@ class Parameter:
         """A value for a trial of Optuna."""
         if self.choices is not None:
             return trial.suggest_categorical(key, list(self.choices))
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(key, self.low, self.high, step=int(self.step or 1), log=self.log)
+        if all(isinstance(value, int) for value in (self.low, self.high, self.step or 1)):
+            return trial.suggest_int(key, self.low, self.high, step=self.step or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
 
     @property
@@ -63,6 +66,8 @@ class Parameter:
             raise InputError(f"parameters.{key}: give low and high as numbers, or choices")
         assert self.low is not None
         assert self.high is not None
+        if self.step is not None and not (isinstance(self.step, int | float) and 0 < self.step <= self.high - self.low):
+            raise InputError(f"parameters.{key}: step={self.step} must lie above 0, and not above high − low")
         if not self.low < self.high or (self.log and self.low <= 0) or (self.log and self.step is not None):
             raise InputError(
                 f"parameters.{key}: low={self.low} must lie below high={self.high}; with log above 0, and without step"
@@ -84,7 +89,7 @@ class Plan:
         seed: of the sampler.
         prune: name of something that is logged each epoch, by which hopeless trials are stopped; None for none.
         prune_after: values of it that every trial gets.
-        prune_direction: of its better values; None for ``direction``.
+        prune_direction: of its better values; None where its name tells (losses and errors, accuracies).
     """
 
     metric: str
@@ -135,7 +140,12 @@ def read_plan(path: str | Path) -> Plan:
         parameters[str(key)].check(str(key))
     plan = Plan(**{**found, "parameters": parameters})
     _check(plan, str(path))
-    return plan
+    if plan.prune is None or plan.prune_direction is not None:
+        return plan
+    goal = goal_of(re.sub(r"^.*-(?=(train|val)/)", "", plan.prune))
+    if goal is None:
+        raise InputError(f"{path}: give prune_direction, minimize or maximize: prune={plan.prune} does not tell")
+    return replace(plan, prune_direction="maximize" if goal == "max" else "minimize")
 
 
 def _check(plan: Plan, where: str) -> None:

@@ -22,11 +22,19 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from latentrobust.app import BAD_INPUT, CONF, describe_error, resolved
+from latentrobust.app import (
+    BAD_INPUT,
+    CONF,
+    describe_error,
+    leave_out,
+    null_groups,
+    quoted_coverage,
+    resolved,
+)
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
 from latentrobust.interrupts import interruptible
-from latentrobust.lock import FolderLock
+from latentrobust.lock import FolderLock, holder_of
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, SWEEP, read_metrics, write_csv, write_text
 from latentrobust.sweeping.jobs import CLAIMS, NAME, Job, Sweep, fingerprint
@@ -67,11 +75,14 @@ class Search:
         self._refused: list[str] = []
         self._check()
         self._claim()
+        with self._listing():
+            if not (self.folder / NAME).is_file():
+                Sweep.create(self.folder, plan.app, [])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name="search",
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / JOURNAL))),
-            pruner=optuna.pruners.MedianPruner(ENOUGH, plan.prune_after, n_min_trials=ENOUGH),
+            pruner=optuna.pruners.MedianPruner(ENOUGH, plan.prune_after - 1, n_min_trials=ENOUGH),
             direction=plan.direction,
             load_if_exists=True,
         )
@@ -83,28 +94,44 @@ class Search:
                 raise InputError(f"{self.folder} is the folder of another search: name another one")
             return
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty, and no search has left {PLAN} there: name another folder")
+            time.sleep(POLL)  # for another process that is about to begin the same search
+            if not path.is_file():
+                raise InputError(
+                    f"{self.folder} is not empty, and no search has left {PLAN} there: name another folder"
+                )
+            return self._claim()
         try:
-            Sweep.create(self.folder, self.plan.app, [])
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+        return None
 
     def _check(self) -> None:
-        """Compose a trial with each parameter's first value, and one with the last ones."""
-        for end in (0, -1):
-            values = {key: parameter.ends[end] for key, parameter in self.plan.parameters.items()}
-            self._composed(self.overrides(values))
+        """Compose a trial with each value that is listed, and with both ends of each range."""
+        first = {key: parameter.ends[0] for key, parameter in self.plan.parameters.items()}
+        self._composed(self.overrides(first))
+        for key, parameter in self.plan.parameters.items():
+            for value in parameter.ends[1:]:
+                self._composed(self.overrides({**first, key: value}))
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """The command line of a trial."""
         chosen = [f"{key}={_text(value)}" for key, value in values.items()]
         return [*self.plan.overrides, *chosen, f"optimized_metric={self.plan.metric}"]
 
+    @property
+    def _sign(self) -> int:
+        """Of what trials are pruned by, so that its better values are on the side of the metric's."""
+        return 1 if self.plan.prune_direction == self.plan.direction else -1
+
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-                cfg = compose(self.plan.app, overrides=[*overrides, "paths.output_dir=search"])
+                without = null_groups(overrides)
+                given = [quoted_coverage(line) for line in overrides if line not in without.values()]
+                cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
+            leave_out(cfg, without)
             check_values(cfg)
             return resolved(cfg)
         except InputError:
@@ -129,12 +156,19 @@ class Search:
                 trial = self.study.get_trials(deepcopy=False)[number]
                 if not mine or trial.state.is_finished():
                     continue
-                if set(trial.params) != set(self.plan.parameters):  # its process died while it asked
-                    self.study.tell(number, state=self._optuna.trial.TrialState.FAIL)
-                    continue
+                if set(trial.params) != set(self.plan.parameters):
+                    with self._listing():  # after whoever is asking for it
+                        trial = self.study.get_trials(deepcopy=False)[number]
+                        if set(trial.params) != set(self.plan.parameters):  # its process died while it asked
+                            self.study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+                            continue
                 values = " ".join(f"{key}={_text(value)}" for key, value in trial.params.items())
                 say(f"trial {number} of {self.plan.trials}: {values}")
-                state, value = self._run(self._job(number, trial.params))
+                try:
+                    state, value = self._run(self._job(number, trial.params))
+                except InputError as error:  # of this trial's values together
+                    self._refused.append(str(error))
+                    state, value = self._optuna.trial.TrialState.FAIL, None
                 self.study.tell(number, value, state=state)
                 say(f"trial {number}: {state.name.lower() if value is None else f'{self.plan.metric} {value:.6g}'}")
                 self._write_tables()
@@ -210,6 +244,8 @@ class Search:
         place, claims = sweep.place(job), sweep.claims(job)
         environment = {name: value for name, value in os.environ.items() if name not in RANKS}
         environment[SWEEP] = self.folder.name
+        while holder_of(place) is not None:  # the run of a search that was killed goes on without it
+            time.sleep(POLL)
         command = entry_point(sweep, job)
         if self.plan.prune is not None:  # what is logged has to be seen at once
             command.append("++logger.csv.flush_logs_every_n_steps=1")
@@ -241,11 +277,9 @@ class Search:
         if self.plan.prune is None:
             return False
         trial = self._optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-        # The study's direction is that of its values.
-        sign = 1 if self.plan.prune_direction in (None, self.plan.direction) else -1
         known = len(self.study.get_trials(deepcopy=False)[number].intermediate_values)
         for step, value in enumerate(logged(place, self.plan.prune)[known:], known):
-            trial.report(sign * value, step)
+            trial.report(self._sign * value, step)
             if trial.should_prune():
                 return True
         return False

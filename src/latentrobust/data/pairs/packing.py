@@ -209,7 +209,7 @@ def _known_problems(index: Path) -> dict[str, str] | None:
 
 def _fingerprint(reading: Sequence[Any], files: Sequence[Path], root: Path) -> str:
     """Of how files are read, and of their names, sizes and dates."""
-    stamps: list[Any] = [*reading]
+    stamps: list[Any] = [*reading, str(root.resolve())]  # two folders may have files of equal names, sizes and dates
     for path in files:
         try:
             found = path.stat()

@@ -24,7 +24,7 @@ from latentrobust.files import natural, regular
 Incomplete = Literal["error", "skip"]
 PictureSize = Annotated[int, Range(1, 1 << 14)]
 ARRAYS = ("x", "x_tilde", "y", "group", "kind", "split")
-AT_ONCE = 4096  # images of an array that are made bytes together
+AT_ONCE = 1 << 27  # bytes of an array that are read together
 MOST_CLASSES = 1 << 16
 """Labels that are larger numbers are identifiers, not places in a list of classes."""
 
@@ -303,9 +303,10 @@ class Chosen(NamedTuple):
         Raises:
             InputError: for values that are no images'.
         """
-        for start in range(0, self.number, AT_ONCE):
-            rows: Any = slice(start, start + AT_ONCE) if self.places is None else self.places[start : start + AT_ONCE]
-            where = self.where if self.number <= AT_ONCE else f"{self.where}, from image {start:,} on"
+        at_once = max(AT_ONCE // self.images[0].nbytes, 1)
+        for start in range(0, self.number, at_once):
+            rows: Any = slice(start, start + at_once) if self.places is None else self.places[start : start + at_once]
+            where = self.where if self.number <= at_once else f"{self.where}, from image {start:,} on"
             yield to_uint8(np.ascontiguousarray(self.images[rows]), where)
 
 
