@@ -80,9 +80,7 @@ def test_commands_of_readme_and_docs_compose(repository, composed):
         for line in commands((repository / page).read_text()):
             _, _, module, *arguments = shlex.split(line)
             assert hasattr(
-                importlib.import_module(
-                    module + (".__main__" if module.split(".")[1] in ("data", "benchmark") else "")
-                ),
+                importlib.import_module(module + (".__main__" if module == "latentrobust.data" else "")),
                 "main",
             ), line
             entry = module.removeprefix("latentrobust.")
