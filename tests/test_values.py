@@ -6,7 +6,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from latentrobust.app import CONF, _quoted_coverage
+from latentrobust.app import CONF, quoted_coverage
 from latentrobust.arguments import Positive, RadiusName, check, hints_of, maker_of
 from latentrobust.errors import InputError
 from latentrobust.values import _located, check_values
@@ -86,7 +86,7 @@ def test_what_cannot_be_imported_is_left_to_who_instantiates_it():
     ],
 )
 def test_radii_called_coverage_can_be_typed_without_quotes(argument, expected):
-    assert _quoted_coverage(argument) == expected
+    assert quoted_coverage(argument) == expected
 
 
 @pytest.mark.parametrize("radius", ["coverage=0.95", "coverage=1", "p95", "full", 2.5])
