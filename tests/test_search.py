@@ -84,12 +84,24 @@ def driver(tmp_path):
     return start
 
 
+composed_for = Search._composed
+
+
+def compose_a_trial(plan):
+    """What `here` leaves out."""
+    bare = Search.__new__(Search)
+    bare.plan = plan
+    return composed_for(bare, bare.overrides({}))
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch, capsys):
     """The same in this process, which need not start: what is printed, errors, and the exit code."""
     (tmp_path / "run.py").write_text(RUN.replace("\\\\n", "\\n"))
     monkeypatch.setattr(search, "POLL", 0.05)
-    monkeypatch.setattr(Search, "_composed", lambda self, overrides: {})
+    monkeypatch.setattr(
+        Search, "_composed", lambda self, overrides: {}
+    )  # half a second each; `compose_a_trial` does it
     monkeypatch.setattr(
         search, "entry_point", lambda sweep, job: [
             sys.executable, str(tmp_path / "run.py"), *job.overrides, f"paths.output_dir={sweep.place(job)}"
@@ -206,6 +218,9 @@ def test_a_search_over_real_runs(tmp_path, capsys):
         ({"parameters": {"a": {"low": 2, "high": 1}}}, "must lie below"),
         ({"parameters": {"a": {"low": 0, "high": 1, "step": 0}}}, "must lie above 0"),
         ({"prune": "val/radius"}, "give prune_direction"),
+        ({"prune": 3}, "prune must be a name"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"parameters": {"a": {"low": 1, "high": 2, "log": "yes"}}}, "log must be true or false"),
         ({"parameters": {"a": {"low": 0, "high": 1, "log": True}}}, "with log above 0"),
         ({"parameters": {"a": {"choices": [[1]]}}}, "choices are numbers"),
         ({"parameters": {"a": {"lo": 1}}}, "did you mean low"),
@@ -253,6 +268,22 @@ def test_every_choice_is_tried_before_the_first_trial(tmp_path):
     overrides = ["experiment=digits/rts", "logger=null", "learner.radius=coverage=0.9"]
     (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(overrides=overrides)))
     Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+
+
+def test_pruning_by_what_nobody_logs_is_refused(tmp_path, here):
+    _, error, code = here(plan_of(prune="val/lossy", prune_direction="minimize"))
+    assert code == 2
+    assert "trial 0 logged nothing of that name" in error
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(prune="val/loss", overrides=["logger=none"])))
+    with pytest.raises(InputError, match="drop prune, or logger=none"):
+        compose_a_trial(read_plan(tmp_path / "plan.yaml"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, here):
+    (tmp_path / "search").write_text("a file")
+    _, error, code = here(plan_of())
+    assert code == 2
+    assert len(error.splitlines()) == 1
 
 
 def test_a_run_that_outlived_its_search_is_waited_for(tmp_path, here):

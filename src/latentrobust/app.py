@@ -27,13 +27,12 @@ from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
 from latentrobust.run_folder import SWEEP, flat, say, writes
-from latentrobust.streams import prepare_streams
+from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
 
 _HERE = Path(__file__).resolve().parent
 CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir()), _HERE / "conf")
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 FEW = 24  # options that an error lists
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _DISK = (

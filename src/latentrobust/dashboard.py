@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentrobust.app import BAD_INPUT
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import replacing
 from latentrobust.reporting.weights_and_biases import STEP
-from latentrobust.streams import prepare_streams
+from latentrobust.streams import speaking_as
 
 NAME = "latentrobust"
 # Sections of the workspace: lines against the training step, pictures, bars of final numbers, by names of the logs.
@@ -83,12 +81,11 @@ def panel_keys() -> set[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0 when done, 2 for bad input (one line on standard error)."""
-    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.dashboard", description=__doc__)
     parser.add_argument("project", help="ENTITY/PROJECT")
     parser.add_argument("--to", type=Path, help="write the view to this file instead of saving it on the server")
-    chosen = parser.parse_args(arguments)
-    try:
+    with speaking_as("dashboard"):
+        chosen = parser.parse_args(arguments)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", chosen.project):
             raise InputError(f"{chosen.project} must be ENTITY/PROJECT")
         view = workspace(*chosen.project.split("/"))
@@ -102,9 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except Exception as error:  # of the network, of the server, of a key
             raise InputError(f"W&B does not take the view: {one_line(error)[:200]}") from None
         print(view.url)
-    except (InputError, OSError) as error:
-        print(f"latentrobust dashboard: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from latentrobust.app import BAD_INPUT, is_bad_input
+from latentrobust.app import is_bad_input
 from latentrobust.errors import InputError, one_line
 from latentrobust.reporting import aggregate
 from latentrobust.reporting.comparison import Comparison, compare
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.sweep_page import varies, write_sweep_page
 from latentrobust.run_folder import of_a_run, write_csv, write_text
-from latentrobust.streams import prepare_streams
+from latentrobust.streams import BAD_INPUT, prepare_streams
 
 OF_SETS = ("radius", "quality/pgd_ae", "quality/encoder_ae", "quality/expected_ae", "coverage/radius", "bits_per_dim")
 OF_MODELS = ("accuracy/clean", "accuracy/perturbed", "robust/p50", "robust/full", "certified/p50")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from latentrobust.app import BAD_INPUT, INTERRUPTED
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError
 from latentrobust.interrupts import interruptible
-from latentrobust.streams import prepare_streams
+from latentrobust.streams import speaking_as
 from latentrobust.sweeping.plan import read_plan
 from latentrobust.sweeping.search import Search
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0 when done, 2 for bad input (one line on standard error), 130 when interrupted."""
-    prepare_streams()
     parser = argparse.ArgumentParser(
         prog="python -m latentrobust.search",
         description="Search for good options with Optuna. Every trial is a run in FOLDER/<number>; any number of these"
@@ -26,23 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("plan", help="YAML: metric, direction, parameters, overrides, trials, …")
     parser.add_argument("folder", help="of the search; new, or to go on with")
     parser.add_argument("--trials", type=int, help="instead of the plan's number")
-    chosen = parser.parse_args(arguments)
-    try:
+    with speaking_as("search", "; repeat the command to go on"), interruptible():
+        chosen = parser.parse_args(arguments)
         plan = read_plan(chosen.plan)
         if chosen.trials is not None:
             if chosen.trials < 1:
                 raise InputError(f"--trials must be a whole number from 1 up, got {chosen.trials}")
             plan = replace(plan, trials=chosen.trials)
         search = Search(plan, chosen.folder)
-        with interruptible():
-            search.work(lambda line: print(line, flush=True))
-    except KeyboardInterrupt as interrupt:
-        print(f"latentrobust search: {str(interrupt) or 'interrupted'}; repeat the command to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except InputError as error:
-        print(f"latentrobust search: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    print("\n".join(search.summary()))
+        search.work(lambda line: print(line, flush=True))
+        print("\n".join(search.summary()))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentrobust.app import BAD_INPUT, INTERRUPTED
-from latentrobust.errors import InputError, one_line
 from latentrobust.perturbation_sets.store import load_perturbation_set
 from latentrobust.perturbation_sets.stored import read_folder
 from latentrobust.sharing.card import stored_in, write_shareable
 from latentrobust.sharing.exporting import export
 from latentrobust.sharing.hub import push_run
-from latentrobust.streams import prepare_streams
+from latentrobust.streams import speaking_as
 from latentrobust.tasks.store import load_model
 
 
@@ -40,7 +37,6 @@ def _export(chosen: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0 when done, 2 for bad input (one line on standard error)."""
-    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.share", description=__doc__)
     commands = parser.add_subparsers(required=True)
     for name, run, what, to in (
@@ -57,14 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name == "push":
             command.add_argument("--public", action="store_true", help="a new repository is for everybody to see")
         command.set_defaults(do=run)
-    chosen = parser.parse_args(arguments)
-    try:
+    with speaking_as("share"):
+        chosen = parser.parse_args(arguments)
         chosen.do(chosen)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except (InputError, OSError) as error:
-        print(f"latentrobust share: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

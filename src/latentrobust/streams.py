@@ -1,10 +1,17 @@
-"""Standard output and error that no terminal, pipe or encoding can make a run fail by."""
+"""Standard output and error that no terminal, pipe or encoding can make a run fail by; how commands end."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from latentrobust.errors import InputError, one_line
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes."""
 
 
 class _Surviving:
@@ -44,3 +51,22 @@ def prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
         setattr(sys, name, _Surviving(stream))
+
+
+@contextmanager
+def speaking_as(name: str, after_interrupt: str = "") -> Iterator[None]:
+    """A command's body: what it raises becomes a line on standard error and an exit code.
+
+    Args:
+        name: of the command.
+        after_interrupt: what to say behind the word that it was interrupted.
+    """
+    prepare_streams()
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print(f"latentrobust {name}: {str(interrupt) or 'interrupted'}{after_interrupt}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (InputError, OSError) as error:
+        print(f"latentrobust {name}: {one_line(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from latentrobust.app import BAD_INPUT, FAILED, INTERRUPTED
-from latentrobust.errors import InputError, one_line
 from latentrobust.interrupts import interruptible
-from latentrobust.streams import prepare_streams
+from latentrobust.streams import FAILED, speaking_as
 from latentrobust.sweeping.jobs import State, Sweep
 from latentrobust.sweeping.work import work
 
@@ -49,7 +47,6 @@ def _duration(seconds: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.sweep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -57,21 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("status", "say how the jobs stand, why some failed, and how long it will take"),
     ):
         commands.add_parser(name, help=text, description=text).add_argument("folder", help="of a sweep")
-    chosen = parser.parse_args(arguments)
-    try:
-        with interruptible():
-            if chosen.command == "status":
-                _show(Sweep(chosen.folder))
-                return
-            failed = work(chosen.folder)
-    except KeyboardInterrupt as interrupt:
-        print(f"latentrobust sweep: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except InputError as error:
-        print(f"latentrobust sweep: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    _show(Sweep(chosen.folder))
-    sys.exit(FAILED if failed else 0)
+    with speaking_as("sweep"), interruptible():
+        chosen = parser.parse_args(arguments)
+        failed = chosen.command == "work" and bool(work(chosen.folder))
+        _show(Sweep(chosen.folder))
+    if failed:
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -20,11 +19,10 @@ from latentrobust.data.pairs.inspection import inspect, picture
 from latentrobust.data.pairs.layouts import LabelFrom, Layout
 from latentrobust.data.pairs.packing import Colour, Fit
 from latentrobust.data.pairs.reading import Incomplete
-from latentrobust.errors import InputError, one_line
-from latentrobust.streams import prepare_streams
+from latentrobust.errors import InputError
+from latentrobust.streams import speaking_as
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
 
-BAD_INPUT, INTERRUPTED = 2, 130
 MOST_GREY = 255
 SOURCES: dict[str, Callable[[str], Images]] = {
     "cifar10": cifar10,
@@ -117,7 +115,6 @@ def _share(text: str) -> int | float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0 when done, 2 for bad input (one line on standard error), 130 when interrupted."""
-    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m latentrobust.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser(
@@ -184,15 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--cache", help="folder for packed images; default: LATENTROBUST_CACHE, or the user's")
     command.add_argument("--picture", type=Path, default=Path("pairs.png"), help="default: %(default)s")
     command.set_defaults(run=look)
-    chosen = parser.parse_args(arguments)
-    try:
+    with speaking_as("data", "; repeat the command to go on"):
+        chosen = parser.parse_args(arguments)
         chosen.run(chosen)
-    except KeyboardInterrupt:
-        print("latentrobust data: interrupted; repeat the command to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (InputError, OSError) as error:
-        print(f"latentrobust data: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

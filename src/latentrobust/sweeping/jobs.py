@@ -102,11 +102,16 @@ class Sweep:
             raise InputError(f"{folder} is the folder of a single run: name another paths.output_dir for the sweep")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"app": app, "jobs": [asdict(job) for job in jobs]}, indent=2) + "\n"
-            write_text(folder / NAME, text)
+            _write(folder, app, jobs)
         except OSError as error:
             raise InputError(f"cannot write to the sweep's folder {folder}: {error.strerror or error}") from None
         return cls(folder)
+
+    def add(self, job: Job) -> None:
+        """Put a job into the list, in the place of one of its number; one process at a time may do this."""
+        jobs = {known.number: known for known in self.jobs} | {job.number: job}
+        self.jobs = [jobs[number] for number in sorted(jobs)]
+        _write(self.folder, self.app, self.jobs)
 
     def _compare(self, app: str, jobs: Sequence[Job]) -> None:
         other = f"{self.folder} is the folder of another sweep"
@@ -171,3 +176,8 @@ class Sweep:
             return State("FAILED", "its folder holds a finished run with another configuration")
         self._finished.add(job.number)
         return State("DONE")
+
+
+def _write(folder: Path, app: str, jobs: Sequence[Job]) -> None:
+    text = json.dumps({"app": app, "jobs": [asdict(job) for job in jobs]}, indent=2)
+    write_text(folder / NAME, f"{text}\n")

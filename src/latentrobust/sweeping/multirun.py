@@ -14,10 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentrobust.app import BAD_INPUT, FAILED, describe_error, is_bad_input, leave_out, left_out_groups, resolved
+from latentrobust.app import describe_error, is_bad_input, leave_out, left_out_groups, resolved
 from latentrobust.errors import InputError
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.stages import variants
+from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
 from latentrobust.values import check_values

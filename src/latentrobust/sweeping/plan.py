@@ -61,6 +61,8 @@ class Parameter:
             if not all(isinstance(value, str | int | float | bool) or value is None for value in self.choices):
                 raise InputError(f"parameters.{key}: choices are numbers, words, true, false or null")
             return
+        if not isinstance(self.log, bool):
+            raise InputError(f"parameters.{key}: log must be true or false, got {self.log!r}")
         numbers = (self.low, self.high)
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
             raise InputError(f"parameters.{key}: give low and high as numbers, or choices")
@@ -157,9 +159,16 @@ def _check(plan: Plan, where: str) -> None:
     ):
         if value not in allowed:
             raise InputError(f"{where}: {name} must be {' or '.join(map(str, allowed))}, got {value!r}")
-    for name, number in (("trials", plan.trials), ("prune_after", plan.prune_after)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise InputError(f"{where}: {name} must be a whole number from 1 up, got {number!r}")
+    for name, number, least in (
+        ("trials", plan.trials, 1),
+        ("prune_after", plan.prune_after, 1),
+        ("seed", plan.seed, 0),
+    ):
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise InputError(f"{where}: {name} must be a whole number from {least} up, got {number!r}")
+    for name, text in (("metric", plan.metric), ("prune", plan.prune)):
+        if not isinstance(text, str | None):
+            raise InputError(f"{where}: {name} must be a name, got {text!r}")
     if not isinstance(plan.overrides, list) or not all(isinstance(line, str) for line in plan.overrides):
         raise InputError(f"{where}: overrides must be a list of lines such as experiment=digits/rts")
 

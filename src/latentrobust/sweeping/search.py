@@ -10,36 +10,26 @@ import csv
 import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from latentrobust.app import (
-    BAD_INPUT,
-    CONF,
-    describe_error,
-    leave_out,
-    null_groups,
-    quoted_coverage,
-    resolved,
-)
+from latentrobust.app import CONF, describe_error, leave_out, null_groups, quoted_coverage, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
-from latentrobust.interrupts import interruptible
 from latentrobust.lock import FolderLock, holder_of
 from latentrobust.reporting.sweep import write_sweep_table
-from latentrobust.run_folder import DONE, SWEEP, read_metrics, write_csv, write_text
+from latentrobust.run_folder import DONE, read_metrics, write_csv, write_text
+from latentrobust.streams import BAD_INPUT
 from latentrobust.sweeping.jobs import CLAIMS, NAME, Job, Sweep, fingerprint
 from latentrobust.sweeping.plan import Plan
-from latentrobust.sweeping.work import GRACE, OUTPUT, RANKS, entry_point
+from latentrobust.sweeping.work import entry_point, last_words, running
 from latentrobust.values import check_values
 
 PLAN, JOURNAL, TABLE = "search.json", "optuna.journal", "search.csv"
@@ -89,23 +79,21 @@ class Search:
 
     def _claim(self) -> None:
         path = self.folder / PLAN
-        if path.is_file():
-            if read_json(path) != self.plan.to_dict():
-                raise InputError(f"{self.folder} is the folder of another search: name another one")
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            time.sleep(POLL)  # for another process that is about to begin the same search
-            if not path.is_file():
-                raise InputError(
-                    f"{self.folder} is not empty, and no search has left {PLAN} there: name another folder"
-                )
-            return self._claim()
         try:
+            if self.folder.exists() and any(self.folder.iterdir()) and not path.is_file():
+                time.sleep(POLL)  # for another process that is about to begin the same search
+                if not path.is_file():
+                    raise InputError(
+                        f"{self.folder} is not empty, and no search has left {PLAN} there: name another folder"
+                    )
+            if path.is_file() and read_json(path) != self.plan.to_dict():
+                raise InputError(f"{self.folder} is the folder of another search: name another one")
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
+            if not path.is_file():
+                write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
+            (self.folder / CLAIMS).mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
-        return None
 
     def _check(self) -> None:
         """Compose a trial with each value that is listed, and with both ends of each range."""
@@ -120,11 +108,6 @@ class Search:
         chosen = [f"{key}={_text(value)}" for key, value in values.items()]
         return [*self.plan.overrides, *chosen, f"optimized_metric={self.plan.metric}"]
 
-    @property
-    def _sign(self) -> int:
-        """Of what trials are pruned by, so that its better values are on the side of the metric's."""
-        return 1 if self.plan.prune_direction == self.plan.direction else -1
-
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
@@ -133,6 +116,8 @@ class Search:
                 cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
             leave_out(cfg, without)
             check_values(cfg)
+            if self.plan.prune is not None and "csv" not in (cfg.get("logger") or {}):
+                raise InputError("prune looks at what a run logs to its folder: drop prune, or logger=none")
             return resolved(cfg)
         except InputError:
             raise
@@ -164,11 +149,13 @@ class Search:
                             continue
                 values = " ".join(f"{key}={_text(value)}" for key, value in trial.params.items())
                 say(f"trial {number} of {self.plan.trials}: {values}")
+                state, value = self._optuna.trial.TrialState.FAIL, None
                 try:
-                    state, value = self._run(self._job(number, trial.params))
+                    job = self._job(number, trial.params)
                 except InputError as error:  # of this trial's values together
                     self._refused.append(str(error))
-                    state, value = self._optuna.trial.TrialState.FAIL, None
+                else:
+                    state, value = self._run(job)
                 self.study.tell(number, value, state=state)
                 say(f"trial {number}: {state.name.lower() if value is None else f'{self.plan.metric} {value:.6g}'}")
                 self._write_tables()
@@ -216,7 +203,6 @@ class Search:
     @contextmanager
     def _listing(self) -> Iterator[None]:
         """One process at a time makes up trials and writes them to the list of jobs."""
-        (self.folder / CLAIMS).mkdir(exist_ok=True)
         lock = FolderLock(self.folder / CLAIMS)
         while True:
             with suppress(InputError):
@@ -233,39 +219,32 @@ class Search:
         overrides = self.overrides(values)
         job = Job(number, tuple(overrides), fingerprint(self._composed(overrides)))
         with self._listing():
-            jobs = {known.number: known for known in Sweep(self.folder).jobs} | {number: job}
-            listed = [asdict(jobs[place]) for place in sorted(jobs)]
-            write_text(self.folder / NAME, json.dumps({"app": self.plan.app, "jobs": listed}, indent=2) + "\n")
+            Sweep(self.folder).add(job)
         return job
 
     def _run(self, job: Job) -> tuple[Any, float | None]:
         """A trial in a process of its own: how it ended, and its value."""
         sweep, states = Sweep(self.folder), self._optuna.trial.TrialState
         place, claims = sweep.place(job), sweep.claims(job)
-        environment = {name: value for name, value in os.environ.items() if name not in RANKS}
-        environment[SWEEP] = self.folder.name
         while holder_of(place) is not None:  # the run of a search that was killed goes on without it
             time.sleep(POLL)
         command = entry_point(sweep, job)
         if self.plan.prune is not None:  # what is logged has to be seen at once
             command.append("++logger.csv.flush_logs_every_n_steps=1")
-        with interruptible(), (claims / OUTPUT).open("a") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-            try:
-                while (code := _waited(process, POLL)) is None:
-                    if self._is_hopeless(job.number, place):
-                        _ended(process)
-                        return states.PRUNED, None
-            except BaseException:
-                _ended(process)  # it writes its checkpoint, and the next process goes on from there
-                raise
+        with running(command, sweep, claims) as process:
+            while (code := _waited(process, POLL)) is None:
+                if self._is_hopeless(job.number, place):
+                    return states.PRUNED, None
         if code:
-            lines = (claims / OUTPUT).read_text(errors="replace").strip().splitlines()
-            line = lines[-1] if lines else f"it ended with code {code}"
+            line = last_words(claims, code)
             print(f"latentrobust search: trial {job.number} failed: {line}", file=sys.stderr, flush=True)
             self._refused += [line] if code == BAD_INPUT else []
             return states.FAIL, None
         self._is_hopeless(job.number, place)  # its last values, for the trials after it
+        if self.plan.prune is not None and not logged(place, self.plan.prune):
+            raise InputError(
+                f"prune={self.plan.prune}: trial {job.number} logged nothing of that name: see metrics.csv in its logs/"
+            )
         value = read_metrics(place)[0].get(self.plan.metric) if (place / DONE).is_file() else None
         if value is None or not math.isfinite(value):
             print(f"latentrobust search: trial {job.number} has no {self.plan.metric}", file=sys.stderr, flush=True)
@@ -276,10 +255,12 @@ class Search:
         """Whether Optuna would prune a trial, after it has been told what was logged."""
         if self.plan.prune is None:
             return False
-        trial = self._optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-        known = len(self.study.get_trials(deepcopy=False)[number].intermediate_values)
-        for step, value in enumerate(logged(place, self.plan.prune)[known:], known):
-            trial.report(self._sign * value, step)
+        stored = self.study.get_trials(deepcopy=False)[number]
+        trial = self._optuna.trial.Trial(self.study, stored._trial_id)
+        # Of what is better, the side that the metric's better values are on.
+        sign = 1 if self.plan.prune_direction == self.plan.direction else -1
+        for step, value in list(enumerate(logged(place, self.plan.prune)))[len(stored.intermediate_values) :]:
+            trial.report(sign * value, step)
             if trial.should_prune():
                 return True
         return False
@@ -336,12 +317,6 @@ def _waited(process: subprocess.Popen[Any], seconds: float) -> int | None:
     with suppress(subprocess.TimeoutExpired):
         return process.wait(seconds)
     return None
-
-
-def _ended(process: subprocess.Popen[Any]) -> None:
-    process.terminate()
-    _waited(process, GRACE)
-    process.kill()
 
 
 def _text(value: Any) -> str:

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latentrobust.errors import InputError
@@ -68,6 +68,29 @@ def entry_point(sweep: Sweep, job: Job) -> list[str]:
     return [sys.executable, "-m", f"latentrobust.{sweep.app}", *job.overrides, f"paths.output_dir='{place}'"]
 
 
+@contextmanager
+def running(command: Sequence[str], sweep: Sweep, claims: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A job's process, whose output goes to its claims; one that still runs at the end is told to stop, and stopped."""
+    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+    environment[SWEEP] = sweep.folder.name
+    with interruptible(), (claims / OUTPUT).open("a") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()  # it writes its checkpoint, and the next worker goes on from there
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+                process.kill()
+
+
+def last_words(claims: Path, code: int) -> str:
+    """The last line that a job's process has printed, or how it ended."""
+    lines = (claims / OUTPUT).read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines and code > 0 else f"ended with code {code}"
+
+
 class _Worker:
     def __init__(self, sweep: Sweep, command: Command) -> None:
         self.sweep, self.command = sweep, command
@@ -114,22 +137,10 @@ class _Worker:
                 print(f"job {job.number} was killed by signal {-code}: it goes on", file=sys.stderr, flush=True)
                 return
         if not marked:
-            lines = (claims / OUTPUT).read_text(errors="replace").strip().splitlines()
-            write_text(claims / FAILED, (lines[-1] if lines and code > 0 else f"ended with code {code}") + "\n")
+            write_text(claims / FAILED, f"{last_words(claims, code)}\n")
         why = self.sweep.state(job, claimed=True).detail
         print(f"latentrobust {self.sweep.app}: job {job.number} failed: {why}", file=sys.stderr, flush=True)
 
     def _process(self, job: Job, claims: Path) -> int:
-        command = self.command(self.sweep, job)
-        environment = {name: value for name, value in os.environ.items() if name not in RANKS}
-        environment[SWEEP] = self.sweep.folder.name
-        with interruptible(), (claims / OUTPUT).open("a") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-            try:
-                return process.wait()
-            except BaseException:
-                process.terminate()  # it writes its checkpoint, and the next worker goes on from there
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE)
-                process.kill()
-                raise
+        with running(self.command(self.sweep, job), self.sweep, claims) as process:
+            return process.wait()
