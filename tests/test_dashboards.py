@@ -1,7 +1,9 @@
 """Weights & Biases: whether runs are sent, what they are called, and nothing that stalls or gives away a key."""
 
+import sys
 import time
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +40,20 @@ def test_without_a_key_or_a_server_runs_stay_at_home_and_say_so(monkeypatch, cap
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(InputError, match=r"offline=false needs a key"):
         RunLogger(offline=False)
+
+
+def test_further_models_of_a_run_ask_nobody_again(monkeypatch, capsys):
+    def asked(*_, **__):
+        raise AssertionError("the server was asked")
+
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(weights_and_biases.requests, "head", asked)
+    for offline in (True, False):
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(offline=offline)))
+        logger = RunLogger()
+        logger.say_where()
+        assert logger.is_offline is offline
+    assert not capsys.readouterr().out
 
 
 def test_modes_that_the_environment_asks_for_hold(monkeypatch):

@@ -33,7 +33,7 @@ LENET = ["experiment=mnist/lenet", *CLASSIFIER]
 
 @pytest.fixture(scope="module")
 def flow(run):
-    return run("flow", *FLOW)
+    return run("flow", *FLOW, "logger=wandb", "logger.wandb.offline=true")
 
 
 def test_a_flow_is_learned_measured_and_stored(flow):
@@ -43,6 +43,7 @@ def test_a_flow_is_learned_measured_and_stored(flow):
     for figure in ("temperature", "perturbed", "interpolation", "bits_per_dim"):
         assert (flow.folder / "figures" / f"{figure}.png").is_file()
     assert "bits a value" in (flow.folder / "report.html").read_text()
+    assert len(list(flow.folder.rglob("media/images/val/draws*.png"))) == 2  # a picture at each validation
     learner = flow.modules[0]
     assert learner.history["epoch"] == [1, 2]
     assert len(learner.history["train"]) == len(learner.history["val"]) == 2

@@ -20,7 +20,7 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Examples(NamedTuple):
-    """A table with a row an example: ``columns`` are names, images are uint8 arrays ``[H, W]`` or ``[H, W, 3]``."""
+    """A table with a row per example: ``columns`` are names, images are uint8 arrays ``[H, W]`` or ``[H, W, 3]``."""
 
     columns: tuple[str, ...] = ()
     rows: Sequence[Sequence[Any]] = ()
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def curves_of(tests: Mapping[str, MeasuredModel]) -> dict[str, Curves]:
-    """Robust and certified accuracy against the radius, a curve a model."""
+    """Robust and certified accuracy against the radius, a curve per model."""
     titles = {
         "robust": "accuracy under attack",
         "certified": "certified accuracy",
@@ -78,20 +78,21 @@ def examples_of(table: Mapping[str, Sequence[Any]], data: PairData) -> Examples:
     """The first rows of ``per_example.csv``, each with its pair of images."""
     if not table or not data.has_pairs:
         return Examples()
-    kinds = list(data.kinds)
-    known: dict[tuple[int, int], tuple[np.ndarray | None, np.ndarray | None]] = {}
-    chosen, rows = [], list(zip(*table.values(), strict=True))
-    heads = list(table)
+    heads, rows = list(table), list(zip(*table.values(), strict=True))[:SHOWN_EXAMPLES]
     index_at, kind_at = heads.index("index"), heads.index("kind")
-    for row in rows[:SHOWN_EXAMPLES]:
-        example, kind = int(row[index_at]), kinds.index(row[kind_at])
-        if (example, kind) not in known:
-            with torch.no_grad():
-                pair = data.pairs_of_kind("test", torch.tensor([example]), kind)
-            known[example, kind] = (_pixels(pair.x[0]), _pixels(pair.perturbed[0]))
-        chosen.append([*known[example, kind], *row])
-        known[example, kind] = (None, None)  # a second pair of this kind has another image, which is not at hand
-    return Examples(("x", "x perturbed", *heads), chosen)
+    places = [(int(row[index_at]), row[kind_at]) for row in rows]
+    images: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
+    for kind in dict.fromkeys(kind for _, kind in places):
+        wanted = list(dict.fromkeys(example for example, own in places if own == kind))
+        with torch.no_grad():
+            pairs = data.pairs_of_kind("test", torch.tensor(wanted), list(data.kinds).index(kind))
+        halves = zip(map(_pixels, pairs.x), map(_pixels, pairs.perturbed), strict=True)
+        images |= zip(((example, kind) for example in wanted), halves, strict=True)
+    # A second pair of an example and kind has another image, which is not at hand.
+    return Examples(
+        ("x", "x perturbed", *heads),
+        [[*images.pop(place, (None, None)), *row] for place, row in zip(places, rows, strict=True)],
+    )
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,11 +14,9 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from latentrobust.arguments import Count, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
-from latentrobust.errors import RobustnessWarning, collecting
-from latentrobust.keys import Purpose
 from latentrobust.reporting import figures
 from latentrobust.reporting.weights_and_biases import RunLogger
-from latentrobust.transforms import random
+from latentrobust.robustness.criteria import logits_of
 
 
 @validated
@@ -58,24 +55,16 @@ class ValidationPictures(pl.Callback):
                         found["val/reconstructions"] = figures.pairs_and_reconstructions(perturbations, pairs)
                     found["val/draws"] = figures.samples(perturbations, pairs, self.draws)
                 return found
-        elif getattr(module, "_attacks_now", False) and not data.per_pixel:
+        elif getattr(module, "attacks_now", False) and not data.per_pixel:
             return {"val/adversarial": self._adversarial(module, pairs)}
         return {}
 
     def _adversarial(self, module: Any, pairs: Batch) -> Figure:
-        keys = random.example_keys(module.seed, pairs.index, Purpose.VALIDATION_ATTACK)
-        with collecting(inherit=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
-            found = module.validation_attack(
-                module.model, module.perturbations, pairs.x, pairs.labels,
-                keys=keys, x_tilde=pairs.perturbed, offset=pairs.offset,
-            )  # fmt: skip
-            with torch.no_grad():
-                said = module.model(found.images[0]).argmax(1).tolist()
+        images = module.worst_found(pairs).images[0]
+        with torch.no_grad():
+            said = logits_of(module.model, images).argmax(1).tolist()
         outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said, strict=True)]
-        return figures.adversarial_rows(
-            pairs.x.cpu(), found.images[0].cpu(), outcomes, "What the validation attack finds"
-        )
+        return figures.adversarial_rows(pairs.x.cpu(), images.cpu(), outcomes, "What the validation attack finds")
 
 
 def shows_images(logger: Logger) -> bool:

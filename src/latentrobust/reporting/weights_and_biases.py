@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,11 +64,15 @@ class RunLogger(WandbLogger):
         if offline is not None and mode is not None and mode != "disabled" and offline == (mode in ONLINE):
             said = str(offline).lower()
             raise InputError(f"WANDB_MODE={mode} and logger.wandb.offline={said} contradict each other: drop one")
-        if offline is None:
+        going_on = getattr(sys.modules.get("wandb"), "run", None)  # of an earlier part of the same run of ours
+        if going_on is not None:
+            offline, self._has_said = bool(going_on.offline), True
+        elif offline is None:
             offline = not _sends(mode)
         elif not offline and mode is None:
             _sends("online", "logger.wandb.offline=false")
         super().__init__(name=name or run_name(base, overrides), offline=offline, **options)
+        self._wandb_init.pop("anonymous", None)  # which W&B warns of, and Lightning always passes
         self.artifacts = artifacts and mode != "disabled"
         self._defined: set[str] = set()
         if mode == "disabled":  # Lightning knows of two modes

@@ -21,7 +21,7 @@ from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
-from latentrobust.robustness.attacks import Attack
+from latentrobust.robustness.attacks import Attack, Found
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
 from latentrobust.robustness.objectives import NoiseConsistency, Standard, TrainingObjective
 from latentrobust.robustness.training import Curriculum, Setting, TrainingPerturbation
@@ -228,7 +228,7 @@ class ClassificationTask(Scheduled):
             right = self.criterion.accuracy(logits_of(self.model, alone.x), alone.labels)
         self._count("clean", right)
         chosen = once & (batch.index < self.attack_examples)
-        if self._attacks_now:
+        if self.attacks_now:
             self._attack(batch.at(chosen))
 
     def _count_perturbed(self, logits: Tensor, y: Tensor) -> None:
@@ -239,19 +239,24 @@ class ClassificationTask(Scheduled):
         right = torch.zeros(0, device=self.device)
         if len(part):
             assert self.validation_attack is not None
-            assert self.perturbations is not None
-            with warnings.catch_warnings(), collecting(inherit=False):
-                warnings.simplefilter("ignore", RobustnessWarning)  # an untrained model has all the symptoms
-                keys = random.example_keys(self.seed, part.index, Purpose.VALIDATION_ATTACK)
-                found = self.validation_attack(
-                    self.model, self.perturbations, part.x, part.labels,
-                    keys=keys, x_tilde=part.perturbed, offset=part.offset,
-                )  # fmt: skip
-            right = self.validation_attack.judge(part.labels).remaining(found.score[0])
+            right = self.validation_attack.judge(part.labels).remaining(self.worst_found(part).score[0])
         self._count("robust", right)
 
+    def worst_found(self, part: Batch) -> Found:
+        """What the validation attack finds for a batch, without the warnings that an untrained model gives cause to."""
+        assert self.validation_attack is not None
+        assert self.perturbations is not None
+        with warnings.catch_warnings(), collecting(inherit=False):
+            warnings.simplefilter("ignore", RobustnessWarning)
+            keys = random.example_keys(self.seed, part.index, Purpose.VALIDATION_ATTACK)
+            return self.validation_attack(
+                self.model, self.perturbations, part.x, part.labels,
+                keys=keys, x_tilde=part.perturbed, offset=part.offset,
+            )  # fmt: skip
+
     @property
-    def _attacks_now(self) -> bool:
+    def attacks_now(self) -> bool:
+        """Whether the validation attack runs in this epoch."""
         if self.validation_attack is None or self.perturbations is None:
             return False
         return (self.current_epoch + 1) % self.attack_every_n_epochs == 0
