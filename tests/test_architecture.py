@@ -19,7 +19,7 @@ ALLOWED = {
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "benchmark": {"learners", "perturbation_sets", "robustness", "networks", "transforms", "data"},
     "sweeping": {"app", "values", "interrupts", "lock", "preflight", "reporting", "run_folder", "stages"},
-    "sharing": {"perturbation_sets", "robustness", "run_folder"},
+    "sharing": {"perturbation_sets", "robustness", "reporting", "run_folder"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},
 }
 EVERYWHERE = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from latentrobust.errors import InputError, RobustnessWarning
@@ -66,7 +67,8 @@ def test_equal_numbers_have_no_spread():
     found = aggregate.Interval.of([0.1, 0.1, 0.1])
     assert found.half == 0
     assert aggregate.is_share("model/coverage/radius")
-    assert not aggregate.is_share("coverage/tolerance")
+    for name in ("tolerance", "groups", "pairs"):
+        assert not aggregate.is_share(f"coverage/{name}")
 
 
 def sweep(folder, spread=0.02, examples=40):
@@ -106,6 +108,28 @@ def test_rows_are_compared_over_seeds_and_over_examples(tmp_path):
     rows = list(csv.DictReader((tmp_path / "report" / "comparisons.csv").open()))
     assert len(rows) == 6
     assert float(rows[0]["difference"]) == pytest.approx(found[0, 1, "seeds"].difference)
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "examples"), [(9, 2, 40), (1, 0, 7), (30, 18, 400), (0, 6, 9)])
+def test_shares_are_compared_as_by_mcnemar(tmp_path, only_a, only_b, examples):
+    """For 0s and 1s, sign flips of the differences are McNemar's exact test, which statsmodels has."""
+    both = np.ones(examples)
+    for name, wrong in (("a", slice(0, only_b)), ("b", slice(only_b, only_b + only_a))):
+        right = both.copy()
+        right[wrong] = 0
+        run(tmp_path, name, {"accuracy/clean": float(right.mean())}, f"experiment={name}")
+        rows = "".join(f"{number},x,{value}\n" for number, value in enumerate(right))
+        (tmp_path / name / "per_example.csv").write_text("index,kind,clean\n" + rows)
+    (part,) = compare(report(tmp_path))
+    exact = mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue
+    # Exact where there are few; else from 4,999 flips.
+    assert part.p == pytest.approx(exact, abs=1e-9 if 2 ** (only_a + only_b) < 5000 and examples < 13 else 0.02)
+    assert part.difference == pytest.approx((only_a - only_b) / examples)
+    # The bootstrap's interval of a difference of shares, beside the normal one.
+    share = (only_a + only_b) / examples - part.difference**2
+    if only_a + only_b > 20:
+        half = 1.96 * math.sqrt(share / examples)
+        assert (part.low, part.high) == pytest.approx((part.difference - half, part.difference + half), abs=0.01)
 
 
 def test_two_seeds_or_examples_with_equal_differences_prove_nothing(tmp_path):

@@ -9,12 +9,13 @@ import torch
 
 import latentrobust as lr
 from latentrobust.errors import InputError
+from latentrobust.files import sha256_of
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import PixelBall, RTSSet
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.remote import at_hand
 from latentrobust.share import main
-from latentrobust.sharing.card import digest, stored_in
+from latentrobust.sharing.card import stored_in
 from latentrobust.sharing.exporting import Generator, export
 from latentrobust.tasks.store import save_model
 from latentrobust.transforms.affine import RotationTranslationScale
@@ -107,6 +108,12 @@ def test_claims_repeat_and_tell_what_changed():
     with pytest.raises(InputError, match="a function has no weights"):
         lr.benchmark_model(torch.sigmoid, perturbations, data)
 
+    class Own(lr.RobustSettings):
+        __repr__ = object.__repr__
+
+    with pytest.raises(InputError, match="prints as an address"):
+        lr.benchmark_model(model, perturbations, data, robust=Own())
+
     def differs(**changed):
         arguments = {"model": model, "perturbations": perturbations, "data": data, **settings} | changed
         other = lr.benchmark_model(**arguments)
@@ -140,7 +147,8 @@ def run(tmp_path):
     )
     metrics = {
         "radius": 3.0, "quality/pgd_ae": 0.01, "coverage/radius": 0.9, "coverage/radius/low": 0.8,
-        "coverage/radius/high": 0.95, "robust/accuracy/clean": 0.75, "robust/robust/p50": 0.5,
+        "coverage/radius/high": 0.95, "coverage/pairs": 40.0,
+        "robust/accuracy/clean": 0.75, "robust/robust/p50": 0.5,
         "warnings": ["few pairs"],
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -154,18 +162,19 @@ def test_a_card_says_what_was_measured_and_its_limits(run, tmp_path):
         "README.md", "config.json", "metrics.json", "model.safetensors", "picture.png",
     ]  # fmt: skip
     card = (tmp_path / "shared" / "README.md").read_text()
-    weights = digest(tmp_path / "shared" / "model.safetensors")
+    weights = sha256_of(tmp_path / "shared" / "model.safetensors")
     for part in (
         "license: cc-by-4.0", "# lamps", "It contains 90 % [80, 95] of the perturbations", "few pairs", weights,
-        "`python -m latentrobust.train data=pairs seed=3`", "(PGD) | 0.01 |", "Data: digits",
+        "`python -m latentrobust.train data=pairs seed=3`", "| PGD AE | 0.01 | Nearest point", "Data: digits",
     ):  # fmt: skip
         assert part in card
     assert "robust/p50" not in card
+    assert "coverage/pairs" not in card
     again = lr.PerturbationSet.from_pretrained(tmp_path / "shared").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in learned("mnist_fc").state_dict().items())
     main(["card", str(run), str(tmp_path / "model"), "--licence", "of nobody", "--model", "robust"])
     card = (tmp_path / "model" / "README.md").read_text()
-    for part in ("license: other", "licence of the data: of nobody", "robust/p50 | 50.0 %", "into 4 classes"):
+    for part in ("license: other", "licence of the data: of nobody", "| robust/p50 | 50.0 % |", "into 4 classes"):
         assert part in card
     assert lr.load_model(tmp_path / "model", network=Classifier())
 

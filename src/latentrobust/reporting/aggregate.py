@@ -23,6 +23,14 @@ from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_t
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
 SHARES = ("accuracy", "robust", "certified", "smoothed", "coverage")  # parts of metric names that are given in percent
+COUNTS = (
+    "tolerance",
+    "draws",
+    "examples",
+    "queries",
+    "groups",
+    "pairs",
+)  # last parts of names that share those beginnings
 LEVEL = 0.95
 
 
@@ -277,7 +285,7 @@ def _natural(value: str) -> tuple[int, float, list[str | int]]:
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of examples, to be shown in percent."""
     parts = metric.split("/")
-    return any(part in SHARES for part in parts) and parts[-1] not in ("tolerance", "draws", "examples", "queries")
+    return any(part in SHARES for part in parts) and parts[-1] not in COUNTS
 
 
 def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]]]:

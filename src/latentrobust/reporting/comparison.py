@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -41,7 +41,7 @@ class Comparison:
             flips and a bootstrap of the differences on equal test examples, means over seeds).
         pairs: how many.
         difference: mean of first less second.
-        low: end of its 95 % interval.
+        low: end of its 95 % interval; NaN where all seeds have the same difference, of which nothing follows.
         high: the other end.
         p: of no difference.
         adjusted: the same by Holm, over all comparisons of the metric of this kind.
@@ -68,49 +68,65 @@ def compare(summary: Summary) -> list[Comparison]:
     """All comparisons of a table's rows, metric by metric, adjusted by Holm."""
     found: list[Comparison] = []
     for metric in summary.metrics:
-        seeds = [part for pair in _pairs(summary, metric) if (part := _over_seeds(summary, metric, *pair)) is not None]
-        examples = [
-            part for pair in _pairs(summary, metric) if (part := _over_examples(summary, metric, *pair)) is not None
+        there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
+        pairs = _pairs(summary, metric, there)
+        seeds = {place: _by_seed(summary.members[place], metric) for place in there}
+        examples = {place: _by_example(summary.members[place], metric) for place in there}
+        of_seeds = [_over_seeds(metric, pair, seeds) for pair in pairs]
+        of_examples = [
+            _over_examples(metric, pair, examples)
+            for pair in pairs
+            if _same_examples(*(summary.members[place][0] for place in pair))
         ]
-        for parts in (seeds, examples):
+        for tried in (of_seeds, of_examples):
+            parts = [part for part in tried if part is not None]
             if parts:
                 # Where the best row was chosen by the same numbers, as many count as could have been chosen.
-                unseen = [1.0] * (_possible(summary, metric) - len(parts))
+                unseen = [1.0] * (math.comb(len(there), 2) - len(parts))
                 adjusted = multipletests([*(part.p for part in parts), *unseen], method="holm")[1]
                 found += [replace(part, adjusted=float(value)) for part, value in zip(parts, adjusted, strict=False)]
     return found
 
 
-def _there(summary: Summary, metric: str) -> list[int]:
-    return [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
-
-
-def _possible(summary: Summary, metric: str) -> int:
-    return math.comb(len(_there(summary, metric)), 2)
-
-
-def _pairs(summary: Summary, metric: str) -> Iterator[tuple[int, int]]:
-    there = _there(summary, metric)
+def _pairs(summary: Summary, metric: str, there: Sequence[int]) -> list[tuple[int, int]]:
     if len(there) <= ALL_PAIRS:
-        yield from itertools.combinations(there, 2)
-        return
-    lower = not is_share(metric)
-    best = (min if lower else max)(there, key=lambda place: summary.rows[place][1][metric].mean)
-    yield from ((best, other) for other in there if other != best)
+        return list(itertools.combinations(there, 2))
+    pick = max if is_share(metric) else min
+    best = pick(there, key=lambda place: summary.rows[place][1][metric].mean)
+    return [(best, other) for other in there if other != best]
 
 
-def _over_seeds(summary: Summary, metric: str, first: int, second: int) -> Comparison | None:
-    values = [_by_seed(summary.members[place], metric) for place in (first, second)]
-    common = [seeds for seeds in values[0] if seeds in values[1]]
-    if len(common) < LEAST:
+def _differences(pair: tuple[int, int], values: Mapping[int, Mapping[str, float]]) -> np.ndarray:
+    """Of what both rows have, the first's less the second's."""
+    first, second = (values[place] for place in pair)
+    return np.array([first[name] - second[name] for name in first if name in second])
+
+
+def _over_seeds(metric: str, pair: tuple[int, int], values: Mapping[int, Mapping[str, float]]) -> Comparison | None:
+    differences = _differences(pair, values)
+    if len(differences) < LEAST:
         return None
-    differences = np.array([values[0][seeds] - values[1][seeds] for seeds in common])
-    mean = float(differences.mean())
-    if np.ptp(differences) < NO_SPREAD:  # a t test would be sure of any difference
-        return Comparison(metric, first, second, "seeds", len(common), mean, mean, mean, 1.0)
-    test = stats.ttest_1samp(differences, 0.0)
-    low, high = test.confidence_interval(0.95)
-    return Comparison(metric, first, second, "seeds", len(common), mean, float(low), float(high), float(test.pvalue))
+    mean, low, high, p = float(differences.mean()), math.nan, math.nan, 1.0
+    if np.ptp(differences) >= NO_SPREAD:  # without any, a t test would be sure of whatever difference
+        test = stats.ttest_1samp(differences, 0.0)
+        (low, high), p = test.confidence_interval(0.95), float(test.pvalue)
+    return Comparison(metric, *pair, "seeds", len(differences), mean, float(low), float(high), p)
+
+
+def _over_examples(metric: str, pair: tuple[int, int], values: Mapping[int, Mapping[str, float]]) -> Comparison | None:
+    differences = _differences(pair, values)
+    if len(differences) < LEAST:
+        return None
+    mean, low, high, p = float(differences.mean()), 0.0, 0.0, 1.0
+    if differences.any():
+        drawn = {"n_resamples": RESAMPLES, "batch": 500}
+        low, high = stats.bootstrap(
+            (differences,), np.mean, method="percentile", rng=np.random.default_rng(0), **drawn
+        ).confidence_interval
+        p = stats.permutation_test(
+            (differences,), np.mean, permutation_type="samples", rng=np.random.default_rng(0), **drawn
+        ).pvalue
+    return Comparison(metric, *pair, "examples", len(differences), mean, float(low), float(high), float(p))
 
 
 def _by_seed(runs: Sequence[Finished], metric: str) -> dict[str, float]:
@@ -119,29 +135,6 @@ def _by_seed(runs: Sequence[Finished], metric: str) -> dict[str, float]:
         for run in runs
         if (value := run.metrics.get(metric)) is not None and math.isfinite(value)
     }
-
-
-def _over_examples(summary: Summary, metric: str, first: int, second: int) -> Comparison | None:
-    if not _same_examples(summary.members[first][0], summary.members[second][0]):
-        return None
-    values = [_by_example(summary.members[place], metric) for place in (first, second)]
-    common = [example for example in values[0] if example in values[1]]
-    if len(common) < LEAST:
-        return None
-    differences = np.array([values[0][example] - values[1][example] for example in common])
-    mean = float(differences.mean())
-    if not differences.any():
-        return Comparison(metric, first, second, "examples", len(common), 0.0, 0.0, 0.0, 1.0)
-    interval = stats.bootstrap(
-        (differences,), np.mean, method="percentile", n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)
-    ).confidence_interval
-    p = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, batch=500, vectorized=True,
-        rng=np.random.default_rng(0),
-    ).pvalue  # fmt: skip
-    return Comparison(
-        metric, first, second, "examples", len(common), mean, float(interval.low), float(interval.high), float(p)
-    )
 
 
 def _same_examples(one: Finished, other: Finished) -> bool:

@@ -93,7 +93,7 @@ def comparison_rows(summary: Summary, comparisons: Sequence[Comparison]) -> list
         names = [label_of(summary, place) for place in (part.first, part.second)]
         p = "< .001" if part.adjusted < 1e-3 else f"{part.adjusted:.3f}"
         metric = f"{part.metric}{' (points)' if factor == 100 else ''}"
-        interval = f"{values[1]} to {values[2]}"
+        interval = "" if math.isnan(part.low) else f"{values[1]} to {values[2]}"
         rows.append(
             [metric, *names, part.over, str(part.pairs), values[0], interval, p, "yes" if part.is_sure else "no"]
         )
@@ -140,11 +140,11 @@ def _overviews(summary: Summary) -> Iterator[tuple[str, Figure, str]]:
     varied = [name for name in summary.metrics if varies(summary, name)] or summary.metrics
     metric = next((name for name in varied if is_share(name)), varied[0])
     if len(summary.rows) > 2 and len(summary.keys) > 1:
-        yield "All rows at once", _parallel(summary, metric), f"A line a row, coloured by {metric}."
+        yield "All rows at once", _parallel(summary, metric), f"A line per row of the table, coloured by {metric}."
     for panel, starts in PANELS.items():
         figure = _curves(summary, starts, panel)
         if figure is not None:
-            text = "A line a run, a colour a row."
+            text = "A line per run, a colour per row."
             yield f"Training: {panel}", figure, text
 
 

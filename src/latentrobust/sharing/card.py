@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from latentrobust.errors import InputError
-from latentrobust.files import read_json, replacing
+from latentrobust.files import read_json, sha256_of
+from latentrobust.perturbation_sets.stored import CONFIG, WEIGHTS
+from latentrobust.remote import Kind
+from latentrobust.reporting.aggregate import is_share
+from latentrobust.reporting.quality import ROWS
 from latentrobust.run_folder import DONE, has_effect, of_a_run, read_metrics
 
-Kind = Literal["perturbation_set", "model"]
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
-QUALITY = {
-    "radius": "radius",
-    "quality/no_change": "squared error of x itself (no set)",
-    "quality/pgd_ae": "squared error of the nearest point of the set (PGD)",
-    "quality/encoder_ae": "squared error of the encoder's guess",
-    "quality/expected_ae": "squared error of a random draw",
-    "quality/over_ae": "squared error of the farthest point",
-    "quality/kl": "KL (nats)",
-    "coverage/tolerance": "squared error within which a perturbation counts as contained",
-}
 LIMITS = {
     "perturbation_set": (
         "It holds perturbations like those of the pairs that it was learned from, of images like those; of others it"
@@ -90,21 +82,26 @@ def write_shareable(found: Stored, folder: str | Path, licence: str, title: str 
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        partial = Path(scratch) / "shared"
+        _fill(partial, found, licence, title)
+        partial.replace(folder)  # whole, or not at all
+    return folder
+
+
+def _fill(folder: Path, found: Stored, licence: str, title: str | None) -> None:
+    folder.mkdir()
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(found.folder / name, folder / name)
     metrics, warnings = read_metrics(found.run)
     named = ((name, value) for name, value in metrics.items() if name.startswith(found.prefix))
     own = {name: value if math.isfinite(value) else None for name, value in named}
-    with replacing(folder / "metrics.json") as file:
-        file.write((json.dumps({**own, "warnings": warnings}, indent=2) + "\n").encode())
+    (folder / "metrics.json").write_text(json.dumps({**own, "warnings": warnings}, indent=2) + "\n")
     picture = next(iter(_pictures(found)), None)
     if picture is not None:
         shutil.copyfile(picture, folder / "picture.png")
-    text = card(found, metrics, warnings, licence, title, picture is not None)
-    with replacing(folder / "README.md") as file:
-        file.write(text.encode())
-    return folder
+    (folder / "README.md").write_text(card(found, metrics, warnings, licence, title, picture is not None))
 
 
 def _pictures(found: Stored) -> Iterator[Path]:
@@ -152,10 +149,10 @@ def card(
             "",
             "On test pairs, which nothing was learned from.",
             "",
-            "| | |",
-            "|---|---|",
+            "| | | |",
+            "|---|---|---|",
         ]
-        lines += [f"| {name} | {value} |" for name, value in rows] + [""]
+        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     if warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
     lines += ["## What it does not say", "", *(f"- {limit}" for limit in LIMITS[found.kind]), ""]
@@ -171,7 +168,7 @@ def card(
         f"- Command: `{command}`",
         f"- Seed: {configuration.get('seed')}",
         f"- Versions: {versions}",
-        f"- SHA-256 of the weights: `{digest(found.folder / WEIGHTS)}`",
+        f"- SHA-256 of the weights: `{sha256_of(found.folder / WEIGHTS)}`",
         "",
     ]
     return "\n".join(lines)
@@ -193,17 +190,21 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
     return text
 
 
-def _rows(found: Stored, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
+def _rows(found: Stored, metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What was measured, its value, and what it means where a report says so."""
+    rows = []
+    starts: tuple[str, ...] = tuple(f"{found.prefix}{part}/" for part in ("accuracy", "robust", "certified"))
     if found.kind == "perturbation_set":
-        rows += [(text, f"{metrics[name]:.4g}") for name, text in QUALITY.items() if name in metrics]
-        starts: tuple[str, ...] = ("coverage/",)
-    else:
-        starts = tuple(f"{found.prefix}{part}/" for part in ("accuracy", "robust", "certified"))
+        starts = ("coverage/",)
+        for name, (title, meaning) in ROWS.items():
+            if f"quality/{name}" in metrics:
+                rows.append((title, f"{metrics[f'quality/{name}']:.4g}", meaning))
+        if "coverage/tolerance" in metrics:
+            meaning = "Squared error within which a perturbation counts as contained."
+            rows.append(("coverage/tolerance", f"{metrics['coverage/tolerance']:.4g}", meaning))
     for name, value in metrics.items():
-        shown = name.startswith(starts) and "eps=" not in name and not name.endswith(("/low", "/high", "/tolerance"))
-        if shown and 0 <= value <= 1:
-            rows.append((name.removeprefix(found.prefix), f"{100 * value:.1f} %{_interval(metrics, name)}"))
+        if name.startswith(starts) and "eps=" not in name and is_share(name) and not name.endswith(("/low", "/high")):
+            rows.append((name.removeprefix(found.prefix), f"{100 * value:.1f} %{_interval(metrics, name)}", ""))
     return rows
 
 
@@ -222,9 +223,3 @@ def _usage(kind: Kind) -> list[str]:
         "s = perturbations.at(x)           # x: [B, C, H, W] in [0, 1]",
         "images = s.decode(s.sample(5))    # [5, B, C, H, W]",
     ]
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

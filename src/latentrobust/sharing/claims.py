@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,10 @@ def benchmark_model(
     """
     if not isinstance(model, nn.Module):
         raise InputError("claims are about a torch.nn.Module: a function has no weights to tell it by")
+    text = {"robust": repr(robust), "certify": repr(certify), "coverage": repr(coverage), "seed": seed}
+    printed = [*map(str, text.values()), repr(model), repr(perturbations)]
+    if any(re.search(r" at 0x[0-9a-f]+>", part) for part in printed):
+        raise InputError("something in the model, the set or the settings prints as an address: give it a __repr__")
     module = as_model(model)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     of_data, count = hashlib.sha256(), 0
@@ -90,7 +95,6 @@ def benchmark_model(
     results = assess(
         model, data=data, perturbations=perturbations, robust=robust, certify=certify, coverage=coverage, seed=seed
     )
-    text = {"robust": repr(robust), "certify": repr(certify), "coverage": repr(coverage), "seed": seed}
     numbers = {name: value if math.isfinite(value) else None for name, value in sorted(results.metrics.items())}
     return Claims(
         model={"sha256": digest_of(module)},

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from latentrobust.arguments import Count, validated
 from latentrobust.errors import InputError, one_line
-from latentrobust.files import replacing
 from latentrobust.perturbation_sets.base import PerturbationSet
 
 ENDINGS = (".pt2", ".onnx")
@@ -101,9 +100,7 @@ def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected
     if not difference <= CLOSE * max(float(expected.abs().max()), 1.0):
         partial.unlink()
         raise InputError(f"the exported program answers otherwise (by {difference:.3g}), so it was not kept")
-    with replacing(path) as file:
-        file.write(partial.read_bytes())
-    partial.unlink()
+    partial.replace(path)
     return difference
 
 

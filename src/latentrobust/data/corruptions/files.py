@@ -19,7 +19,7 @@ from latentrobust.data.download import Remote, fetch
 from latentrobust.data.images.base import Split
 from latentrobust.data.images.cifar import unpack
 from latentrobust.errors import InputError
-from latentrobust.files import read_json, replacing
+from latentrobust.files import read_json, replacing, sha256_of
 from latentrobust.keys import Purpose
 from latentrobust.transforms import random
 from latentrobust.transforms.corruptions import CORRUPTIONS, SEVERITIES, check, make, textures
@@ -116,7 +116,7 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
             total = len(images.images) * len(severities)
             task = progress.add_task(name, total=total)
             known = manifest["files"].get(name)
-            if known is not None and (folder / name).is_file() and _digest(folder / name) == known:
+            if known is not None and (folder / name).is_file() and sha256_of(folder / name) == known:
                 progress.update(task, completed=total, description=f"{name} verified")
                 continue
             partial = folder / f".{name}.part"
@@ -133,7 +133,7 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
             array.flush()
             del array
             # First the manifest: a file that is not in it would be taken for somebody else's.
-            manifest["files"][name] = _digest(partial)
+            manifest["files"][name] = sha256_of(partial)
             _write_manifest(folder, manifest)
             partial.replace(folder / name)
             written.append(name)
@@ -164,11 +164,6 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _content(images: Split) -> str:
     return hashlib.sha256(images.images.cpu().numpy().tobytes()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class Corrupted:
@@ -207,7 +202,7 @@ class Corrupted:
                 self._open(kind, severity)
         for name in sorted({place[0].name for k in kinds for s in severities if (place := self._place(k, s))}):
             known = self.about.get("files", {}).get(name)
-            if self.about and _digest(self.folder / name) != known:
+            if self.about and sha256_of(self.folder / name) != known:
                 raise InputError(f"{self.folder / name} is not what its {MANIFEST} says: it was changed or damaged")
         others = "these corruptions are of other images, or of the same in another order"
         stored = self.folder / "labels.npy"
