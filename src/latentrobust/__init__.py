@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from latentrobust.data.pairs.reading import pairs, read_pairs
+from latentrobust.data.pairs.from_arrays import pairs
+from latentrobust.data.pairs.reading import read_pairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.networks.classifiers.wrapped import wrap
 from latentrobust.perturbation_sets import LatentBall, PerturbationSet

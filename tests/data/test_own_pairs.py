@@ -11,9 +11,10 @@ from PIL import Image
 
 import latentrobust.data.pairs.packing
 from latentrobust.data.__main__ import main
+from latentrobust.data.pairs.from_arrays import pairs
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.listing import ProblemsError
-from latentrobust.data.pairs.reading import pairs, read_pairs
+from latentrobust.data.pairs.reading import read_pairs
 from latentrobust.data.pictures import decoded, size_and_colour
 from latentrobust.errors import InputError
 
@@ -315,7 +316,7 @@ def test_pairs_of_arrays_tensors_and_files_are_the_same(tmp_path):
 
 def test_arrays_in_files_are_mapped_and_not_read_into_memory(tmp_path, monkeypatch):
     given = arrays(group=np.arange(12) // 2)
-    monkeypatch.setattr("latentrobust.data.pairs.reading.AT_ONCE", 5 * given["x"][0].nbytes)
+    monkeypatch.setattr("latentrobust.data.pairs.from_arrays.AT_ONCE", 5 * given["x"][0].nbytes)
     given["x"][1] = given["x"][0]  # an example in two pairs is one image
     folder = tmp_path / "folder"
     folder.mkdir()

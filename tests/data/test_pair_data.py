@@ -9,8 +9,8 @@ from latentrobust.data.images import digits, photos
 from latentrobust.data.lights.module import LightPairs
 from latentrobust.data.lights.scenes import Scenes, SceneSplits
 from latentrobust.data.pairs.formulas import FormulaPairs
+from latentrobust.data.pairs.from_arrays import pairs
 from latentrobust.data.pairs.given import GivenPairs
-from latentrobust.data.pairs.reading import pairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError
 from latentrobust.transforms.affine import RotationTranslationScale

@@ -5,8 +5,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from latentrobust.data.pairs.from_arrays import pairs
 from latentrobust.data.pairs.given import GivenPairs
-from latentrobust.data.pairs.reading import pairs
 from latentrobust.errors import InputError
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.automatic import choose_classifier, choose_cvae, choose_flow

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latentrobust.data.pairs.from_arrays import holds_arrays, read_arrays
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.layouts import LabelFrom, Layout, listed
 from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
-from latentrobust.data.pairs.reading import holds_arrays, of_listing, read_arrays
+from latentrobust.data.pairs.reading import of_listing
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError
 from latentrobust.files import replacing

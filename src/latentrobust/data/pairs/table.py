@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from latentrobust.data.pairs.listing import SPLIT_NAMES
 from latentrobust.errors import InputError
+from latentrobust.files import natural
 from latentrobust.transforms.random import permutation
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 Amount = int | float
 """Of groups: a number of them, or a share below 1."""
+
+MOST_CLASSES = 1 << 16
+"""Labels that are larger numbers are identifiers, not places in a list of classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,3 +173,27 @@ def numbered(names: Sequence[str], order: Sequence[str] | None = None) -> tuple[
     different = tuple(order if order is not None else dict.fromkeys(names))
     places = {name: place for place, name in enumerate(different)}
     return torch.tensor([places[name] for name in names], dtype=torch.int64), different
+
+
+def fixed_splits(of_group: Tensor, groups: Sequence[str], split: Sequence[str]) -> tuple[str, ...]:
+    """The split of each group.
+
+    Raises:
+        InputError: for other words, and for groups in two splits.
+    """
+    chosen: list[str | None] = [None] * len(groups)
+    for place, word in zip(of_group.tolist(), split, strict=True):
+        known = SPLIT_NAMES.get(word)
+        if known is None:
+            raise InputError(f"split must be train, validation or test, got {word!r}")
+        if chosen[place] not in (None, known):
+            raise InputError(
+                f"group {groups[place]} is in the splits {chosen[place]} and {known}: a group lies in one split"
+            )
+        chosen[place] = known
+    return tuple(word or "train" for word in chosen)
+
+
+def in_order(names: Sequence[str] | None) -> list[str] | None:
+    """The different names in natural order; None for None."""
+    return None if names is None else sorted(set(names), key=natural)
