@@ -14,7 +14,7 @@ from torch import Tensor
 from latentrobust.arguments import validated
 from latentrobust.data.arrays import read_array
 from latentrobust.data.images.base import to_uint8
-from latentrobust.data.pairs.layouts import PERTURBED
+from latentrobust.data.pairs.listing import PERTURBED
 from latentrobust.data.pairs.packing import cache_folder, packed_arrays
 from latentrobust.data.pairs.table import MOST_CLASSES, Pairs, fixed_splits, in_order, numbered
 from latentrobust.errors import InputError, one_line

@@ -10,6 +10,9 @@ from pathlib import Path
 from latentrobust.errors import InputError
 
 SHOWN = 1000
+PERTURBED = "perturbed"
+"""The kind of pairs whose kind nobody names."""
+
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
