@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from functools import partial
 from itertools import product
 
@@ -16,11 +17,16 @@ from torch import nn
 
 import latentrobust as lr
 from latentrobust.app import quoted_coverage
+from latentrobust.errors import RobustnessWarning
+from latentrobust.networks.classifiers import build as build_classifier
+from latentrobust.networks.cvae import build as build_cvae
+from latentrobust.perturbation_sets.cvae import CVAESet
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "architecture", "cluster", "commands", "concepts", "configuration", "dashboards", "gallery", "index", "own_pairs",
     "python", "reference", "reliability", "results", "runs", "sharing", "state",
 ))]  # fmt: skip
+FEW = ("evaluation.quality.settings.steps=5", "evaluation.quality.coverage.steps=5")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -122,7 +128,7 @@ def test_the_first_pages_code_runs(repository, tmp_path, monkeypatch):
             Image.fromarray(pixels).resize((40, 40)).save(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LATENTROBUST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lr, "learn", partial(lr.learn, epochs=2, progress=False), raising=False)
+    monkeypatch.setattr(lr, "learn", partial(lr.learn, epochs=2, progress=False, overrides=FEW), raising=False)
     (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
     torch.manual_seed(0)
     known = {"my_model": Small().eval(), "x": torch.rand(2, 1, 32, 32)}
@@ -132,3 +138,29 @@ def test_the_first_pages_code_runs(repository, tmp_path, monkeypatch):
     certificate = known["certificate"]
     assert certificate.radius.shape == (2,)
     assert ((certificate.prediction == -1) == (certificate.radius == 0)).all()
+
+
+def test_the_python_pages_code_runs(repository, tmp_path, monkeypatch):
+    """On a small set and model where the demo leaves its own, with fewer steps and draws."""
+    torch.manual_seed(0)
+    network = build_cvae("structured", image_shape=[1, 42, 42], latent=8, residual=0)
+    demo = tmp_path / "outputs" / "demo" / "latest"
+    CVAESet(network, "bernoulli", radius=3.0).save(demo / "perturbation_set")
+    model = build_classifier("mnist_classifier", image_shape=[1, 42, 42])
+    lr.save_model(model, demo / "models/adversarial/model", image_shape=(1, 42, 42), classes=10, data="digits")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "docs" / "python.md").read_text(), re.DOTALL)
+    code = "\n".join(blocks)
+    for long, short in (("steps=20", "steps=2"), ("steps=50", "steps=2"), ("n=1000", "n=100")):
+        assert long in code
+        code = code.replace(long, short)
+    known = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustnessWarning)  # so few steps are a weak attack
+        exec(code, known)
+    assert known["images"].shape == (5, 16, 1, 42, 42)
+    assert repr(known["perturbations"].ball).startswith("LatentBall(shape=(8,), norm='l2'")
+    assert known["found"].images.shape == (3, 16, 1, 42, 42)
+    assert known["certificate"].certified(2.0).shape == (16,)
+    assert "certified" in known["results"].to_markdown()
+    assert known["foggy"].shape == (16, 3, 32, 32)

@@ -1,6 +1,7 @@
 """Runs over seeds: what counts, what is grouped, and what the tables say."""
 
 import csv
+import gc
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.report import report
-from latentrobust.reporting import aggregate
+from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import compare
 from latentrobust.reporting.sweep import write_sweep_table
 
@@ -168,11 +169,12 @@ def test_other_test_examples_are_not_paired(tmp_path):
     assert (0, 1, "examples") not in kinds
 
 
-def test_methods_that_are_alike_are_seldom_called_different(tmp_path):
+def test_methods_that_are_alike_are_seldom_called_different(tmp_path, monkeypatch):
     """Holm keeps the chance of any such call, over all comparisons of a table, below 5 %."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels' Holm collects garbage, a quarter of a second each
     generator = np.random.default_rng(1)
     wrong = 0
-    for _ in range(40):
+    for _ in range(200):
         members = []
         for _ in range(4):
             values = generator.normal(0.7, 0.02, 5)
@@ -182,7 +184,7 @@ def test_methods_that_are_alike_are_seldom_called_different(tmp_path):
                  group])}) for place, group in enumerate(members)]  # fmt: skip
         summary = aggregate.Summary(["row"], {}, ["accuracy/clean"], rows, [], members)
         wrong += any(part.is_sure for part in compare(summary))
-    assert wrong <= 6  # of 40; the chance of more, at 5 % each, is below 1 in 200
+    assert wrong <= 19  # of 200; the chance of more, at 5 % each, is below 1 in 200
 
 
 def test_robust_columns_are_the_worst_over_attacks(tmp_path):
@@ -302,9 +304,9 @@ def test_numbers_order_rows_and_make_the_axis(tmp_path):
     summary = report(tmp_path, out=tmp_path / "elsewhere")
     assert [choices["data.train_size"] for choices, _ in summary.rows[:3]] == ["600", "2400", "50000"]
     assert (tmp_path / "elsewhere" / "accuracy_clean.png").is_file()
-    assert aggregate.axis_key(summary, None) == "data.train_size"
+    assert tables.axis_key(summary, None) == "data.train_size"
     with pytest.raises(InputError, match="--x experiment"):
-        aggregate.axis_key(summary, "experiment")
+        tables.axis_key(summary, "experiment")
 
 
 def test_latex_is_escaped(tmp_path):

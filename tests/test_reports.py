@@ -18,7 +18,7 @@ from latentrobust import RobustSettings, assess
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
-from latentrobust.reporting import aggregate
+from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _flattered
 from latentrobust.reporting.quality import _judged, _verdict
@@ -71,7 +71,7 @@ def test_robust_accuracies_of_pgd_alone_are_labelled(tmp_path):
         resolved = {"evaluation.robust.attacks.it._target_": f"latentrobust.robustness.attacks.{target}", "name": name}
         leave_run(tmp_path, name, {"robust/full": 0.5, "accuracy/clean": 0.9}, resolved=resolved)
     runs, _ = aggregate.find_runs(tmp_path)
-    text = aggregate.markdown(aggregate.summarise(runs, ["*"]))
+    text = tables.markdown(aggregate.summarise(runs, ["*"]))
     assert text.count("50.00 (PGD only)") == 1
     assert text.count("50.00") == 2
     assert "90.00 (PGD only)" not in text

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from latentrobust.app import is_bad_input
 from latentrobust.errors import InputError, one_line
-from latentrobust.reporting import aggregate
+from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import Comparison, compare
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.sweep_page import varies, write_sweep_page
@@ -51,20 +51,18 @@ def report(
         raise InputError(f"no folder {folder}")
     runs, left_out = aggregate.find_runs(folder)
     summary = aggregate.summarise(runs, metrics, left_out)
-    axis = aggregate.axis_key(summary, x)
+    axis = tables.axis_key(summary, x)
     place = Path(out) if out is not None else folder / "report"
     place.mkdir(parents=True, exist_ok=True)
-    write_csv(place / "report.csv", aggregate.columns(summary))
-    write_text(place / "report.md", aggregate.markdown(summary))
-    write_text(place / "report.tex", aggregate.latex(summary))
+    write_csv(place / "report.csv", tables.columns(summary))
+    write_text(place / "report.md", tables.markdown(summary))
+    write_text(place / "report.tex", tables.latex(summary))
     comparisons = compare(summary)
     columns = zip(*(vars(part).values() for part in comparisons), strict=True)
     names = [field.name for field in fields(Comparison)]
     write_csv(place / "comparisons.csv", dict(zip(names, map(list, columns), strict=False)))
     figures = (
-        {name: aggregate.figure(summary, axis, name) for name in summary.metrics if varies(summary, name)}
-        if axis
-        else {}
+        {name: tables.figure(summary, axis, name) for name in summary.metrics if varies(summary, name)} if axis else {}
     )
     for metric, picture in figures.items():
         write_figure(picture, place / f"{metric.replace('/', '_')}.png")
@@ -97,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"latentrobust report: {one_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    heads, rows = aggregate.cells(summary)
+    heads, rows = tables.cells(summary)
     table = Table(caption=" ".join(f"{key}={value}" for key, value in summary.constant.items()) or None)
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number < len(summary.keys) else "right", overflow="fold")

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from scipy import stats
 
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import natural
-from latentrobust.reporting.figures import plain
 from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text, own_places
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
@@ -220,7 +218,7 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
                 if "robust" in name.split("/") and group[0].only_pgd:
                     found[name] = replace(found[name], remark="PGD only")
         rows.append((({key: _value(group, key) or "" for key in differs}, found), group))
-    rows.sort(key=lambda row: [_natural(value) for value in row[0][0].values()])
+    rows.sort(key=lambda row: [natural_value(value) for value in row[0][0].values()])
     every = list(dict.fromkeys(key for run in runs for key in run.choices))
     constant = {
         key: value
@@ -276,7 +274,7 @@ def _telling(groups: Sequence[Sequence[Finished]]) -> list[str]:
     return keys
 
 
-def _natural(value: str) -> tuple[int, float, list[str | int]]:
+def natural_value(value: str) -> tuple[int, float, list[str | int]]:
     """Numbers first, by size, then names in natural order."""
     number = number_or_text(value)
     return (0, number, []) if isinstance(number, float) else (1, 0.0, natural(value))
@@ -286,91 +284,3 @@ def is_share(metric: str) -> bool:
     """Whether a metric is a share of examples, to be shown in percent."""
     parts = metric.split("/")
     return any(part in SHARES for part in parts) and parts[-1] not in COUNTS
-
-
-def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]]]:
-    """Column names, and a row of texts a group."""
-    heads = [*summary.keys, *(f"{name} %" if is_share(name) else name for name in summary.metrics), "runs"]
-    table = []
-    for choices, found in summary.rows:
-        values = [found[name].text(is_share(name), sign) if name in found else "" for name in summary.metrics]
-        runs = max((interval.count + interval.nulls for interval in found.values()), default=0)
-        table.append([*(choices[key] for key in summary.keys), *values, str(runs)])
-    return heads, table
-
-
-def markdown(summary: Summary) -> str:
-    """A table for a README."""
-    heads, table = cells(summary)
-    lines = [heads, ["---"] * len(heads), *table]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def latex(summary: Summary) -> str:
-    """A ``tabular`` with booktabs rules."""
-    heads, table = cells(summary, r"$\pm$")
-    columns = "l" * len(summary.keys) + "r" * (len(heads) - len(summary.keys))
-    rows = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in table]
-    head = " & ".join(_escaped(name) for name in heads) + r" \\"
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", ""])
-
-
-def _escaped(text: str) -> str:
-    kept = text.replace(r"$\pm$", "\0").replace("\\", r"\textbackslash ")
-    for character in "_%&#{}$":
-        kept = kept.replace(character, "\\" + character)
-    kept = kept.replace("^", r"\textasciicircum ").replace("~", r"\textasciitilde ")
-    return kept.replace("\0", r"$\pm$")
-
-
-def columns(summary: Summary) -> dict[str, list[Any]]:
-    """The same as numbers: mean, half width and count a metric, a row a group."""
-    table: dict[str, list[Any]] = {key: [choices[key] for choices, _ in summary.rows] for key in summary.keys}
-    for name in summary.metrics:
-        for part in ("mean", "half", "count"):
-            head = {"mean": name, "half": f"{name}/interval95", "count": f"{name}/runs"}[part]
-            table[head] = [getattr(found[name], part) if name in found else "" for _, found in summary.rows]
-    return table
-
-
-def axis_key(summary: Summary, wanted: str | None) -> str | None:
-    """What to put on the horizontal axis: as asked, or the one key whose values are all numbers.
-
-    Raises:
-        InputError: for a key in which the runs do not differ, or whose values are no numbers.
-    """
-    numeric = [key for key in summary.keys if all(_natural(choices[key])[0] == 0 for choices, _ in summary.rows)]
-    if wanted is None:
-        return numeric[0] if len(numeric) == 1 else None
-    if wanted not in numeric:
-        raise InputError(
-            f"--x {wanted}: the runs do not differ in it, or not by numbers; there are {', '.join(numeric)}"
-        )
-    return wanted
-
-
-def figure(summary: Summary, x: str, metric: str) -> Figure:
-    """A metric against ``x``, a line a group, with 95 % intervals; the axis is logarithmic where it spans a decade."""
-    lines: dict[str, list[tuple[float, Interval]]] = {}
-    for choices, found in summary.rows:
-        if metric in found and found[metric].count:
-            name = ", ".join(value for key, value in choices.items() if key != x) or metric
-            lines.setdefault(name, []).append((float(choices[x]), found[metric]))
-    picture = Figure(figsize=(6, 3.6), layout="constrained")
-    axis = picture.subplots()
-    factor = 100 if is_share(metric) else 1
-    for name, points in lines.items():
-        places, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-        halves = [0 if math.isnan(i.half) else factor * i.half for i in intervals]
-        axis.errorbar(
-            places, [factor * i.mean for i in intervals], halves, marker="o", markersize=3, capsize=2, label=name
-        )
-    every = [place for points in lines.values() for place, _ in points]
-    if min(every) > 0 and max(every) >= 10 * min(every):
-        axis.set_xscale("log")
-    axis.set_xlabel(x)
-    axis.set_ylabel(f"{metric} (%)" if factor == 100 else metric)
-    axis.set_title("Mean and 95 % interval over seeds", fontsize=10)
-    axis.legend(frameon=False, fontsize=8)
-    return plain(picture, axis)

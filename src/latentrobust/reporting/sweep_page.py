@@ -19,9 +19,10 @@ from PIL import Image
 
 import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
-from latentrobust.reporting.aggregate import Summary, cells, is_share
+from latentrobust.reporting.aggregate import Summary, is_share
 from latentrobust.reporting.comparison import Comparison
 from latentrobust.reporting.figures import plain
+from latentrobust.reporting.tables import cells
 from latentrobust.reporting.training import PANELS, read_curves
 from latentrobust.run_folder import DONE, number_or_text, write_text
 

@@ -84,7 +84,7 @@ class ImageCertificates:
 
 @dataclass(frozen=True)
 class PixelCertificates:
-    """One class a pixel: shares of the pixels that count, with two statements.
+    """One class per pixel: shares of the pixels that count, with two statements.
 
     ``certified`` holds for each pixel with probability 1 − α. ``certified_image``, for a fixed number of draws, holds
     with 1 − α for all pixels of an image at once (`Certificate.certified_together`), radius by radius.

@@ -266,7 +266,7 @@ class Search:
         return False
 
     def _write_tables(self) -> None:
-        """``search.csv``, a row a trial; and the table over the jobs' folders."""
+        """``search.csv``, a row per trial; and the table over the jobs' folders."""
         trials = self._trials()
         columns: dict[str, list[Any]] = {
             "trial": [trial.number for trial in trials],

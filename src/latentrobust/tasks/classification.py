@@ -1,4 +1,4 @@
-"""Train a classifier on perturbed images; one class a pixel in `segmentation`."""
+"""Train a classifier on perturbed images; one class per pixel in `segmentation`."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ClassificationTask(Scheduled):
     def _check_labels(self, data: PairData) -> None:
         """Refuse data with another kind of labels."""
         if data.per_pixel:
-            raise InputError(f"data {data.name} has a class a pixel: choose task=segmentation and model=unet")
+            raise InputError(f"data {data.name} has a class per pixel: choose task=segmentation and model=unet")
 
     def on_fit_start(self) -> None:
         """Take the set along to the training device."""

@@ -16,7 +16,7 @@ from latentrobust.tasks.classification import ClassificationTask
 
 
 class SegmentationTask(ClassificationTask):
-    """`ClassificationTask` for a class a pixel: accuracies are shares of the pixels that count.
+    """`ClassificationTask` for a class per pixel: accuracies are shares of the pixels that count.
 
     Validation also logs ``val/miou/perturbed``, the mean intersection over union on the perturbed images. Images and
     maps change together in the data (``data.joint``), so ``augmentation`` must have nothing in it.
@@ -47,7 +47,7 @@ class SegmentationTask(ClassificationTask):
     def _check_labels(self, data: PairData) -> None:
         if not data.per_pixel:
             has = "no maps of classes" if data.has_pairs else "one label an image"
-            raise InputError(f"data {data.name} has {has}: task=segmentation needs a class a pixel")
+            raise InputError(f"data {data.name} has {has}: task=segmentation needs a class per pixel")
 
     def _count_perturbed(self, logits: Tensor, y: Tensor) -> None:
         super()._count_perturbed(logits, y)

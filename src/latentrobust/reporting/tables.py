@@ -1,0 +1,100 @@
+"""Aggregated runs as Markdown, LaTeX, numbers, and a figure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from latentrobust.errors import InputError
+from latentrobust.reporting.aggregate import Interval, Summary, is_share, natural_value
+from latentrobust.reporting.figures import plain
+
+
+def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]]]:
+    """Column names, and a row of texts a group."""
+    heads = [*summary.keys, *(f"{name} %" if is_share(name) else name for name in summary.metrics), "runs"]
+    table = []
+    for choices, found in summary.rows:
+        values = [found[name].text(is_share(name), sign) if name in found else "" for name in summary.metrics]
+        runs = max((interval.count + interval.nulls for interval in found.values()), default=0)
+        table.append([*(choices[key] for key in summary.keys), *values, str(runs)])
+    return heads, table
+
+
+def markdown(summary: Summary) -> str:
+    """A table for a README."""
+    heads, table = cells(summary)
+    lines = [heads, ["---"] * len(heads), *table]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def latex(summary: Summary) -> str:
+    """A ``tabular`` with booktabs rules."""
+    heads, table = cells(summary, r"$\pm$")
+    columns = "l" * len(summary.keys) + "r" * (len(heads) - len(summary.keys))
+    rows = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in table]
+    head = " & ".join(_escaped(name) for name in heads) + r" \\"
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", ""])
+
+
+def _escaped(text: str) -> str:
+    kept = text.replace(r"$\pm$", "\0").replace("\\", r"\textbackslash ")
+    for character in "_%&#{}$":
+        kept = kept.replace(character, "\\" + character)
+    kept = kept.replace("^", r"\textasciicircum ").replace("~", r"\textasciitilde ")
+    return kept.replace("\0", r"$\pm$")
+
+
+def columns(summary: Summary) -> dict[str, list[Any]]:
+    """The same as numbers: mean, half width and count a metric, a row a group."""
+    table: dict[str, list[Any]] = {key: [choices[key] for choices, _ in summary.rows] for key in summary.keys}
+    for name in summary.metrics:
+        for part in ("mean", "half", "count"):
+            head = {"mean": name, "half": f"{name}/interval95", "count": f"{name}/runs"}[part]
+            table[head] = [getattr(found[name], part) if name in found else "" for _, found in summary.rows]
+    return table
+
+
+def axis_key(summary: Summary, wanted: str | None) -> str | None:
+    """What to put on the horizontal axis: as asked, or the one key whose values are all numbers.
+
+    Raises:
+        InputError: for a key in which the runs do not differ, or whose values are no numbers.
+    """
+    numeric = [key for key in summary.keys if all(natural_value(choices[key])[0] == 0 for choices, _ in summary.rows)]
+    if wanted is None:
+        return numeric[0] if len(numeric) == 1 else None
+    if wanted not in numeric:
+        raise InputError(
+            f"--x {wanted}: the runs do not differ in it, or not by numbers; there are {', '.join(numeric)}"
+        )
+    return wanted
+
+
+def figure(summary: Summary, x: str, metric: str) -> Figure:
+    """A metric against ``x``, a line a group, with 95 % intervals; the axis is logarithmic where it spans a decade."""
+    lines: dict[str, list[tuple[float, Interval]]] = {}
+    for choices, found in summary.rows:
+        if metric in found and found[metric].count:
+            name = ", ".join(value for key, value in choices.items() if key != x) or metric
+            lines.setdefault(name, []).append((float(choices[x]), found[metric]))
+    picture = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = picture.subplots()
+    factor = 100 if is_share(metric) else 1
+    for name, points in lines.items():
+        places, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        halves = [0 if math.isnan(i.half) else factor * i.half for i in intervals]
+        axis.errorbar(
+            places, [factor * i.mean for i in intervals], halves, marker="o", markersize=3, capsize=2, label=name
+        )
+    every = [place for points in lines.values() for place, _ in points]
+    if min(every) > 0 and max(every) >= 10 * min(every):
+        axis.set_xscale("log")
+    axis.set_xlabel(x)
+    axis.set_ylabel(f"{metric} (%)" if factor == 100 else metric)
+    axis.set_title("Mean and 95 % interval over seeds", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    return plain(picture, axis)
