@@ -1,4 +1,6 @@
 import json
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +8,11 @@ import torch
 from latentrobust.benchmark import attack, certify, main, measuring
 from latentrobust.benchmark import flows as benchmark_flow
 from latentrobust.benchmark import unets as benchmark_unets
+from latentrobust.benchmark.measuring import Conditions
 from latentrobust.networks import cvae
 
+HERE = Conditions(torch.device("cpu"), 0.1)
+ONE_NETWORK = (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
 SMALL = (("narrow", {"name": "wide_resnet", "depth": 10, "width": 1}, {"cpu": 8}),)
 
 
@@ -19,18 +24,25 @@ def test_data_benchmark_prints_and_writes_both_rates(tmp_path, capsys):
     assert row["samples_per_second"] > row["plain_samples_per_second"] > 0
     assert row["ratio"] == pytest.approx(row["samples_per_second"] / row["plain_samples_per_second"], rel=0.01)
     assert set(row) >= {"dtype", "device", "peak_memory_mb"}
-    assert "data" in capsys.readouterr().out
+    assert "  data\n" in capsys.readouterr().out
 
 
 def test_attack_and_certify_measure_what_they_say(monkeypatch):
     for module in ("attacks", "certification"):
         monkeypatch.setattr(f"latentrobust.benchmark.{module}.CLASSIFIERS", SMALL)
-    cpu = torch.device("cpu")
-    rows = {row["loop"]: row for row in [*attack(cpu, 0.1), *certify(cpu, 0.1)]}
+    rows = {row["loop"]: row for row in [*attack(HERE), *certify(HERE)]}
     assert set(rows) == {"attack/narrow", "training_step/narrow", "certify/narrow", "certify_adaptive", "pixel_bounds"}
     for row in rows.values():
         assert row["samples_per_second"] > 0
         assert row["plain_samples_per_second"] > 0
+    for loop in ("attack/narrow", "training_step/narrow", "certify/narrow"):
+        row = rows[loop]
+        assert row["share_of_floor"] == pytest.approx(
+            row["samples_per_second"] / row["floor_samples_per_second"], rel=0.01
+        )
+        assert row["share_of_peak"] == pytest.approx(
+            row["samples_per_second"] * row["gflop_per_sample"] / row["peak_gflops"], rel=0.05, abs=0.001
+        )
     assert rows["pixel_bounds"]["ratio"] > 50
     assert rows["certify_adaptive"]["draws_ratio"] > 4
     gaps = [value for name, value in rows["certify_adaptive"].items() if name.startswith("gap_at")]
@@ -50,8 +62,64 @@ def test_training_steps_of_cvaes_are_measured(monkeypatch, capsys):
 
 def test_both_sides_are_measured_in_turns():
     order = []
-    measuring.in_turns(lambda: order.append("a") or 1, lambda: order.append("b") or 1, 0.0, least=3)
-    assert "".join(order) == "abababab"
+    runs = [lambda letter=letter: order.append(letter) or 1 for letter in "abc"]
+    assert len(measuring.in_turns(0.0, *runs, least=3)) == 3
+    assert "".join(order) == "abc" * 4
+
+
+def test_operations_are_those_of_the_layers():
+    """A linear layer of 5 to 3 takes 2·5·3 operations a sample forwards, as many for its weights' gradient."""
+    layer = torch.nn.Linear(5, 3)
+
+    def step():
+        layer(torch.ones(7, 5)).sum().backward()
+        return 7
+
+    found = measuring.compared(HERE, "linear", [7, 5], step, step, step)
+    assert found["gflop_per_sample"] * 1e9 == pytest.approx(2 * 2 * 15)
+    assert 0.3 < found["share_of_floor"] < 3
+
+
+def test_large_networks_take_smaller_batches_for_the_seconds_that_are_given():
+    asked = []
+
+    def step(count):
+        asked.append(count)
+        return lambda: time.sleep(0.01) or count
+
+    assert 2 <= measuring.Conditions(HERE.device, 0.4).size({"cpu": 64}, step, runs=10) <= 4
+    assert measuring.Conditions(HERE.device, 60.0).size({"cpu": 64}, step, runs=10) == 64
+    assert measuring.Conditions(HERE.device, 0.001).size({"cpu": 64}, step, runs=10) == 1
+    assert asked == [1, 1, 1]
+    assert measuring.Conditions(HERE.device, 0.4, batch=5).size({"cpu": 64}, step, runs=10) == 5
+    assert len(asked) == 3
+
+
+def test_bfloat16_is_asked_of_the_machine(monkeypatch, capsys):
+    for able, offered in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert (measuring.bfloat16_is_slow(HERE.device) is None) is offered
+    with pytest.raises(SystemExit) as stopped:
+        main(["attack", "--precision", "bf16"])
+    assert stopped.value.code == 2
+    assert "neither AVX512-BF16 nor AMX" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "latentrobust.benchmark.cvaes.NETWORKS", (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
+    )
+    main(["cvae", "--precision", "bf16", "--force", "--seconds", "0"])
+    assert "cvae/mnist_fc" in capsys.readouterr().out
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch, capsys):
+    def broken(_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(
+        "latentrobust.benchmark.cvaes.NETWORKS", (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
+    )
+    main(["cvae", "--compile", "--seconds", "0"])
+    assert capsys.readouterr().out.count("nothing is compiled") == 1
 
 
 def test_unknown_loops_are_named(capsys):
@@ -59,6 +127,14 @@ def test_unknown_loops_are_named(capsys):
         main(["nonsense"])
     assert stopped.value.code == 2
     assert "nonsense" in capsys.readouterr().err
+    for arguments, reason in (
+        (["data", "--batch", "0"], "--batch"),
+        (["data", "--json", "no/such/folder.json"], "no/such"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_the_plain_flow_computes_the_same():
@@ -79,7 +155,7 @@ def test_the_flow_loops_run(monkeypatch):
     monkeypatch.setattr(benchmark_flow, "SIZE", {"image_shape": [3, 32, 32], "levels": 1, "steps": 1, "hidden": 4})
     monkeypatch.setattr(benchmark_flow, "BATCH", {"cpu": 2})
     monkeypatch.setattr(benchmark_flow, "step_memory", memory_here)
-    rows = benchmark_flow.flow(torch.device("cpu"), 0.0)
+    rows = benchmark_flow.flow(replace(HERE, seconds=0.0))
     assert [row["loop"] for row in rows[:4]] == [f"flow/{name}" for name in benchmark_flow.LOOPS]
     assert all(row["samples_per_second"] > 0 for row in rows)
     assert rows[-1]["kept_memory_mb"] >= 0
@@ -95,7 +171,7 @@ def test_the_unet_loops_run_and_the_plain_decoder_computes_the_same(monkeypatch,
     monkeypatch.setattr(benchmark_unets, "SIZE", small)
     monkeypatch.setattr(benchmark_unets, "MODEL", {"channels": [4, 4], "classes": 36})
     monkeypatch.setattr(benchmark_unets, "step_memory", memory_here)
-    rows = benchmark_unets.unet(torch.device("cpu"), 0.1)
+    rows = benchmark_unets.unet(HERE)
     assert [row["loop"] for row in rows] == ["unet/smoothed_segmentation (pixels)", "unet/training_step"]
     assert all(row["samples_per_second"] > 0 and row["plain_samples_per_second"] > 0 for row in rows)
     assert "would take" in capsys.readouterr().out

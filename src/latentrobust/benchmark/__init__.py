@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from latentrobust.benchmark.certification import certify
 from latentrobust.benchmark.corruptions import corruptions
 from latentrobust.benchmark.cvaes import training
 from latentrobust.benchmark.flows import flow
-from latentrobust.benchmark.measuring import Row
+from latentrobust.benchmark.measuring import Conditions, Row, bfloat16_is_slow, compiles
 from latentrobust.benchmark.pairs import data
 from latentrobust.benchmark.unets import unet
 
@@ -30,6 +30,7 @@ LOOPS: dict[str, Callable[..., list[Row]]] = {
     "flow": flow,
     "unet": unet,
 }
+WITHOUT_MODELS = ("data", "corruptions")  # nothing in them has a precision to choose
 
 
 def _number(value: float) -> str:
@@ -44,30 +45,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each loop, about")
-    parser.add_argument("--bf16", action="store_true", help="our side of the models' loops under bfloat16 autocast")
-    parser.add_argument("--batch", type=int, help="images at once in the flow's loops; 16 on a CPU, 64 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="our decoder of the flow through torch.compile")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="for each row, about; large networks take smaller batches for it"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16"), default="float32",
+        help="of our side of the models' loops; bf16 is autocast, and refused where it would be slower",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="take --precision bf16 all the same")
+    parser.add_argument("--batch", type=int, help="images at once, instead of what fits into --seconds")
+    parser.add_argument("--compile", action="store_true", help="our networks through torch.compile, where a loop can")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.loops if name not in LOOPS]:
         parser.error(f"unknown loop {', '.join(unknown)}; there are {', '.join(LOOPS)}")
+    if chosen.batch is not None and chosen.batch < 1:
+        parser.error(f"--batch must be at least 1, got {chosen.batch}")
     if chosen.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch sees no GPU here")
+    if chosen.json is not None and not chosen.json.absolute().parent.is_dir():
+        parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
+    device, bf16 = torch.device(chosen.device), chosen.precision == "bf16"
+    if bf16 and not chosen.force and (reason := bfloat16_is_slow(device)):
+        parser.error(f"--precision bf16: {reason}; --force measures it all the same")
+    compiled = chosen.compile and compiles(device)
+    if chosen.compile and not compiled:
+        print("torch.compile does not work here (on a CPU it needs a C++ compiler): nothing is compiled", flush=True)
+    on = Conditions(device, chosen.seconds, bf16, compiled, chosen.batch)
     rows = []
     for name in chosen.loops or LOOPS:
-        options: dict[str, Any] = {"bf16": True} if chosen.bf16 and name not in ("data", "corruptions") else {}
-        options |= {"compiled": chosen.compile, "batch": chosen.batch} if name == "flow" else {}
         print(f"measuring {name}", flush=True)
-        rows += LOOPS[name](torch.device(chosen.device), chosen.seconds, **options)
-    table = Table("loop", "shape", "samples/s", "plain loop", "ratio", "peak MB", caption=f"on {rows[0]['device']}")
-    for row in rows:
-        shape, ours, plain = (
-            "×".join(map(str, row["shape"])),
-            row["samples_per_second"],
-            row["plain_samples_per_second"],
-        )
-        cells = (row["loop"], shape, _number(ours), _number(plain), str(row["ratio"]))
-        table.add_row(*cells, str(row["peak_memory_mb"]))
-    Console().print(table)
+        rows += LOOPS[name](replace(on, bf16=False) if name in WITHOUT_MODELS else on)
+    Console().print(_table(rows))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    peak = next((row for row in rows if "peak_gflops" in row), None)
+    caption = f"on {rows[0]['device']}"
+    if peak is not None:
+        caption += (
+            f"; matrix products {peak['peak_gflops']:,.0f} GFLOP/s, copies {peak['copied_gb_per_second']:,.0f} GB/s."
+            " floor: what cannot be left out, as a rule the networks alone"
+        )
+    table = Table("loop", "shape", "samples/s", "plain", "ratio", "of floor", "of peak", "MB", caption=caption)
+    for row in rows:
+        shape = "×".join(map(str, row["shape"]))
+        shares = (f"{row[name]:.0%}" if name in row else "" for name in ("share_of_floor", "share_of_peak"))
+        rates = (_number(row[name]) for name in ("samples_per_second", "plain_samples_per_second"))
+        table.add_row(row["loop"], shape, *rates, str(row["ratio"]), *shares, f"{row['peak_memory_mb']:,.0f}")
+    return table

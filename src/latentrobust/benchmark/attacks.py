@@ -2,94 +2,126 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.batch import Batch
-from latentrobust.benchmark.measuring import (
-    CLASSIFIERS,
-    RADIUS,
-    Row,
-    channels_last,
-    cifar,
-    done,
-    in_turns,
-    precision,
-    row,
-)
-from latentrobust.perturbation_sets import CVAESet
+from latentrobust.benchmark.measuring import CLASSIFIERS, RADIUS, Conditions, Row, channels_last, cifar, compared, done
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.training import Adversarial, Setting
 
 STEPS, RELATIVE_STEP = 7, 0.2
+RUNS = 3 * (1 + 2 + 1)  # a warm-up and two turns, of ours, of the plain loop at about twice that, and of the floor
 
 
-def attack(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
+def attack(on: Conditions) -> list[Row]:
     """The inner maximisation alone, and the whole adversarial training step, for each classifier."""
     rows = []
-    for name, arguments, batches in CLASSIFIERS:
-        batch = batches[device.type]
-        x, y = torch.rand(batch, 3, 32, 32, device=device), torch.randint(0, 10, (batch,), device=device)
-        ours = _Ours(*cifar(arguments, device), x, y, bf16)
-        plain = _Plain(*cifar(arguments, device), x, y)
+    for name, arguments, usual in CLASSIFIERS:
         for loop in ("attack", "training_step"):
-            rates = in_turns(getattr(ours, loop), getattr(plain, loop), seconds)
-            rows.append(row(f"{loop}/{name}", [batch, 3, 32, 32], device, rates, bf16))
+            batch = on.size(usual, lambda count: getattr(_Ours(on, arguments, count), loop), RUNS)  # noqa: B023
+            ours, plain, floor = (kind(on, arguments, batch) for kind in (_Ours, _Plain, _Floor))
+            steps = [getattr(of, loop) for of in (ours, plain, floor)]
+            rows.append(compared(on, f"{loop}/{name}", [batch, 3, 32, 32], *steps))
     return rows
 
 
-class _Ours:
-    def __init__(self, model: nn.Module, perturbations: CVAESet, x: Tensor, y: Tensor, bf16: bool) -> None:
-        perturbations.requires_grad_(False)
-        channels_last(model, perturbations)
-        batch = Batch.of(x, y)
-        self.setting = Setting(model, perturbations, batch, batch.index, Standard().attack_loss)
+class _Step:
+    def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
+        self.on = on
+        self.model, self.set = cifar(arguments, on.device)
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.rand(batch, 3, 32, 32, generator=generator).to(on.device)
+        self.y = torch.randint(0, 10, (batch,), generator=generator).to(on.device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)  # weights stay, so that every step is alike
+
+
+class _Ours(_Step):
+    def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
+        super().__init__(on, arguments, batch)
+        self.set.requires_grad_(False)
+        channels_last(self.model, self.set)
+        model = on.optimized(self.model)
+        whole = Batch.of(self.x, self.y)
+        self.setting = Setting(model, self.set, whole, whole.index, Standard().attack_loss)
         self.adversary = Adversarial(steps=STEPS, relative_step=RELATIVE_STEP)
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # the weights stay, so that every step is alike
-        self.bf16 = bf16
 
     def attack(self) -> int:
-        x = self.setting.batch.x
-        with precision(x.device, self.bf16):
+        with self.on.autocast():
             self.adversary(self.setting)
-        return done(x.device, len(x))
+        return done(self.on.device, len(self.x))
 
     def training_step(self) -> int:
-        model, batch = self.setting.model, self.setting.batch
-        model.train()
-        with precision(batch.x.device, self.bf16):
+        self.model.train()
+        with self.on.autocast():
             images = self.adversary(self.setting).images
-            loss = cross_entropy(model(images).float(), batch.labels).mean()
+            loss = cross_entropy(self.setting.model(images).float(), self.y).mean()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return done(images.device, len(images))
+        return done(self.on.device, len(images))
 
 
-class _Plain:
+class _Floor(_Step):
+    """Classifier and decoder alone, laid out as ours: the gradients in the offsets, and one in the weights."""
+
+    def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
+        super().__init__(on, arguments, batch)
+        self.set.requires_grad_(False)
+        channels_last(self.model, self.set)
+        self.fast = on.optimized(self.model)
+        self.offsets = torch.zeros(batch, *self.set.network.latent_shape, device=on.device)
+
+    def attack(self) -> int:
+        self._images()
+        return done(self.on.device, len(self.x))
+
+    def training_step(self) -> int:
+        images = self._images()
+        self.model.train()
+        with self.on.autocast():
+            loss = self.fast(images).float().sum()
+        loss.backward()
+        self.optimizer.zero_grad()
+        return done(self.on.device, len(images))
+
+    def _images(self) -> Tensor:
+        self.model.eval()
+        self.model.requires_grad_(False)
+        with self.on.autocast():
+            s = self.set.at(self.x)
+            for _ in range(STEPS):
+                u = self.offsets.detach().requires_grad_()
+                torch.autograd.grad(self.fast(s.decode(u)).float().sum(), u)
+            with torch.no_grad():
+                images = s.decode(self.offsets)
+        self.model.requires_grad_(True)
+        return images.float()
+
+
+class _Plain(_Step):
     """As published: gradients of all weights in every step, the prior again in every step, training mode throughout."""
-
-    def __init__(self, model: nn.Module, perturbations: CVAESet, x: Tensor, y: Tensor) -> None:
-        self.model, self.network, self.x, self.y = model, perturbations.network, x, y
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def attack(self) -> int:
         self._search()
-        return done(self.x.device, len(self.x))
+        return done(self.on.device, len(self.x))
 
     def training_step(self) -> int:
         images = self._search()
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(images), self.y).backward()
         self.optimizer.step()
-        return done(images.device, len(images))
+        return done(self.on.device, len(images))
 
     def _search(self) -> Tensor:
         self.model.train()
+        network = self.set.network
         x, length = self.x, RADIUS * RELATIVE_STEP
-        u = torch.randn(len(x), *self.network.latent_shape, device=x.device)
+        u = torch.randn(len(x), *network.latent_shape, device=x.device)
         u = u / u.norm(dim=1, keepdim=True) * RADIUS * torch.rand(len(x), 1, device=x.device)
         for _ in range(STEPS):
             u.requires_grad_()
@@ -103,5 +135,6 @@ class _Plain:
             return self._decode(u)
 
     def _decode(self, u: Tensor) -> Tensor:
-        prior = self.network.encode_prior(self.x)
-        return self.network.generate(self.x, u * prior.std + prior.mean)
+        network = self.set.network
+        prior = network.encode_prior(self.x)
+        return network.generate(self.x, u * prior.std + prior.mean)

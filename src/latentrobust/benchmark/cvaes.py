@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.batch import Batch
-from latentrobust.benchmark.measuring import Row, done, in_turns, precision, row
+from latentrobust.benchmark.measuring import Conditions, Row, channels_last, compared, done
 from latentrobust.learners.cvae import CVAELearner
 from latentrobust.networks import cvae
 from latentrobust.networks.cvae import CVAE
@@ -29,15 +29,14 @@ NETWORKS: tuple[tuple[str, dict[str, Any], str, dict[str, int]], ...] = (
 BETA = 0.01
 
 
-def training(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
-    """One row per network."""
+def training(on: Conditions) -> list[Row]:
+    """One row per network; the floor is its passes forward and backward alone."""
     rows = []
-    for name, arguments, likelihood, batches in NETWORKS:
-        batch = batches[device.type]
-        steps = [kind(name, arguments, likelihood, device, batch, bf16) for kind in (_Ours, _Plain)]
-        rates = in_turns(steps[0].step, steps[1].step, seconds)
-        shape = [batch, *steps[0].network.image_shape]
-        rows.append(row(f"cvae/{name}", shape, device, rates, bf16))
+    for name, arguments, likelihood, usual in NETWORKS:
+        batch = on.batch or usual[on.device.type]
+        ours, plain, floor = (kind(name, arguments, likelihood, on, batch) for kind in (_Ours, _Plain, _Floor))
+        shape = [batch, *ours.network.image_shape]
+        rows.append(compared(on, f"cvae/{name}", shape, ours.step, plain.step, floor.step))
     return rows
 
 
@@ -46,14 +45,12 @@ def _constant(value: float) -> PiecewiseLinear:
 
 
 class _Step(ABC):
-    def __init__(
-        self, name: str, arguments: dict[str, Any], likelihood: str, device: torch.device, batch: int, bf16: bool
-    ) -> None:
+    def __init__(self, name: str, arguments: dict[str, Any], likelihood: str, on: Conditions, batch: int) -> None:
         torch.manual_seed(0)
-        self.network = cvae.build(name, **arguments).to(device)
-        self.likelihood, self.bf16 = likelihood, bf16
+        self.network = cvae.build(name, **arguments).to(on.device)
+        self.likelihood, self.on = likelihood, on
         shape = (batch, *self.network.image_shape)
-        self.x, self.x_tilde = torch.rand(shape, device=device), torch.rand(shape, device=device)
+        self.x, self.x_tilde = torch.rand(shape, device=on.device), torch.rand(shape, device=on.device)
         self.prepare()
 
     @abstractmethod
@@ -75,12 +72,27 @@ class _Ours(_Step):
         self.batch = Batch.of(self.x, torch.zeros(len(self.x), dtype=torch.int64, device=self.x.device), self.x_tilde)
 
     def step(self) -> int:
-        with precision(self.x.device, self.bf16):
+        with self.on.autocast():
             reconstruction, kl, _, _ = self.learner.losses(self.batch)
         (reconstruction + BETA * kl).sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return done(self.x.device, len(self.x))
+        return done(self.on.device, len(self.x))
+
+
+class _Floor(_Step):
+    def prepare(self) -> None:
+        channels_last(self.network)
+
+    def step(self) -> int:
+        with self.on.autocast():
+            prior, posterior = self.network.encode_prior(self.x), self.network.encode_posterior(self.x, self.x_tilde)
+            decoded = self.network.generate(self.x, posterior.mean)
+            loss = sum(part.float().sum() for part in (*prior, *posterior, decoded))
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        self.network.zero_grad()
+        return done(self.on.device, len(self.x))
 
 
 class _Plain(_Step):

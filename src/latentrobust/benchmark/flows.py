@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.batch import Batch
-from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row, step_memory
+from latentrobust.benchmark.measuring import Conditions, Row, channels_last, compared, done, step_memory
 from latentrobust.networks import classifiers, flows
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.glow import Glow, Level, Step
@@ -26,20 +27,19 @@ BATCH = {"cpu": 16, "cuda": 64}
 LOOPS = ("encode", "decode", "training_step", "adversarial_la_step")
 
 
-def flow(
-    device: torch.device, seconds: float, bf16: bool = False, compiled: bool = False, batch: int | None = None
-) -> list[Row]:
+RUNS = 3 * (1 + 1.2)  # a warm-up and two turns, of ours and of the plain loop
+
+
+def flow(on: Conditions) -> list[Row]:
     """All loops, then the memory of a training step that keeps its activations, and of one that recomputes them."""
-    batch = batch or BATCH[device.type]
-    ours, plain = _Ours(device, batch, bf16, compiled), _Plain(device, batch)
-    rows = []
-    for loop in LOOPS:
-        rates = in_turns(getattr(ours, loop), getattr(plain, loop), seconds)
-        rows.append(row(f"flow/{loop}", [batch, 3, 32, 32], device, rates, bf16))
-    kept, recomputed = (step_memory(_Training, device, batch, recompute).above_start for recompute in (False, True))
+    batch = on.size(BATCH, lambda count: _Ours(on, count).adversarial_la_step, RUNS)
+    ours, plain = _Ours(on, batch), _Plain(on, batch)
+    shape = [batch, 3, 32, 32]
+    rows = [compared(on, f"flow/{loop}", shape, getattr(ours, loop), getattr(plain, loop)) for loop in LOOPS]
+    kept, recomputed = (step_memory(_Training, on.device, batch, again).above_start for again in (False, True))
     del ours, plain
-    rates = in_turns(_Training(device, batch, True).step, _Training(device, batch, False).step, seconds)
-    last = row("flow/training_step recomputed, beside kept", [batch, 3, 32, 32], device, rates)
+    steps = [_Training(on.device, batch, again).step for again in (True, False)]
+    last = compared(replace(on, bf16=False), "flow/training_step recomputed, beside kept", shape, *steps, counted=False)
     print(f"training step of {batch}: {kept:.0f} MiB with activations kept, {recomputed:.0f} MiB with recompute")
     return [*rows, {**last, "peak_memory_mb": round(recomputed, 1), "kept_memory_mb": round(kept, 1)}]
 
@@ -58,8 +58,8 @@ def glow(device: torch.device, size: dict[str, Any] | None = None) -> Glow:
 
 
 class _Loops:
-    def __init__(self, device: torch.device, batch: int) -> None:
-        self.device = device
+    def __init__(self, on: Conditions, batch: int) -> None:
+        self.on, device = on, on.device
         self.network = glow(device)
         self.model = classifiers.build("resnet18").to(device)
         generator = torch.Generator().manual_seed(1)
@@ -74,17 +74,16 @@ class _Loops:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return done(self.device, len(self.x))
+        return done(self.on.device, len(self.x))
 
 
 class _Ours(_Loops):
-    def __init__(self, device: torch.device, batch: int, bf16: bool, compiled: bool) -> None:
-        super().__init__(device, batch)
-        self.bf16 = bf16
+    def __init__(self, on: Conditions, batch: int) -> None:
+        super().__init__(on, batch)
         channels_last(self.network, self.model)
         self.adversary = Adversarial(radius=RADIUS, steps=STEPS, relative_step=RELATIVE_STEP, norm="l2")
         self.set = FlowSet(self.network, "l2", RADIUS)
-        if compiled:
+        if on.compiled:
             with self._frozen(), torch.no_grad():
                 self.network.decode(self.network.encode(self.x)[0])  # what is kept while frozen is there now
             self.network.decode = torch.compile(self.network.decode)  # type: ignore[method-assign]
@@ -94,7 +93,7 @@ class _Ours(_Loops):
         """As everywhere outside the flow's own training."""
         self.network.requires_grad_(False)
         try:
-            with precision(self.device, self.bf16):
+            with self.on.autocast():
                 yield
         finally:
             self.network.requires_grad_(True)
@@ -103,16 +102,16 @@ class _Ours(_Loops):
     def encode(self) -> int:
         with self._frozen():
             self.network.encode(self.x)
-        return done(self.device, len(self.x))
+        return done(self.on.device, len(self.x))
 
     @torch.no_grad()
     def decode(self) -> int:
         with self._frozen():
             self.network.decode(self.z)
-        return done(self.device, len(self.x))
+        return done(self.on.device, len(self.x))
 
     def training_step(self) -> int:
-        with precision(self.device, self.bf16):
+        with self.on.autocast():
             loss = self.network.bits_per_dim(self.x).mean()
         return self._finish(loss, self.of_flow)
 
@@ -131,12 +130,12 @@ class _Plain(_Loops):
     @torch.no_grad()
     def encode(self) -> int:
         plain_encode(self.network, self.x)
-        return done(self.device, len(self.x))
+        return done(self.on.device, len(self.x))
 
     @torch.no_grad()
     def decode(self) -> int:
         plain_decode(self.network, self.z)
-        return done(self.device, len(self.x))
+        return done(self.on.device, len(self.x))
 
     def training_step(self) -> int:
         z, log_det = plain_encode(self.network, self.x)

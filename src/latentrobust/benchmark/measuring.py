@@ -1,4 +1,4 @@
-"""How speed is measured: two ways of doing the same, in turns."""
+"""How speed is measured: ways of doing the same, in turns, beside what the device reaches at most."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets import CVAESet
@@ -26,41 +29,175 @@ CLASSIFIERS: tuple[tuple[str, dict[str, Any], dict[str, int]], ...] = (
 RADIUS = 28.0
 
 
-def in_turns(
-    ours: Callable[[], int], plain: Callable[[], int], seconds: float, *, least: int = 2
-) -> tuple[float, float]:
-    """Samples a second of both, the median of at least ``least`` runs each, after one to warm up.
+@dataclass(frozen=True)
+class Conditions:
+    """Under which all loops of one run are measured.
 
-    Each run does some samples and returns how many. They take turns, so that a machine that slows down slows both.
+    Args:
+        device: where.
+        seconds: for each row, about.
+        bf16: our side under bfloat16 autocast.
+        compiled: our networks through ``torch.compile`` where a loop can take it.
+        batch: images at once, instead of what the loop takes.
     """
-    rates: tuple[list[float], list[float]] = ([], [])
-    for run in (ours, plain):
+
+    device: torch.device
+    seconds: float
+    bf16: bool = False
+    compiled: bool = False
+    batch: int | None = None
+
+    @cached_property
+    def peaks(self) -> Peaks:
+        """What the device reaches at most, measured once a run in the precision of our side."""
+        return peaks(self.device, torch.bfloat16 if self.bf16 else torch.float32)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 autocast, or none."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def optimized(self, module: nn.Module) -> nn.Module:
+        """The module, compiled if that was asked for."""
+        return cast("nn.Module", torch.compile(module)) if self.compiled else module
+
+    def size(self, usual: dict[str, int], step: Callable[[int], Callable[[], int]], runs: float) -> int:
+        """How many images at once: what was asked for, else the usual number where the row's time allows it.
+
+        Args:
+            usual: by type of device.
+            step: makes our step of so many images.
+            runs: how many times as long as two of our steps the whole row takes.
+        """
+        if self.batch is not None:
+            return self.batch
+        one = step(1)
+        one()
+        before = time.perf_counter()
+        one()
+        affordable = self.seconds / (runs * max(time.perf_counter() - before, 1e-9))
+        return max(1, min(usual[self.device.type], int(affordable)))
+
+
+class Peaks(NamedTuple):
+    """The two floors under every loop: floating-point operations a second, and bytes a second that are copied."""
+
+    operations: float
+    copied: float
+
+
+def peaks(device: torch.device, dtype: torch.dtype, side: int = 2048, repetitions: int = 5) -> Peaks:
+    """The best of some products of two square matrices, and of some copies (a byte read and written counts twice)."""
+    if device.type == "cuda":
+        side *= 4
+    a, b = torch.rand(2, side, side, device=device).to(dtype)
+    found = 0.0, 0.0
+    for _ in range(repetitions):
+        product, copy = (_seconds(run, device) for run in (partial(torch.mm, a, b), a.clone))
+        found = max(found[0], 2 * side**3 / product), max(found[1], 2 * a.nbytes / copy)
+    return Peaks(*found)
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    before = time.perf_counter()
+    run()
+    done(device, 0)
+    return time.perf_counter() - before
+
+
+def in_turns(seconds: float, *runs: Callable[[], int], least: int = 2) -> list[float]:
+    """Samples a second of each: the median of at least ``least`` runs, after one to warm up.
+
+    Each run does some samples and returns how many. They take turns, so that a machine that slows down slows all.
+    """
+    rates: list[list[float]] = [[] for _ in runs]
+    for run in runs:
         run()
     started = time.perf_counter()
-    while len(rates[1]) < least or time.perf_counter() - started < seconds:
-        for found, run in zip(rates, (ours, plain), strict=True):
+    while len(rates[-1]) < least or time.perf_counter() - started < seconds:
+        for found, run in zip(rates, runs, strict=True):
             before = time.perf_counter()
             count = run()
             found.append(count / (time.perf_counter() - before))
-    return median(rates[0]), median(rates[1])
+    return [median(found) for found in rates]
 
 
-def row(loop: str, shape: list[int], device: torch.device, rates: tuple[float, float], bf16: bool = False) -> Row:
+def compared(
+    on: Conditions,
+    loop: str,
+    shape: list[int],
+    ours: Callable[[], int],
+    plain: Callable[[], int],
+    floor: Callable[[], int] | None = None,
+    *,
+    counted: bool = True,
+) -> Row:
+    """Measure a row of the table: ours, the plain loop and the floor in turns.
+
+    Args:
+        on: conditions.
+        loop: name.
+        shape: of what a step takes.
+        ours: does some samples and returns how many.
+        plain: the same as the published code does it.
+        floor: what cannot be left out, such as the networks alone; none where there is no such thing.
+        counted: whether our floating-point operations are counted (matrix products and convolutions).
+    """
+    print(f"  {loop}", flush=True)
+    operations = 0.0
+    if counted:
+        with FlopCounterMode(display=False) as counter:
+            samples = ours()
+        operations = counter.get_total_flops() / samples
+    rates = in_turns(on.seconds, ours, plain, *([] if floor is None else [floor]))
+    found = row(loop, shape, on, rates[0], rates[1])
+    if floor is not None:
+        found |= {"floor_samples_per_second": round(rates[2], 2), "share_of_floor": round(rates[0] / rates[2], 3)}
+    if operations:
+        peak = on.peaks
+        found |= {
+            "gflop_per_sample": float(f"{operations / 1e9:.4g}"),
+            "share_of_peak": round(rates[0] * operations / peak.operations, 3),
+            "peak_gflops": round(peak.operations / 1e9, 1),
+            "copied_gb_per_second": round(peak.copied / 1e9, 1),
+        }
+    return found
+
+
+def row(loop: str, shape: list[int], on: Conditions, ours: float, plain: float) -> Row:
     """A line of the table, as in the JSON file."""
+    device = on.device
     on_gpu = device.type == "cuda"
-    ours, plain = rates
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "loop": loop,
         "shape": shape,
-        "dtype": "bfloat16 (plain: float32)" if bf16 else "float32",
+        "dtype": "bfloat16 (plain: float32)" if on.bf16 else "float32",
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
         "samples_per_second": round(ours, 2),
         "plain_samples_per_second": round(plain, 2),
         "ratio": round(ours / plain, 2),
         "peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident, 1),
     }
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether ``torch.compile`` works here; on a CPU it needs a C++ compiler."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception:  # whatever the tool chain says
+        return False
+    return True
+
+
+def bfloat16_is_slow(device: torch.device) -> str | None:
+    """Why bfloat16 would only cost time on a device, as far as that can be asked; ``None`` where it should pay."""
+    if device.type != "cpu":
+        return None if torch.cuda.is_bf16_supported() else f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if able.get("avx512_bf16") or able.get("amx_bf16"):
+        return None
+    return "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 is emulated and slower than float32"
 
 
 def done(device: torch.device, samples: int) -> int:
@@ -74,11 +211,6 @@ def channels_last(*modules: nn.Module) -> None:
     """Lay weights out as convolutions like them best; images follow."""
     for module in modules:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def precision(device: torch.device, bf16: bool) -> torch.autocast:
-    """bfloat16 autocast, or none."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def cifar(arguments: dict[str, Any], device: torch.device) -> tuple[nn.Module, CVAESet]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from latentrobust.benchmark.measuring import Row, in_turns, row
+from latentrobust.benchmark.measuring import Conditions, Row, compared, done
 from latentrobust.data.images import digits
 from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.transforms.affine import RotationTranslationScale
@@ -13,23 +13,21 @@ from latentrobust.transforms.affine import RotationTranslationScale
 BATCH, SIDE, MARGIN = 128, 42, 7
 
 
-def data(device: torch.device, seconds: float) -> list[Row]:
+def data(on: Conditions) -> list[Row]:
     """RTS pairs from resident uint8 digits, beside one image at a time through Pillow (as torchvision would do it)."""
     from PIL import Image  # noqa: PLC0415  (only the comparison needs it)
 
     module = FormulaPairs(digits, RotationTranslationScale(), "digits", canvas=SIDE, validation=200)
     module.setup()
     resident = module.splits["train"].images
-    index = torch.arange(BATCH, device=device)
+    index = torch.arange(BATCH, device=on.device)
     step = 0
 
     def batched() -> int:
         nonlocal step
         step += 1
         module.pairs("train", index, step)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return BATCH
+        return done(on.device, BATCH)
 
     stored = resident[:BATCH, 0].numpy()
     generator = np.random.default_rng(0)
@@ -49,8 +47,7 @@ def data(device: torch.device, seconds: float) -> list[Row]:
             warped = canvas.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
             moved = np.pad(np.asarray(warped), MARGIN)[top : top + SIDE, left : left + SIDE]
             pairs.append(torch.from_numpy(np.stack([np.asarray(canvas), moved]).astype(np.float32) / 255))
-        torch.stack(pairs).to(device)
+        torch.stack(pairs).to(on.device)
         return BATCH
 
-    rates = in_turns(batched, one_by_one, seconds)
-    return [row("data", [BATCH, 1, SIDE, SIDE], device, rates)]
+    return [compared(on, "data", [BATCH, 1, SIDE, SIDE], batched, one_by_one, counted=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.benchmark.measuring import Row, channels_last, done, in_turns, precision, row, step_memory
+from latentrobust.benchmark.measuring import Conditions, Row, channels_last, compared, done, step_memory
 from latentrobust.networks import classifiers, cvae
 from latentrobust.networks.cvae.base import probabilities
 from latentrobust.networks.cvae.unet import Generator
@@ -24,42 +25,43 @@ SCENES, EPOCHS = 960, 1000  # of the paper's schedule, each scene once an epoch
 RADIUS, SIGMA = 17.0, 6.9
 
 
-def unet(device: torch.device, seconds: float, bf16: bool = False) -> list[Row]:
+RUNS = 3 * (1 + 1.5)  # a warm-up and two turns, of ours and of the plain loop
+
+
+def unet(on: Conditions) -> list[Row]:
     """Training steps (examples a second) and smoothed segmentation (pixel samples a second), beside plain loops.
 
     Prints how long the paper's schedule would take at that rate.
     """
-    smoothed = _Smoothed(device, DRAWS[device.type], bf16)
-    rates = in_turns(smoothed.certify, smoothed.plain, seconds)
-    rows = [row("unet/smoothed_segmentation (pixels)", [1, *SIZE["image_shape"]], device, rates, bf16)]
-    batch = BATCH[device.type]
-    steps = [_Training(device, batch, fast, bf16 and fast) for fast in (True, False)]
-    rates = in_turns(steps[0].step, steps[1].step, seconds)
-    shape = [batch, *SIZE["image_shape"]]
-    memory, plain_memory = (step_memory(_Training, device, batch, fast, bf16 and fast).whole for fast in (True, False))
-    rows += [{**row("unet/training_step", shape, device, rates, bf16), "peak_memory_mb": round(memory, 1)}]
+    smoothed = _Smoothed(on, DRAWS[on.device.type])
+    steps = smoothed.certify, smoothed.plain
+    rows = [compared(on, "unet/smoothed_segmentation (pixels)", [1, *SIZE["image_shape"]], *steps)]
+    batch = on.size(BATCH, lambda count: _Training(on, count, True).step, RUNS)
+    ours, plain = (_Training(on, batch, fast).step for fast in (True, False))
+    found = compared(on, "unet/training_step", [batch, *SIZE["image_shape"]], ours, plain)
+    memory, plain_memory = (step_memory(_training_on, on.device, on.bf16, batch, fast).whole for fast in (True, False))
     print(f"memory of a process that makes a step of {batch}: {memory:.0f} MiB, the plain one {plain_memory:.0f} MiB")
-    hours = SCENES * EPOCHS / rates[0] / 3600
+    hours = SCENES * EPOCHS / found["samples_per_second"] / 3600
     print(f"the {EPOCHS} epochs of {SCENES} scenes would take {hours:.1f} h at the training step's rate")
-    return rows
+    return [*rows, {**found, "peak_memory_mb": round(memory, 1)}]
 
 
 class _Training:
     """A step of the CVAE; the plain one as published: every feature map concatenated, Adam parameter by parameter."""
 
-    def __init__(self, device: torch.device, batch: int, fast: bool, bf16: bool) -> None:
+    def __init__(self, on: Conditions, batch: int, fast: bool) -> None:
         torch.manual_seed(0)
-        self.network = cvae.build("unet", **SIZE).to(device)
-        self.fast, self.bf16 = fast, bf16
+        self.network = cvae.build("unet", **SIZE).to(on.device)
+        self.on, self.fast = on, fast
         if fast:
             channels_last(self.network)
         # The published code's optimiser is PyTorch's default of its time, one tensor after the other.
         kind = {"fused": True} if fast else {"foreach": False}
         self.optimizer = torch.optim.Adam(self.network.parameters(), 1e-4, weight_decay=5e-7, **kind)  # type: ignore[arg-type]
-        self.x, self.x_tilde = torch.rand(2, batch, *SIZE["image_shape"], device=device)
+        self.x, self.x_tilde = torch.rand(2, batch, *SIZE["image_shape"], device=on.device)
 
     def step(self) -> int:
-        with precision(self.x.device, self.bf16):
+        with self.on.autocast() if self.fast else nullcontext():
             prior, posterior = self.network.encode_prior(self.x), self.network.encode_posterior(self.x, self.x_tilde)
             z = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
             generator = self.network.generator
@@ -70,6 +72,10 @@ class _Training:
         loss.backward()
         self.optimizer.step()
         return done(self.x.device, len(self.x))
+
+
+def _training_on(device: torch.device, bf16: bool, batch: int, fast: bool) -> _Training:
+    return _Training(Conditions(device, 0.0, bf16), batch, fast)
 
 
 def plain_generate(generator: Generator, x: Tensor, z: Tensor) -> Tensor:
@@ -88,18 +94,19 @@ def plain_generate(generator: Generator, x: Tensor, z: Tensor) -> Tensor:
 class _Smoothed:
     """Votes of a segmentation UNet over noisy lights of one scene."""
 
-    def __init__(self, device: torch.device, draws: int, bf16: bool) -> None:
+    def __init__(self, on: Conditions, draws: int) -> None:
         torch.manual_seed(0)
+        self.on, device = on, on.device
         self.model: nn.Module = classifiers.build("segmentation_unet", **MODEL).to(device).eval()
         self.perturbations = CVAESet(cvae.build("unet", **SIZE), "gaussian", RADIUS).to(device).eval()
         channels_last(self.model, self.perturbations)
         self.x = torch.rand(1, *SIZE["image_shape"], device=device)
-        self.draws, self.bf16 = draws, bf16
+        self.draws = draws
         # Bounds are in `pixel_bounds`, beside a call of statsmodels a pixel.
         self.smoothed = SmoothedModel(self.model, self.perturbations, SIGMA, batch=max(draws // 4, 2))
 
     def certify(self) -> int:
-        with precision(self.x.device, self.bf16):
+        with self.on.autocast():
             self.smoothed.certify(self.x, n0=self.draws // 2, n=self.draws, alpha=0.3)
         return done(self.x.device, self._pixels)
 

@@ -63,6 +63,10 @@ def two_sided_p_value(count: ArrayLike, other: ArrayLike) -> Floats:
     return np.minimum(2 * stats.binom.sf(np.maximum(a, b) - 1, a + b, 0.5), 1.0)
 
 
+LATEST = 0.9
+"""Of all draws: a look later than this would save next to nothing, and spends error probability."""
+
+
 @dataclass(frozen=True)
 class Fixed:
     """All ``n`` draws for every example, one bound at the end: the published procedure."""
@@ -83,9 +87,9 @@ class Fixed:
 class GroupSequential:
     """Looks after a growing number of draws, each with its own share of ``alpha``; stops once all targets are decided.
 
-    The looks are fixed in advance, after ``first``, 2·``first``, 4·``first``, … and ``n`` draws, and look j spends
-    ``alpha_j`` with ``Σ alpha_j = alpha``: four fifths on the last look, the rest evenly on the others (Bonferroni's
-    form of α-spending, Lan & DeMets 1983).
+    The looks are fixed in advance, after ``first`` draws, after ``growth`` times as many, and so on, and after ``n``;
+    look j spends ``alpha_j`` with ``Σ alpha_j = alpha``: four fifths on the last look, the rest evenly on the others
+    (Bonferroni's form of α-spending, Lan & DeMets 1983).
 
     *The guarantee is that of the fixed procedure.* Let ``L_j`` be the Clopper–Pearson bound of look j at ``alpha_j``.
     For a fixed candidate class ``P(L_j > p) ≤ alpha_j`` for every j, so by the union bound ``P(any L_j > p) ≤ alpha``.
@@ -93,29 +97,34 @@ class GroupSequential:
     it stops, and the largest of those seen so far. The candidate comes from draws of its own, so it is fixed here.
 
     An example is given up for a target when even an optimistic guess (the upper bound at confidence 1 − ``futility``)
-    would not reach it by the last look. Giving up certifies nothing, so it needs no guarantee and costs at most
-    twice ``futility`` a look in power.
+    would not reach it by the last look. Giving up certifies nothing, so it needs no guarantee. It costs power: at the
+    probabilities where that is worst, just above a level, up to 8 points of certified accuracy at n = 10,000 (with
+    ``futility = 1e-3`` 5 to 7); over probabilities as classifiers have them a tenth of a point or two.
     """
 
     n: int
     alpha: float
     first: int = 100
-    futility: float = 1e-3
+    growth: float = 2**0.5
+    futility: float = 0.02
 
     def __post_init__(self) -> None:
         check_budget(self.n, self.alpha)
-        if self.first < 1 or not 0 < self.futility < 1:
-            raise InputError(f"needs first ≥ 1 and futility in (0, 1), got {self.first} and {self.futility}")
+        if self.first < 1 or self.growth <= 1 or not 0 < self.futility < 1:
+            raise InputError(
+                "needs first ≥ 1, growth > 1 and futility in (0, 1), got"
+                f" {self.first}, {self.growth} and {self.futility}"
+            )
         check_budget(*self.looks[-1])
 
     @property
     def looks(self) -> tuple[tuple[int, float], ...]:
         """Draws and error probability of each look."""
-        counts = []
-        count = self.first
-        while count < self.n:
-            counts.append(count)
-            count *= 2
+        counts: dict[int, None] = {}  # in order, each once
+        count = float(self.first)
+        while round(count) < LATEST * self.n:
+            counts[round(count)] = None
+            count *= self.growth
         if not counts:
             return ((self.n, self.alpha),)
         early = 0.2 * self.alpha / len(counts)
