@@ -10,6 +10,7 @@ from latentrobust.benchmark import flows as benchmark_flow
 from latentrobust.benchmark import unets as benchmark_unets
 from latentrobust.benchmark.measuring import Conditions
 from latentrobust.networks import cvae
+from latentrobust.networks.precision import bfloat16_is_slow
 
 HERE = Conditions(torch.device("cpu"), 0.1)
 ONE_NETWORK = (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
@@ -98,7 +99,7 @@ def test_large_networks_take_smaller_batches_for_the_seconds_that_are_given():
 def test_bfloat16_is_asked_of_the_machine(monkeypatch, capsys):
     for able, offered in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert (measuring.bfloat16_is_slow(HERE.device) is None) is offered
+        assert (bfloat16_is_slow(HERE.device) is None) is offered
     with pytest.raises(SystemExit) as stopped:
         main(["attack", "--precision", "bf16"])
     assert stopped.value.code == 2

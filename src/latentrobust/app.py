@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
+from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.run_folder import SWEEP, flat, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
 
@@ -300,6 +301,16 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if precision not in PRECISIONS:
         raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if precision.startswith("bf16") and on_cpu and (reason := bfloat16_is_slow(torch.device("cpu"))):
+        logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
+    if trainer.get("gradient_clip_val") and precision.startswith("bf16"):
+        for name in ("learner", "task"):
+            if OmegaConf.select(cfg, f"{name}.optimizer.fused") is True:
+                raise InputError(
+                    f"{name}.optimizer.fused=true, and gradients cannot be clipped under trainer.precision={precision}"
+                    f" then: leave {name}.optimizer.fused=null, or trainer.gradient_clip_val=null"
+                )
     if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
     engine = (cfg.get("launcher") or {}).get("engine")

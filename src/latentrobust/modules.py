@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +12,22 @@ from torch import nn
 
 from latentrobust.schedules import LearningRate, Schedule, now
 
+FUSED_ON = ("cpu", "cuda")
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def made(optimizer: Optimizer, parameters: Iterable[nn.Parameter], trainer: pl.Trainer | None) -> torch.optim.Optimizer:
+    """The optimiser of these parameters, with one kernel for all of them (``fused``) where that was left open.
+
+    Values are those of separate kernels to rounding. Lightning does not clip gradients under mixed precision for an
+    optimiser that is fused, so there it is not.
+    """
+    parameters = list(parameters)
+    if isinstance(optimizer, partial) and "fused" in optimizer.keywords and optimizer.keywords["fused"] is None:
+        clips = trainer is not None and bool(trainer.gradient_clip_val) and "mixed" in str(trainer.precision)
+        able = all(p.is_floating_point() and p.device.type in FUSED_ON for p in parameters)
+        optimizer = partial(optimizer, fused=True if able and not clips else None)
+    return optimizer(parameters)
 
 
 class Scheduled(pl.LightningModule):
@@ -36,7 +52,7 @@ class Scheduled(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone."""
-        return self.learning_rate.of(self.make_optimizer(self.trained.parameters()))
+        return self.learning_rate.of(made(self.make_optimizer, self.trained.parameters(), self._trainer))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate."""

@@ -195,7 +195,7 @@ def train_model(
     with collecting() as about:
         task: ClassificationTask = instantiate(cfg.task, perturbations=perturbations, _convert_="all")
     if getattr(task.model, "description", None) is None:
-        task.model.origin = origin_of(task.model, resolved(cfg).get("model"))
+        task.model.origin = origin_of(task.model, resolved(cfg).get("model"))  # type: ignore[assignment]
     if not task.model.training:  # a stored one, to be trained further; Lightning leaves it as it is
         task.model.train()
     if cfg.task.select_on == "robust" and (cfg.callbacks or {}).get("best") is not None:

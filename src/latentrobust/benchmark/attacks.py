@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.batch import Batch
-from latentrobust.benchmark.measuring import CLASSIFIERS, RADIUS, Conditions, Row, channels_last, cifar, compared, done
+from latentrobust.benchmark.measuring import CLASSIFIERS, RADIUS, Conditions, Row, cifar, compared, done
+from latentrobust.networks.layout import channels_last
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.training import Adversarial, Setting
@@ -44,7 +45,8 @@ class _Ours(_Step):
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
         self.set.requires_grad_(False)
-        channels_last(self.model, self.set)
+        channels_last(self.model)
+        channels_last(self.set)
         model = on.optimized(self.model)
         whole = Batch.of(self.x, self.y)
         self.setting = Setting(model, self.set, whole, whole.index, Standard().attack_loss)
@@ -72,7 +74,8 @@ class _Floor(_Step):
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
         self.set.requires_grad_(False)
-        channels_last(self.model, self.set)
+        channels_last(self.model)
+        channels_last(self.set)
         self.fast = on.optimized(self.model)
         self.offsets = torch.zeros(batch, *self.set.network.latent_shape, device=on.device)
 

@@ -11,7 +11,8 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
-from latentrobust.benchmark.measuring import CLASSIFIERS, Conditions, Row, channels_last, cifar, compared, done
+from latentrobust.benchmark.measuring import CLASSIFIERS, Conditions, Row, cifar, compared, done
+from latentrobust.networks.layout import channels_last
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.smoothing import Certificate, SmoothedModel
 from latentrobust.robustness.statistics import lower_bound
@@ -44,7 +45,8 @@ class _Votes:
 class _Ours(_Votes):
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
-        channels_last(self.model, self.set)
+        channels_last(self.model)
+        channels_last(self.set)
         self.smoothed = SmoothedModel(on.optimized(self.model), self.set, SIGMA, batch=batch)
 
     def certify(self) -> int:
@@ -58,7 +60,8 @@ class _Floor(_Votes):
 
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
-        channels_last(self.model, self.set)
+        channels_last(self.model)
+        channels_last(self.set)
         self.fast = on.optimized(self.model)
         self.offsets = torch.zeros(batch, *self.set.network.latent_shape, device=on.device)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.batch import Batch
-from latentrobust.benchmark.measuring import Conditions, Row, channels_last, compared, done
+from latentrobust.benchmark.measuring import Conditions, Row, compared, done
 from latentrobust.learners.cvae import CVAELearner
 from latentrobust.networks import cvae
 from latentrobust.networks.cvae import CVAE
+from latentrobust.networks.layout import channels_last
 from latentrobust.schedules import PiecewiseLinear
 
 # Network, likelihood, and batch on a CPU and on a GPU: those of the papers' experiments, small where a CPU is slow.

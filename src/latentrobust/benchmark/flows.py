@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.batch import Batch
-from latentrobust.benchmark.measuring import Conditions, Row, channels_last, compared, done, step_memory
+from latentrobust.benchmark.measuring import Conditions, Row, compared, done, step_memory
 from latentrobust.networks import classifiers, flows
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.glow import Glow, Level, Step
+from latentrobust.networks.layout import channels_last
 from latentrobust.perturbation_sets import FlowSet
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
@@ -80,7 +81,8 @@ class _Loops:
 class _Ours(_Loops):
     def __init__(self, on: Conditions, batch: int) -> None:
         super().__init__(on, batch)
-        channels_last(self.network, self.model)
+        channels_last(self.network)
+        channels_last(self.model)
         self.adversary = Adversarial(radius=RADIUS, steps=STEPS, relative_step=RELATIVE_STEP, norm="l2")
         self.set = FlowSet(self.network, "l2", RADIUS)
         if on.compiled:

@@ -190,27 +190,11 @@ def compiles(device: torch.device) -> bool:
     return True
 
 
-def bfloat16_is_slow(device: torch.device) -> str | None:
-    """Why bfloat16 would only cost time on a device, as far as that can be asked; ``None`` where it should pay."""
-    if device.type != "cpu":
-        return None if torch.cuda.is_bf16_supported() else f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if able.get("avx512_bf16") or able.get("amx_bf16"):
-        return None
-    return "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 is emulated and slower than float32"
-
-
 def done(device: torch.device, samples: int) -> int:
     """The number of samples, once the device has finished them."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return samples
-
-
-def channels_last(*modules: nn.Module) -> None:
-    """Lay weights out as convolutions like them best; images follow."""
-    for module in modules:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def cifar(arguments: dict[str, Any], device: torch.device) -> tuple[nn.Module, CVAESet]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.benchmark.measuring import Conditions, Row, channels_last, compared, done, step_memory
+from latentrobust.benchmark.measuring import Conditions, Row, compared, done, step_memory
 from latentrobust.networks import classifiers, cvae
 from latentrobust.networks.cvae.base import probabilities
 from latentrobust.networks.cvae.unet import Generator
+from latentrobust.networks.layout import channels_last
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.robustness.smoothing import SmoothedModel
 
@@ -99,7 +100,8 @@ class _Smoothed:
         self.on, device = on, on.device
         self.model: nn.Module = classifiers.build("segmentation_unet", **MODEL).to(device).eval()
         self.perturbations = CVAESet(cvae.build("unet", **SIZE), "gaussian", RADIUS).to(device).eval()
-        channels_last(self.model, self.perturbations)
+        channels_last(self.model)
+        channels_last(self.perturbations)
         self.x = torch.rand(1, *SIZE["image_shape"], device=device)
         self.draws = draws
         # Bounds are in `pixel_bounds`, beside a call of statsmodels a pixel.

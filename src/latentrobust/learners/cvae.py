@@ -14,6 +14,7 @@ from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
+from latentrobust.networks import layout
 from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.cvae import CVAESet
@@ -50,7 +51,7 @@ class CVAELearner(Scheduled):
         spread: weight of a penalty on draws from the set that change an image more than any observed perturbation of
             the batch does (`excess`); 0 leaves it out, as published, and None takes what suits the network. Between the
             observed perturbations nothing else keeps a generator from images that no perturbation makes.
-        channels_last: lay the network's weights out as convolutions like them best: faster on most GPUs.
+        channels_last: lay the network's weights out as convolutions like them best.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
     Raises:
@@ -69,15 +70,13 @@ class CVAELearner(Scheduled):
         latents: Literal["all", "active"] = "all",
         init_from: str | None = None,
         spread: NonNegative | None = None,
-        channels_last: bool = False,
+        channels_last: bool = True,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)
         if init_from is not None:
             _take_weights(network, init_from)
-        if channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network = network
+        self.network = layout.channels_last(network, channels_last)
         self.likelihood = checked(likelihood)
         self.beta, self.spread, self.seed = beta, network.spread if spread is None else spread, seed
         self.radius_rule, self.latents = radius, latents

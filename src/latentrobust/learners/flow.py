@@ -15,6 +15,7 @@ from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
+from latentrobust.networks import layout
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.convolution import InvertibleConvolution
 from latentrobust.perturbation_sets.ball import Norm
@@ -64,11 +65,11 @@ class FlowLearner(Scheduled):
         augmentation: dict[str, Augmentation] | None = None,
         recompute: bool = False,
         initialize_on: Count = 256,
-        channels_last: bool = False,
+        channels_last: bool = True,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)
-        self.network = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
+        self.network = layout.channels_last(network, channels_last)
         network.recompute(recompute)
         self.norm = norm
         self.radius_rule: float | str = "max" if radius is None else radius

@@ -15,7 +15,7 @@ from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
-from latentrobust.modules import Optimizer
+from latentrobust.modules import Optimizer, made
 from latentrobust.networks.vae_gan import VAEGAN, adversarial_losses, vae_gan_losses
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_latent
@@ -98,7 +98,8 @@ class VAEGANLearner(pl.LightningModule):
         """One for encoders and decoders, one for discriminators."""
         coding = [*self.network.encoders.parameters(), *self.network.decoders.parameters()]
         groups = (coding, self.network.discriminators.parameters())
-        return [rate.of(self.make_optimizer(group)) for rate, group in zip(self.learning_rates, groups, strict=True)]
+        optimizers = [made(self.make_optimizer, group, self._trainer) for group in groups]
+        return [rate.of(optimizer) for rate, optimizer in zip(self.learning_rates, optimizers, strict=True)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """A step of encoders and decoders, and one of discriminators, on the same reconstructions."""

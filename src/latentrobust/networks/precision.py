@@ -14,3 +14,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> torch.autocast:
     """A context for what must not run in half precision, on the device of ``x``."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+def bfloat16_is_slow(device: torch.device) -> str | None:
+    """Why bfloat16 would only cost time on a device, as far as that can be asked; ``None`` where it should pay."""
+    if device.type != "cpu":
+        return None if torch.cuda.is_bf16_supported() else f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if able.get("avx512_bf16") or able.get("amx_bf16"):
+        return None
+    return "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 is emulated and slower than float32"

@@ -22,6 +22,7 @@ from latentrobust.errors import InputError
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
+from latentrobust.networks.layout import channels_last, is_channels_last
 from latentrobust.networks.registry import advice, check_size, origin_of
 from latentrobust.networks.vae_gan import VAEGAN
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -82,6 +83,7 @@ def describe_cvae(
         "kind": "cvae",
         "network": network.description,
         "origin": origin_of(network),
+        "channels_last": is_channels_last(network),
         "likelihood": likelihood,
         "image_shape": list(network.image_shape),
         "latent_shape": list(network.latent_shape),
@@ -109,6 +111,7 @@ def describe_latent(
         "kind": kind,
         "network": network.description,
         "origin": origin_of(network),
+        "channels_last": is_channels_last(network),
         "norm": norm,
         "likelihood": "gaussian",
         "image_shape": list(network.image_shape),
@@ -231,7 +234,8 @@ def restore_perturbation_set(
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model than its configuration names: {details}") from None
     check_finite(state, path)
-    perturbations.eval().requires_grad_(False)
+    # As it was saved: another layout would round differently.
+    channels_last(perturbations, bool(configuration.get("channels_last"))).eval().requires_grad_(False)
     return perturbations
 
 

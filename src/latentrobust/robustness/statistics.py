@@ -99,7 +99,7 @@ class GroupSequential:
     An example is given up for a target when even an optimistic guess (the upper bound at confidence 1 − ``futility``)
     would not reach it by the last look. Giving up certifies nothing, so it needs no guarantee. It costs power: at the
     probabilities where that is worst, just above a level, up to 8 points of certified accuracy at n = 10,000 (with
-    ``futility = 1e-3`` 5 to 7); over probabilities as classifiers have them a tenth of a point or two.
+    ``futility = 1e-3`` 5 to 7); over those of a trained classifier less than one.
     """
 
     n: int

@@ -19,6 +19,7 @@ from latentrobust.data.module import PairData
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
+from latentrobust.networks import layout
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack, Found
@@ -78,7 +79,7 @@ class ClassificationTask(Scheduled):
         attack_examples: Count = 256,
         augmentation: ImageAugmentation | None = None,
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
-        channels_last: bool = False,
+        channels_last: bool = True,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)
@@ -95,7 +96,7 @@ class ClassificationTask(Scheduled):
         self.augmentation = augmentation or ImageAugmentation()
         if self.augmentation.mixup is not None and type(objective) is not Standard:
             raise InputError("mixup changes images and labels together, which only objective=standard is made for")
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+        self.model = layout.channels_last(model, channels_last)
         self.training_perturbation, self.objective = training_perturbation, objective
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
         self._set = (perturbations,)

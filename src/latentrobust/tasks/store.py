@@ -12,6 +12,7 @@ import latentrobust
 from latentrobust.arguments import validated
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build, description_of
+from latentrobust.networks.layout import channels_last, is_channels_last
 from latentrobust.networks.registry import advice, check_size, origin_of
 from latentrobust.perturbation_sets.stored import (
     check_finite,
@@ -37,6 +38,7 @@ def describe_model(model: nn.Module, image_shape: tuple[int, ...], classes: int,
         "kind": "classifier",
         "network": description_of(model),
         "origin": origin_of(model),
+        "channels_last": is_channels_last(model),
         "image_shape": list(image_shape),
         "classes": classes,
         "data": data,
@@ -100,7 +102,8 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model: {details}") from None
     check_finite(state, path)
-    return network.eval()
+    # As it was saved: another layout would round differently.
+    return channels_last(network, bool(configuration.get("channels_last"))).eval()
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

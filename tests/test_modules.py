@@ -1,0 +1,74 @@
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from latentrobust.app import check_trainer
+from latentrobust.errors import InputError
+from latentrobust.modules import made
+
+OPEN = partial(torch.optim.Adam, lr=0.1, fused=None)
+
+
+def training(precision="32-true", clip=None):
+    return SimpleNamespace(precision=precision, gradient_clip_val=clip)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "trainer", "fused"),
+    [
+        (OPEN, None, True),
+        (OPEN, training(), True),
+        (OPEN, training("bf16-mixed"), True),
+        (OPEN, training(clip=1.0), True),
+        (OPEN, training("bf16-mixed", clip=1.0), None),
+        (partial(OPEN, fused=False), training(), False),
+        (partial(torch.optim.Adam, lr=0.1), training(), None),
+        (partial(torch.optim.AdamW, lr=0.1, fused=None), training(), True),
+    ],
+)
+def test_one_kernel_for_all_parameters_where_that_was_left_open(optimizer, trainer, fused):
+    found = made(optimizer, nn.Linear(3, 2).parameters(), trainer)
+    assert found.param_groups[0]["fused"] is fused
+
+
+def test_optimisers_that_know_no_such_thing_are_left_alone():
+    assert isinstance(made(partial(torch.optim.Adamax, lr=0.1), nn.Linear(3, 2).parameters(), None), torch.optim.Adamax)
+    given = made(torch.optim.SGD, nn.Linear(3, 2).parameters(), None)
+    assert isinstance(given, torch.optim.SGD)
+
+
+def test_one_kernel_computes_what_separate_ones_do():
+    weights = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        network = nn.Linear(5, 3)
+        optimizer = made(partial(OPEN, fused=fused), network.parameters(), None)
+        for _ in range(10):
+            optimizer.zero_grad()
+            network(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+        weights.append(network.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+
+
+def configured(**trainer):
+    return OmegaConf.create({"trainer": trainer, "learner": {"optimizer": {"fused": True}}, "launcher": {}})
+
+
+def test_a_fused_optimiser_that_was_asked_for_cannot_clip_in_half_precision():
+    check_trainer(configured(gradient_clip_val=1.0, accelerator="cpu"))
+    check_trainer(configured(precision="bf16-mixed", accelerator="cpu"))
+    with pytest.raises(InputError, match=r"learner\.optimizer\.fused=true.*cannot be clipped.*fused=null"):
+        check_trainer(configured(gradient_clip_val=1.0, precision="bf16-mixed", accelerator="cpu"))
+
+
+def test_a_cpu_that_only_emulates_bfloat16_is_named(monkeypatch, caplog):
+    for able, said in (({"avx512_bf16": True}, 0), ({}, 1)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        caplog.clear()
+        check_trainer(configured(precision="bf16-mixed", accelerator="cpu"))
+        assert caplog.text.count("slower than float32") == said
