@@ -20,6 +20,7 @@ from latentrobust.robustness.statistics import (
     GroupSequential,
     certified_radius,
     count_p_values,
+    decided,
     holm_rejections,
     lower_bound,
     noise_level,
@@ -153,6 +154,22 @@ def test_certificates_of_a_linear_model_are_sound(adaptive):
         assert found.draws.double().mean() < 195
     else:
         assert (found.draws == 200).all()
+
+
+def test_an_example_is_given_up_once_an_optimistic_guess_falls_short():
+    procedure = GroupSequential(2000, 0.001)
+    last, spent = procedure.looks[-1]
+    for look in (0, 3, len(procedure.looks) - 2):
+        drawn, _ = procedure.looks[look]
+        for level in (0.5, 0.9, 0.99):
+            k = np.arange(drawn + 1)
+            hopeful = upper_bound(k, drawn, procedure.futility)
+            reach = k + stats.binom.ppf(1 - procedure.futility, last - drawn, hopeful)
+            hopes = lower_bound(np.minimum(reach, last).astype(int), last, spent) >= level
+            given_up = decided(k, np.zeros(len(k)), look, procedure, [level])
+            assert (given_up == ~hopes).all()
+            assert not given_up[-1]
+            assert given_up[0]
 
 
 def test_adaptive_decides_the_targets_as_fixed_does():

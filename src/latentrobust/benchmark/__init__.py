@@ -31,6 +31,7 @@ LOOPS: dict[str, Callable[..., list[Row]]] = {
     "flow": flow,
     "unet": unet,
 }
+WIDTH = 120
 WITHOUT_MODELS = ("data", "corruptions")  # nothing in them has a precision to choose
 
 
@@ -76,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in chosen.loops or LOOPS:
         print(f"measuring {name}", flush=True)
         rows += LOOPS[name](replace(on, bf16=False) if name in WITHOUT_MODELS else on)
-    Console().print(_table(rows))
+    console = Console()
+    console.width = max(console.width, WIDTH)  # a cut name would tell nothing
+    console.print(_table(rows))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -236,12 +237,21 @@ def decided(
     if look == len(looks) - 1:
         return np.ones(k.shape, bool)
     assert isinstance(procedure, GroupSequential)
-    n = looks[look][0]
-    last, spent = looks[-1]
-    hopeful = upper_bound(k, n, procedure.futility)
-    # The count that so hopeful a probability will not exceed by the end, but for the same small probability.
-    reach = k + stats.binom.ppf(1 - procedure.futility, last - n, hopeful)
     done = np.ones(k.shape, bool)
     for level in levels:
-        done &= (p_lower >= level) | (reach < required_count(level, last, spent))
+        done &= (p_lower >= level) | (k < least_hopeful(procedure, look, level))
     return done
+
+
+@lru_cache(maxsize=4096)
+def least_hopeful(procedure: GroupSequential, look: int, level: float) -> int:
+    """The smallest count after a look that may still certify ``level`` at the last; more successes hope for more."""
+    n, (last, spent) = procedure.looks[look][0], procedure.looks[-1]
+    needed = required_count(level, last, spent)
+
+    def hopes(k: int) -> bool:
+        likely = float(upper_bound(k, n, procedure.futility))
+        # The count that so hopeful a probability will not exceed by the end, but for the same small probability.
+        return k + float(stats.binom.ppf(1 - procedure.futility, last - n, likely)) >= needed
+
+    return bisect_left(range(n + 1), True, key=hopes)
