@@ -1,8 +1,10 @@
 """Runs in this process, for modules that look at what comes back."""
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from latentrobust import load_model
 from latentrobust.evaluate import evaluate
 from latentrobust.train import train
 
@@ -18,3 +20,11 @@ def run(tmp_path_factory):
 
     yield start
     GlobalHydra.instance().clear()
+
+
+def accuracy_by_hand(found, split="test"):
+    """Of the one model that a run stored, on the clean images of a part of its data: counted plainly."""
+    data = found.modules[0].trainer.datamodule
+    batch = data.pairs(split, torch.arange(data.count(split)))
+    with torch.no_grad():
+        return float((load_model(found.folder)(batch.x).argmax(1) == batch.labels).float().mean())

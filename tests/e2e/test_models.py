@@ -17,6 +17,7 @@ from latentrobust.robustness.training import CatastrophicOverfittingError
 from latentrobust.train import train
 
 from ..conftest import SMALL, compose_in_process
+from .conftest import accuracy_by_hand
 from .test_commands import command, one_line
 from .test_train import TIMES, stable
 
@@ -157,8 +158,11 @@ def test_other_ways_to_train_run(run, overrides):
     base = [option for option in TINY_MODEL if not (overrides[0].endswith("none") and "training_pert" in option)]
     short = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", "evaluation.robust.examples=null"]
     base = [option for option in base if "certify" not in option]
-    metrics = run("other", *overrides, *short, base=base).metrics
-    assert 0 <= metrics["robust/full"] <= metrics["accuracy/clean"] <= 1
+    found = run("other", *overrides, *short, base=base)
+    # In bfloat16 the run may decide near-ties otherwise than float32 by hand does.
+    near = 0.03 if "trainer.precision=bf16-mixed" in overrides else 1e-6
+    assert found.metrics["accuracy/clean"] == pytest.approx(accuracy_by_hand(found), abs=near)
+    assert found.metrics["robust/full"] <= found.metrics["accuracy/clean"]
 
 
 def test_channels_last_lays_out_the_weights(run):

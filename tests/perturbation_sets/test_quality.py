@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -55,7 +53,9 @@ def test_order_of_the_errors(small_set):
     for suffix in ("", "_nll"):
         assert (found[f"pgd_ae{suffix}"] <= found[f"encoder_ae{suffix}"] + 1e-7).all()
         assert (found[f"over_ae{suffix}"] >= found[f"pgd_ae{suffix}"]).all()
-    assert all(value.shape == (6,) and value.isfinite().all() for value in found.values())
+        # The farthest point of a set whose images lie in [0, 1] is no nearer than a random one.
+        assert (found[f"over_ae{suffix}"] >= found[f"expected_ae{suffix}"] - 1e-6).float().mean() >= 0.8
+    assert all(value.shape == (6,) for value in found.values())
 
 
 def test_values_do_not_depend_on_the_batch(small_set):
@@ -171,7 +171,7 @@ def test_metrics_reduce_over_processes_like_one_process():
         setattr(merged, name, [torch.cat([torch.cat(getattr(metric, name)) for metric in two])])
     merged._update_count = 1
     assert merged.compute() == one.compute()
-    assert math.isfinite(one.compute()["error"])
+    assert one.compute()["error"] == pytest.approx(float(values.mean()))
 
 
 def test_a_process_without_pairs_sends_none_of_the_dtype_that_others_send(monkeypatch):

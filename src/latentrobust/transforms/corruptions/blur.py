@@ -26,7 +26,6 @@ class GaussianBlur(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (0.4, 0.6, 0.7, 0.8, 1.0)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         return levels(gaussian(unit(images), self.CONSTANTS[self.severity - 1]))
 
 
@@ -38,7 +37,6 @@ class DefocusBlur(Corruption):
     CONSTANTS: ClassVar[tuple[tuple[float, float], ...]] = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         kernel = _disk(*self.CONSTANTS[self.severity - 1])
         margin = max(max(abs(y), abs(x)) for _, places in kernel for y, x in places)
         height, width = images.shape[-2:]
@@ -86,13 +84,11 @@ class GlassBlur(Corruption):
     CONSTANTS: ClassVar[tuple[tuple[float, int], ...]] = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         _, height, width = image_shape
         shape = (self.CONSTANTS[self.severity - 1][1], height - 2, width - 2, 2)
         return (random.bits(keys, shape).to(torch.int8) - 1,)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         sigma, iterations = self.CONSTANTS[self.severity - 1]
         images = levels(gaussian(unit(images), sigma))
         for iteration in range(iterations):
@@ -114,11 +110,9 @@ class MotionBlur(Corruption):
     CHUNK: ClassVar[int] = 16384  # images with similar angles share their work
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         return ((2 * random.uniform(keys, dtype=torch.float64) - 1) * 45,)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         return motion_blur(images, parameters[0], *self.CONSTANTS[self.severity - 1])
 
 
@@ -135,7 +129,6 @@ class ZoomBlur(Corruption):
     CHUNK: ClassVar[int] = 1024
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         factors = self.CONSTANTS[self.severity - 1]
         height, width = images.shape[-2:]
         x = images.to(torch.float32) / 255

@@ -23,7 +23,6 @@ class Contrast(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (0.75, 0.5, 0.4, 0.3, 0.15)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         x = unit(images)
         mean = x.mean((2, 3), keepdim=True)
         return levels((x - mean) * self.CONSTANTS[self.severity - 1] + mean)
@@ -37,7 +36,6 @@ class Brightness(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (0.05, 0.1, 0.15, 0.2, 0.3)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         hue, saturation, value = _to_hsv(unit(images))
         return levels(_to_rgb(hue, saturation, (value + self.CONSTANTS[self.severity - 1]).clamp_(0, 1)))
 
@@ -50,7 +48,6 @@ class Saturate(Corruption):
     CONSTANTS: ClassVar[tuple[tuple[float, float], ...]] = ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         scale, shift = self.CONSTANTS[self.severity - 1]
         hue, saturation, value = _to_hsv(unit(images))
         return levels(_to_rgb(hue, (saturation * scale + shift).clamp_(0, 1), value))
@@ -101,13 +98,11 @@ class ElasticTransform(Corruption):
     )  # fmt: skip
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         jitter = (2 * random.uniform(random.fold_in(keys, 0), (3, 2)) - 1) * self.CONSTANTS[self.severity - 1][2]
         fields = 2 * random.uniform(random.fold_in(keys, 1), (2, *image_shape[1:])) - 1
         return jitter, fields[:, 0], fields[:, 1]
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         alpha, sigma, _ = self.CONSTANTS[self.severity - 1]
         jitter, horizontal, vertical = (part.to(torch.float32) for part in parameters)
         height, width = images.shape[-2:]
@@ -144,7 +139,6 @@ class Pixelate(Corruption):
     CHUNK: ClassVar[int] = 512
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         share = self.CONSTANTS[self.severity - 1]
         height, width = images.shape[-2:]
         small_height, small_width = int(height * share), int(width * share)

@@ -36,7 +36,6 @@ class JPEGCompression(Corruption):
     CONSTANTS: ClassVar[tuple[int, ...]] = (80, 65, 58, 50, 40)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         return jpeg(images, self.CONSTANTS[self.severity - 1])
 
 

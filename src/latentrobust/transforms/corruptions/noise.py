@@ -22,11 +22,9 @@ class GaussianNoise(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (0.04, 0.06, 0.08, 0.09, 0.10)
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         return (random.normal(keys, tuple(image_shape)) * self.CONSTANTS[self.severity - 1],)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         return levels(unit(images) + parameters[0])
 
 
@@ -38,11 +36,9 @@ class SpeckleNoise(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (0.06, 0.1, 0.12, 0.16, 0.2)
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         return (random.normal(keys, tuple(image_shape)) * self.CONSTANTS[self.severity - 1],)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         x = unit(images)
         return levels(x + x * parameters[0])
 
@@ -55,11 +51,9 @@ class ShotNoise(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (500, 250, 100, 75, 50)
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         return (random.uniform(keys, tuple(image_shape), torch.float64),)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         rate = self.CONSTANTS[self.severity - 1]
         cumulative, first = _poisson_tables(rate)
         cumulative, first = cumulative.to(images.device), first.to(images.device)
@@ -94,12 +88,10 @@ class ImpulseNoise(Corruption):
     CONSTANTS: ClassVar[tuple[float, ...]] = (0.01, 0.02, 0.03, 0.05, 0.07)
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         shape = tuple(image_shape)
         return random.uniform(random.fold_in(keys, 0), shape), random.uniform(random.fold_in(keys, 1), shape)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         which, what = parameters
         white = torch.where(what <= 0.5, 255, 0).to(torch.uint8)
         return torch.where(which <= self.CONSTANTS[self.severity - 1], white, images)

@@ -34,12 +34,10 @@ class Spatter(Corruption):
     )
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         mean, deviation = self.CONSTANTS[self.severity - 1][:2]
         return (mean + deviation * random.normal(keys, tuple(image_shape[1:])),)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         _, _, sigma, threshold, amount, mud = self.CONSTANTS[self.severity - 1]
         liquid = gaussian(parameters[0].to(torch.float64), sigma)
         liquid = torch.where(liquid < threshold, 0, liquid)

@@ -36,7 +36,6 @@ class Snow(Corruption):
     CHUNK: ClassVar[int] = 16384  # flakes with similar winds share their work
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         mean, deviation = self.CONSTANTS[self.severity - 1][:2]
         noise = mean + deviation * random.normal(random.fold_in(keys, 0), tuple(image_shape[1:]))
         return noise, -135 + 90 * random.uniform(random.fold_in(keys, 1), dtype=torch.float64)
@@ -48,7 +47,6 @@ class Snow(Corruption):
         return levels(torch.where(layer < threshold, 0, layer))
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         noise, angle = parameters
         *_, radius, sigma, share = self.CONSTANTS[self.severity - 1]
         layer = torch.cat([self.flakes(part) for part in noise.split(256)])
@@ -77,7 +75,6 @@ class Frost(Corruption):
     CONSTANTS: ClassVar[tuple[tuple[float, float], ...]] = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         height, width = image_shape[1:]
         images = textures(height, width)
         which = random.integers(random.fold_in(keys, 0), 0, len(images))
@@ -87,7 +84,6 @@ class Frost(Corruption):
         return (torch.cat([which[:, None], place], 1),)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         height, width = images.shape[-2:]
         which, row, column = parameters[0].T
         seen = torch.empty_like(images)
@@ -116,12 +112,10 @@ class Fog(Corruption):
     CONSTANTS: ClassVar[tuple[tuple[float, float], ...]] = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Parameters:
-        """See the class."""
         side = 1 << (max(image_shape[1:]) - 1).bit_length()
         return (2 * random.uniform(keys, (side * side - 1,)) - 1,)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """See the class."""
         strength, decay = self.CONSTANTS[self.severity - 1]
         fractal = plasma(parameters[0].to(torch.float64), decay)[:, None, : images.shape[-2], : images.shape[-1]]
         x = unit(images)
