@@ -24,6 +24,13 @@ class PixelBall(PerturbationSet):
 
     Raises:
         ValueError: for another norm, or a radius that is not positive and finite.
+
+    Example:
+        >>> s = PixelBall((1, 2, 2), "linf", radius=0.1)
+        >>> x = torch.full((1, 1, 2, 2), 0.95)
+        >>> s.at(x).decode(torch.tensor([[[[0.1, -0.1], [0.0, 0.02]]]]))
+        tensor([[[[1.0000, 0.8500],
+                  [0.9500, 0.9700]]]])
     """
 
     def __init__(
@@ -89,6 +96,15 @@ class RTSSet(PerturbationSet):
         transform: bounds, in degrees, pixels and relative size; its keywords may be given instead.
         radius: share of the bounds that the set reaches, 1 for all of them.
         likelihood: whose loss names the ``_nll`` errors.
+
+    Example:
+        >>> s = RTSSet((1, 3, 3), degrees=90.0, scale=0.0, shift=1)
+        >>> x = torch.zeros(1, 1, 3, 3)
+        >>> x[..., 1, 1] = 1.0
+        >>> s.at(x).decode(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))[0, 0]  # one pixel to the right
+        tensor([[0., 0., 0.],
+                [0., 0., 1.],
+                [0., 0., 0.]])
     """
 
     def __init__(

@@ -73,6 +73,16 @@ def assess(
 
     Raises:
         InputError: for radii, labels, images or models that do not fit, in one line.
+
+    Example:
+        >>> import torch
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> def model(x):  # class 1 where the mean level exceeds one half
+        ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+        >>> x, y = torch.full((4, 1, 4, 4), 0.45), torch.zeros(4, dtype=torch.int64)
+        >>> results = assess(model, PixelBall((1, 4, 4), "linf", 0.1), (x, y), robust=RobustSettings(radii=[0.02, 0.1]))
+        >>> results.value("accuracy/clean"), results.value("robust", radius=0.02), results.value("robust", radius=0.1)
+        (1.0, 1.0, 0.0)
     """
     if isinstance(data, PerturbationSet) or (perturbations is not None and _is_data(perturbations)):
         raise InputError("data and perturbations are swapped: assess(model, data=…, perturbations=…)")

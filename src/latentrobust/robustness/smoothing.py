@@ -133,6 +133,16 @@ class SmoothedModel:
 
     Raises:
         InputError: for a ``sigma`` that is not positive, or a set that needs labels.
+
+    Example:
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> def model(x):  # class 1 on one side of a plane, 0.4 away from images of 0.6
+        ...     distance = (x.flatten(1) - 0.5).sum(1) / 4
+        ...     return torch.stack([-distance, distance], 1)
+        >>> smoothed = SmoothedModel(model, PixelBall((1, 4, 4), "l2", 2.0), sigma=0.1)
+        >>> certificate = smoothed.certify(torch.full((1, 1, 4, 4), 0.6), n=1000, alpha=0.001)
+        >>> certificate.prediction, certificate.radius  # what 1,000 equal votes can prove
+        (tensor([1]), tensor([0.2463], dtype=torch.float64))
     """
 
     def __init__(

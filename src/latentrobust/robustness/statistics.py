@@ -198,6 +198,10 @@ def noise_level(
 
     Raises:
         InputError: for a radius that is not positive and finite, or a budget that certifies nothing.
+
+    Example:
+        >>> round(noise_level(2.7, n=10_000, alpha=0.001), 5)
+        0.84413
     """
     draws, spent = (procedure or Fixed(n, alpha)).looks[-1]
     bound = float(lower_bound(draws, draws, spent))

@@ -102,6 +102,11 @@ def wrap(
 
     Raises:
         InputError: for one of mean and std without the other, or values that cannot be.
+
+    Example:
+        >>> model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), mean=[0.5], std=[0.25])
+        >>> model(torch.rand(2, 1, 4, 4)).shape
+        torch.Size([2, 3])
     """
     if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
         raise InputError(f"wrap needs mean and std, one per channel, or neither; got {mean} and {std}")

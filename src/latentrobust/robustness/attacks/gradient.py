@@ -92,6 +92,15 @@ class PGD(GradientAttack):
 
     Args:
         relative_step: step length as a share of the radius; the paper's evaluation takes ε/20.
+
+    Example:
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> def model(x):  # class 1 where the mean level exceeds one half
+        ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+        >>> x, y = torch.full((2, 1, 4, 4), 0.45), torch.tensor([0, 0])
+        >>> found = PGD(steps=20)(model, PixelBall((1, 4, 4), "linf", 0.1), x, y, radii=[0.02, 0.1])
+        >>> found.fooled.tolist()  # by radius, then by image
+        [[False, False], [True, True]]
     """
 
     relative_step: Positive = 0.05

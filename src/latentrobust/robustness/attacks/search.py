@@ -189,6 +189,10 @@ def latent_autoattack(
         criterion: when an image counts as fooling; by the labels by default.
         chunk: examples at once.
         checks: warn about models whose figures would mean little.
+
+    Example:
+        >>> latent_autoattack(steps=20, restarts=2, targets=3)  # a short one, for a CPU
+        WorstOf(...)
     """
     members = [
         PGD(steps=steps),

@@ -11,6 +11,7 @@ import difflib
 import torch
 from torch import Tensor
 
+from latentrobust.transforms import random
 from latentrobust.transforms.corruptions.base import SEVERITIES, Corruption, Parameters
 from latentrobust.transforms.corruptions.blur import DefocusBlur, GaussianBlur, GlassBlur, MotionBlur, ZoomBlur
 from latentrobust.transforms.corruptions.digital import Brightness, Contrast, ElasticTransform, Pixelate, Saturate
@@ -65,26 +66,34 @@ def make(name: str, severity: int = 5) -> Corruption:
     return CORRUPTIONS[name](severity)
 
 
-def corrupt(images: Tensor, name: str, severity: int, keys: Tensor) -> Tensor:
+def corrupt(images: Tensor, name: str, severity: int = 5, keys: Tensor | None = None) -> Tensor:
     """Corrupt a batch.
 
     Args:
         images: uint8 ``[B, 3, H, W]``.
         name: of the corruption, as in the published archive.
         severity: 1 to 5.
-        keys: int64 ``[B]``, such as `random.example_keys` makes; deterministic corruptions ignore them.
+        keys: int64 ``[B]``, such as `random.example_keys` makes, of what is random; by default of seed 0 and the
+            position in ``images``.
 
     Returns:
         uint8 ``[B, 3, H, W]``, on the same device.
 
     Raises:
         ValueError: for another name, severity, dtype or shape.
+
+    Example:
+        >>> grey = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+        >>> corrupt(grey, "brightness", 5).unique()
+        tensor([176], dtype=torch.uint8)
     """
     corruption = make(name, severity)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"images must be uint8 [B, 3, H, W], got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         )
+    if keys is None:
+        keys = random.example_keys(0, torch.arange(len(images), device=images.device))
     if keys.shape != images.shape[:1]:
         raise ValueError(f"{len(images)} images need as many keys, got {list(keys.shape)}")
     return corruption(images, keys)
