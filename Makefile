@@ -6,11 +6,13 @@ DEMO_ARGS ?=
 DEMO_DIR ?= outputs/demo/latest
 TEST_ARGS ?=
 CAMPAIGN_ARGS ?=
+NEWEST_PYTHON ?= python3.13
+NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 READY := $(VENV)/.latentrobust-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test campaign lint format notebooks docs clean
+.PHONY: help setup demo test coverage newest campaign lint format notebooks docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -31,6 +33,16 @@ demo: $(READY)  ## learn a set from real digits; train, attack, certify classifi
 
 test: $(READY)  ## run the test suite, a process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(TEST_ARGS)
+
+coverage: $(READY)  ## the test suite, and which lines it never runs (in outputs/coverage)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[contribute]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --cov=latentrobust --cov-report=term --cov-report=html:outputs/coverage $(TEST_ARGS)
+
+# Failures are shown and are no error: they say what the next versions of others will break.
+newest: pyproject.toml  ## the suite on NEWEST_PYTHON (3.13) with the newest of all dependencies; may fail
+	test -x $(NEWEST_VENV)/bin/python || $(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install -q --upgrade $(PIP_ARGS) -e '.[dev]'
+	-OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -n auto --dist loadgroup $(TEST_ARGS)
 
 campaign: $(READY)  ## kill, starve and mislead runs for an hour, and count which promises hold (docs/reliability.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(CAMPAIGN_ARGS)
