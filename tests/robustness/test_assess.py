@@ -235,6 +235,16 @@ def test_progress_tells_the_time_left(monkeypatch, capsys):
     assert "certified 8 of 30, about 0:" in capsys.readouterr().err
 
 
+def test_attacks_tell_the_time_left_within_a_batch(monkeypatch, capsys):
+    monkeypatch.setattr(module.Progress, "INTERVAL", 0.0)
+    robust = RobustSettings(attacks={"pgd": PGD(steps=2, chunk=5), "apgd": APGD(steps=2)}, radii=[0.5, 1.0])
+    x, y = data(10)
+    assess(Linear(), ball("l2", 1.0), (x, y), robust=robust)
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("attacked")]
+    # Of 60 searches, with radius 0: PGD of two halves at three radii each, then APGD of all ten; the last is the end.
+    assert said == [f"attacked {share}%" for share in (8, 17, 25, 33, 42, 50, 67, 83)]
+
+
 def test_a_noise_level_that_is_too_low_is_warned_about():
     settings = CertifySettings(sigma=0.84413, radii=[2.7], n=10_000, alpha=0.001)
     with pytest.warns(RobustnessWarning, match=r"cannot certify the radii 2\.7 \(needs 0\.84\d+\).*adaptive"):

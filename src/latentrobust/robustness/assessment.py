@@ -170,9 +170,12 @@ class Assessment(nn.Module):
         self.stays: PairValues | None = None
         self.certificates: PairValues | None = None
         if perturbations is not None and (robust is not None or certify is not None):
-            limits = [limit for limit in (facts.examples, certify.examples if certify else None) if limit is not None]
-            expected = math.ceil(min(limits) * share) if limits else None
-            self.assessor = Assessor(model, perturbations, robust, certify, seed, journal, expected, facts.per_pixel)
+            expected, attacked = (
+                _at_most(share, facts.examples, None if part is None else part.examples) for part in (certify, robust)
+            )
+            self.assessor = Assessor(
+                model, perturbations, robust, certify, seed, journal, expected, facts.per_pixel, attacked
+            )
             self.stays = PairValues(self.assessor.robust_columns) if robust is not None else None
             self.certificates = PairValues(self.assessor.certificate_columns) if certify is not None else None
         self._asked = torch.zeros(len(facts.first_kinds), dtype=torch.bool)
@@ -345,3 +348,9 @@ def facts_of(data: Assessed, outputs: int, split: str = "test") -> Facts:
 
 def _mean(column: np.ndarray) -> float:
     return float(np.nanmean(column.astype(np.float64)))  # an image in which no pixel counts has no accuracy
+
+
+def _at_most(share: float, *limits: int | None) -> int | None:
+    """A share of the smallest of some numbers of examples, as far as they are known."""
+    known = [limit for limit in limits if limit is not None]
+    return math.ceil(min(known) * share) if known else None

@@ -145,6 +145,7 @@ class Assessor:
         seed: of all draws, by (seed, example).
         journal: file for finished certificates, or None.
         expected: how many certificates there will be, for the estimate of the time left.
+        attacked: how many examples will be attacked, for the same.
         per_pixel: whether each pixel has a class, so that certificates are of pixels.
 
     Raises:
@@ -161,6 +162,7 @@ class Assessor:
         journal: Path | None = None,
         expected: int | None = None,
         per_pixel: bool = False,
+        attacked: int | None = None,
     ) -> None:
         self.model, self.perturbations, self.seed = model, perturbations, seed
         self.robust, self.certify = robust, certify
@@ -171,6 +173,8 @@ class Assessor:
         self.certificate_table: CertificateTable | None = None
         self._journal: CertificateJournal | None = None
         self._progress = Progress(expected)
+        searches = len(robust.attacks) * len(set(self.radii)) if robust else 0
+        self._searched = Progress(attacked and attacked * searches, "attacked", shares=True)
         if certify:
             self.sigma = self._noise(certify)
             self.certificate_table = (
@@ -221,11 +225,12 @@ class Assessor:
         columns: dict[str, Tensor] = {}
         found: dict[str, Found] = {}
         smallest = torch.full((len(batch.x),), math.inf, device=batch.x.device)
+        self._searched.skip(0)  # the clock starts
         for number, (name, attack) in enumerate(self.robust.attacks.items()):
             found[name] = attack(
                 self.model, self.perturbations, batch.x, batch.labels, radii=list(self.radii),
                 keys=random.fold_in(keys, number),  # or all attacks would start at the same points
-                x_tilde=batch.x_tilde, offset=batch.offset,
+                x_tilde=batch.x_tilde, offset=batch.offset, told=self._searched.done,
             )  # fmt: skip
             remaining = attack.judge(batch.labels).remaining(found[name].score)
             for place, radius in enumerate(self.radii):

@@ -7,12 +7,18 @@ import time
 
 
 class Progress:
-    """Tells on standard error, now and then, how many certificates are done and how long the rest will take."""
+    """Tells on standard error, now and then, how much is done and how long the rest will take.
+
+    Args:
+        total: of what is counted; None where nobody knows.
+        what: is done to it, as the line says.
+        shares: whether the line says a share instead of a count.
+    """
 
     INTERVAL = 15.0
 
-    def __init__(self, total: int | None) -> None:
-        self.total = total
+    def __init__(self, total: int | None, what: str = "certified", *, shares: bool = False) -> None:
+        self.total, self.what, self.shares = total, what, shares
         self.finished = self.made = 0
         self.started = self.told = 0.0
 
@@ -28,10 +34,11 @@ class Progress:
         now = time.monotonic()
         if now - self.told < self.INTERVAL or self.finished == self.total:
             return
-        line = f"certified {self.finished}"
+        line = f"{self.what} {self.finished}"
         if self.total is not None:
             left = (now - self.started) / self.made * (self.total - self.finished)
             minutes, seconds = divmod(round(left), 60)
-            line += f" of {self.total}, about {minutes}:{seconds:02d} left"
+            line = f"{self.what} {self.finished / self.total:.0%}" if self.shares else f"{line} of {self.total}"
+            line += f", about {minutes}:{seconds:02d} left"
         print(line, file=sys.stderr)
         self.told = now

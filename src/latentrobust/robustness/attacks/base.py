@@ -73,6 +73,7 @@ class Attack(ABC):
         keys: Tensor | None = None,
         x_tilde: Tensor | None = None,
         offset: Tensor | None = None,
+        told: Callable[[int], None] | None = None,
     ) -> Found:
         """Attack ``model`` at ``x``.
 
@@ -88,6 +89,7 @@ class Attack(ABC):
             keys: of the random starts, ``[B]``; by default of seed 0 and the position in ``x``.
             x_tilde: observed perturbations, for ``start="encoded"``.
             offset: their true offsets, where the data knows them.
+            told: called with how many examples a radius has been searched for, each time some have.
 
         Raises:
             InputError: for radii that are negative or not finite, labels, images or logits that do not fit.
@@ -118,7 +120,7 @@ class Attack(ABC):
                     check_model(model, batch.x, batch.labels)
                     widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
                     check_offsets(model, problem.s, widest, batch.labels, problem.keys)
-                found.append(self._attack(problem, perturbations.ball, chosen))
+                found.append(self._attack(problem, perturbations.ball, chosen, told))
         return Found(
             tuple(chosen),
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
@@ -131,13 +133,17 @@ class Attack(ABC):
         """Its criterion; where it has none, the one that labels ``y`` ask for."""
         return self.criterion or criterion_for(y)
 
-    def _attack(self, problem: Problem, ball: LatentBall, radii: Sequence[float]) -> Found:
+    def _attack(
+        self, problem: Problem, ball: LatentBall, radii: Sequence[float], told: Callable[[int], None] | None
+    ) -> Found:
         snapshots: dict[float, tuple[Tensor, ...]] = {}
         for radius in sorted(set(radii)):
             if radius > 0:
                 problem.walks = 0
                 self.search(problem, ball.with_radius(radius))
             snapshots[radius] = problem.snapshot()
+            if told is not None:
+                told(len(problem.score))
         columns = zip(*(snapshots[radius] for radius in radii), strict=True)
         return Found(tuple(radii), *(torch.stack(column) for column in columns))
 
