@@ -384,3 +384,28 @@ def test_apgd_looks_back_where_it_was_published_to():
     """Croce & Hein 2020, section 3.1: p₀ = 0, p₁ = 0.22, then by max(the last difference − 0.03, 0.06)."""
     published = {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
     assert _checkpoints(100) == published
+
+
+def test_chunks_that_do_not_fit_are_halved_and_what_is_found_stays(small_set, caplog):
+    class Cramped(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.layer, self.most = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), most
+
+        def forward(self, x):
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("too many")
+            return self.layer(x)
+
+    model = Cramped(100)
+    x, y = torch.rand(9, 1, 8, 8), torch.arange(9) % 4
+    whole = PGD(steps=3, checks=False)(model, small_set, x, y, radii=[0.5, 1.0])
+    model.most = 4
+    found = PGD(steps=3, checks=False)(model, small_set, x, y, radii=[0.5, 1.0])
+    torch.testing.assert_close(found.images, whole.images)
+    assert torch.equal(found.fooled, whole.fooled)
+    said = [record.getMessage() for record in caplog.records if "do not fit into memory" in record.getMessage()]
+    assert said == ["9 images at once do not fit into memory: going on with 4 (chunk)"]
+    model.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        PGD(steps=3, checks=False)(model, small_set, x, y)

@@ -388,3 +388,33 @@ def test_a_set_is_conditioned_once_an_example(small_set):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     SmoothedModel(model, small_set, 1.0, batch=16).certify(torch.rand(20, 1, 8, 8), n0=10, n=100, alpha=0.01)
     assert sum(calls) == 20
+
+
+class Cramped(nn.Module):
+    """Takes so many images at once, as a device does."""
+
+    def __init__(self, model, most):
+        super().__init__()
+        self.model, self.most, self.failed = model, most, 0
+
+    def forward(self, x):
+        if len(x) > self.most:
+            self.failed += 1
+            raise torch.OutOfMemoryError("too many")
+        return self.model(x)
+
+
+def test_batches_that_do_not_fit_are_halved_and_the_figures_stay(small_set, caplog):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    x = torch.rand(6, 1, 8, 8)
+    options = {"n0": 10, "n": 60, "alpha": 0.05}
+    whole = SmoothedModel(model, small_set, 0.5, batch=64).certify(x, **options)
+    cramped = Cramped(model, 3)
+    found = SmoothedModel(cramped, small_set, 0.5, batch=64).certify(x, **options)
+    assert torch.equal(found.counts, whole.counts)
+    assert torch.equal(found.prediction, whole.prediction)
+    said = [record.getMessage() for record in caplog.records if "do not fit into memory" in record.getMessage()]
+    assert said[0].startswith("60 images at once do not fit into memory: going on with 30")
+    assert len(said) == cramped.failed <= 5  # once each time, not for each batch
+    with pytest.raises(torch.OutOfMemoryError):
+        SmoothedModel(Cramped(model, 0), small_set, 0.5).certify(x, **options)

@@ -25,6 +25,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_deterministic, check_images
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.inputs import as_images, as_model, check_keys, check_set
+from latentrobust.robustness.memory import halved
 from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
@@ -129,7 +130,8 @@ class SmoothedModel:
         model: images in [0, 1] to logits ``[N, K, *positions]``.
         perturbations: any set that does not need the true label.
         sigma: standard deviation of the noise, in the unit of ``u``; the noise is not cut to the set's ball.
-        batch: images that go through the model at once: draws and examples together.
+        batch: images that go through the model at once, draws and examples together; halved where they do not fit
+            into memory.
 
     Raises:
         InputError: for a ``sigma`` that is not positive, or a set that needs labels.
@@ -184,7 +186,7 @@ class SmoothedModel:
             for part in _parts(len(x), self.batch):
                 s = self.perturbations.at(x[part].clone())
                 parts.append(self._count(s, random.fold_in(keys[part], Purpose.PREDICTION), 0, n))
-            check_deterministic(self.model, x)
+            check_deterministic(self.model, x[: self.batch])
         counts = torch.cat(parts)
         top = counts.topk(2, 1)
         p_value = two_sided_p_value(top.values[:, 0].cpu().numpy(), top.values[:, 1].cpu().numpy())
@@ -229,7 +231,7 @@ class SmoothedModel:
             parts = [
                 self._certify(x[part].clone(), keys[part], n0, procedure, levels) for part in _parts(len(x), self.batch)
             ]
-            check_deterministic(self.model, x)
+            check_deterministic(self.model, x[: self.batch])
         prediction, radius, p_lower, counts, draws = (torch.cat(column) for column in zip(*parts, strict=True))
         return Certificate(prediction, radius, p_lower, counts, draws, self.sigma, procedure)
 
@@ -267,33 +269,54 @@ class SmoothedModel:
     def _count(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None = None) -> Tensor:
         """Votes of the draws ``start`` to ``stop − 1`` of each example by class, int64 ``[b, K, *positions]``."""
         counts: Tensor | None = None
-        at_once = max(self.batch // len(keys), 1)
-        for first in range(start, stop, at_once):
-            draws = torch.arange(first, min(first + at_once, stop), device=keys.device)
-            u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
-            u = u if around is None else u + around
-            images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
-            if not bool(images.isfinite().all()):  # a model may answer all the same
-                raise InputError("the perturbation set decodes noise to NaN or infinity: it cannot be certified over")
-            logits = answer(self.model, images)
-            if logits.dim() < 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
-                raise InputError(
-                    f"the model must return finite logits [B, classes, …] for {len(images)} images, got"
-                    f" {list(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
-                )
-            votes = logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:])
-            counts = _add_votes(counts, votes, logits.shape[1])
+        first = start
+        while first < stop:
+            last = min(first + max(self.batch // len(keys), 1), stop)
+            images = min(self.batch, (last - first) * len(keys))
+            try:
+                new = self._vote(s, keys, first, last, around)
+            except torch.OutOfMemoryError:
+                if images == 1:
+                    raise
+                new = None
+            if new is None:
+                self.batch = halved(images, "batch")
+            else:
+                counts, first = new if counts is None else counts + new, last
         assert counts is not None
         return counts
 
+    def _vote(self, s: SetAt, keys: Tensor, first: int, last: int, around: Tensor | None) -> Tensor:
+        """The same of draws that go through the model together, as many examples as fit beside each other."""
+        if len(keys) > self.batch:  # since something did not fit
+            parts = []
+            for part in _parts(len(keys), self.batch):
+                index = torch.arange(len(keys), device=keys.device)[part]
+                parts.append(
+                    self._vote(s.select(index), keys[part], first, last, None if around is None else around[part])
+                )
+            return torch.cat(parts)
+        draws = torch.arange(first, last, device=keys.device)
+        u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
+        u = u if around is None else u + around
+        images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
+        if not bool(images.isfinite().all()):  # a model may answer all the same
+            raise InputError("the perturbation set decodes noise to NaN or infinity: it cannot be certified over")
+        logits = answer(self.model, images)
+        if logits.dim() < 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
+            raise InputError(
+                f"the model must return finite logits [B, classes, …] for {len(images)} images, got"
+                f" {list(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
+            )
+        return _counted(logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:]), logits.shape[1])
 
-def _add_votes(counts: Tensor | None, votes: Tensor, classes: int) -> Tensor:
-    """Add votes ``[S, b, *positions]`` to counts ``[b, K, *positions]``."""
+
+def _counted(votes: Tensor, classes: int) -> Tensor:
+    """Votes ``[S, b, *positions]`` as counts ``[b, K, *positions]``."""
     where = votes.shape[1:]
     cells = torch.arange(math.prod(where), device=votes.device).reshape(where) * classes
     new = torch.bincount((cells + votes).flatten(), minlength=math.prod(where) * classes)
-    new = new.reshape(*where, classes).movedim(-1, 1)
-    return new.contiguous() if counts is None else counts + new
+    return new.reshape(*where, classes).movedim(-1, 1).contiguous()
 
 
 def _keys(x: Tensor, keys: Tensor | None) -> Tensor:

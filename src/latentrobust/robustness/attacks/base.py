@@ -20,6 +20,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_images, check_model, check_offsets
 from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy, logits_of
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_keys, check_set
+from latentrobust.robustness.memory import halved
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
 
@@ -50,7 +51,7 @@ class Attack(ABC):
     Args:
         criterion: when an image counts as fooling, and which image is worse; None for `Classification`, or
             `PixelAccuracy` where labels are ``[B, H, W]``.
-        chunk: examples attacked at once, which bounds memory.
+        chunk: examples attacked at once, which bounds memory; halved where they do not fit into it.
         checks: warn about models whose figures would mean little.
     """
 
@@ -111,16 +112,27 @@ class Attack(ABC):
             if self.checks:
                 check_images(x)
                 self.check()
-            for start in range(0, len(x), self.chunk):
-                part = slice(start, start + self.chunk)
+            start, size = 0, self.chunk
+            while start < len(x):
+                part = slice(start, start + size)
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
                 batch = whole.at(part).map(Tensor.clone)
-                problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y))
-                if self.checks and start == 0:
-                    check_model(model, batch.x, batch.labels)
-                    widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
-                    check_offsets(model, problem.s, widest, batch.labels, problem.keys)
-                found.append(self._attack(problem, perturbations.ball, chosen, told))
+                problem: Problem | None = None
+                try:
+                    problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y))
+                    if self.checks and start == 0:
+                        check_model(model, batch.x, batch.labels)
+                        widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
+                        check_offsets(model, problem.s, widest, batch.labels, problem.keys)
+                    found.append(self._attack(problem, perturbations.ball, chosen, told))
+                except torch.OutOfMemoryError:
+                    if len(batch.x) == 1:
+                        raise
+                else:
+                    start += size
+                    continue
+                del problem
+                size = halved(len(batch.x), "chunk")
         return Found(
             tuple(chosen),
             *(torch.cat(column, 1) for column in zip(*(part[1:] for part in found), strict=True)),
