@@ -45,7 +45,7 @@ def test_attack_and_certify_measure_what_they_say(monkeypatch):
             row["samples_per_second"] * row["gflop_per_sample"] / row["peak_gflops"], rel=0.05, abs=0.001
         )
     assert rows["pixel_bounds"]["ratio"] > 50
-    assert rows["certify_adaptive"]["draws_ratio"] > 4
+    assert rows["certify_adaptive"]["draws_ratio"] > 7
     gaps = [value for name, value in rows["certify_adaptive"].items() if name.startswith("gap_at")]
     assert all(abs(gap) <= 0.005 for gap in gaps)
 
@@ -98,15 +98,13 @@ def test_large_networks_take_smaller_batches_for_the_seconds_that_are_given():
 
 def test_bfloat16_is_asked_of_the_machine(monkeypatch, capsys):
     for able, offered in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"architecture": "x86_64", **able})
         assert (bfloat16_is_slow(HERE.device) is None) is offered
     with pytest.raises(SystemExit) as stopped:
         main(["attack", "--precision", "bf16"])
     assert stopped.value.code == 2
     assert "neither AVX512-BF16 nor AMX" in capsys.readouterr().err
-    monkeypatch.setattr(
-        "latentrobust.benchmark.cvaes.NETWORKS", (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
-    )
+    monkeypatch.setattr("latentrobust.benchmark.cvaes.NETWORKS", ONE_NETWORK)
     main(["cvae", "--precision", "bf16", "--force", "--seconds", "0"])
     assert "cvae/mnist_fc" in capsys.readouterr().out
 
@@ -116,9 +114,7 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch, capsys):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(
-        "latentrobust.benchmark.cvaes.NETWORKS", (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
-    )
+    monkeypatch.setattr("latentrobust.benchmark.cvaes.NETWORKS", ONE_NETWORK)
     main(["cvae", "--compile", "--seconds", "0"])
     assert capsys.readouterr().out.count("nothing is compiled") == 1
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from latentrobust.app import check_trainer
 from latentrobust.errors import InputError
-from latentrobust.modules import made
+from latentrobust.modules import lay_out_state, made
+from latentrobust.networks.layout import channels_last
 
 OPEN = partial(torch.optim.Adam, lr=0.1, fused=None)
 
@@ -55,6 +56,29 @@ def test_one_kernel_computes_what_separate_ones_do():
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_moments_follow_the_layout_that_weights_have_now(saved):
+    """A fused kernel takes both for the same, and would update other weights without a word."""
+    found = []
+    for resumed in (False, True):
+        torch.manual_seed(0)
+        network = channels_last(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), saved)
+        optimizer = made(OPEN, network.parameters(), None)
+        for step in range(6):
+            if step == 3 and resumed:
+                state, weights = optimizer.state_dict(), network.state_dict()
+                network = channels_last(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), not saved)
+                network.load_state_dict(weights)
+                optimizer = made(OPEN, network.parameters(), None)
+                optimizer.load_state_dict(state)
+                lay_out_state(optimizer)
+            optimizer.zero_grad()
+            network(torch.linspace(0, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+        found.append(torch.cat([weight.detach().flatten() for weight in network.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 def configured(**trainer):
     return OmegaConf.create({"trainer": trainer, "learner": {"optimizer": {"fused": True}}, "launcher": {}})
 
@@ -68,7 +92,7 @@ def test_a_fused_optimiser_that_was_asked_for_cannot_clip_in_half_precision():
 
 def test_a_cpu_that_only_emulates_bfloat16_is_named(monkeypatch, caplog):
     for able, said in (({"avx512_bf16": True}, 0), ({}, 1)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"architecture": "x86_64", **able})
         caplog.clear()
         check_trainer(configured(precision="bf16-mixed", accelerator="cpu"))
         assert caplog.text.count("slower than float32") == said

@@ -301,7 +301,8 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if precision not in PRECISIONS:
         raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
     if precision.startswith("bf16") and on_cpu and (reason := bfloat16_is_slow(torch.device("cpu"))):
         logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
     if trainer.get("gradient_clip_val") and precision.startswith("bf16"):

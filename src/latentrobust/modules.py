@@ -30,6 +30,17 @@ def made(optimizer: Optimizer, parameters: Iterable[nn.Parameter], trainer: pl.T
     return optimizer(parameters)
 
 
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lay an optimiser's moments out in memory as the weights are, which fused kernels take for granted.
+
+    A checkpoint may have been written with another layout of the same weights.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
 class Scheduled(pl.LightningModule):
     """A module that trains one network with one optimiser.
 
@@ -53,6 +64,11 @@ class Scheduled(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone."""
         return self.learning_rate.of(made(self.make_optimizer, self.trained.parameters(), self._trainer))
+
+    def on_train_start(self) -> None:
+        """What a checkpoint has brought back fits the weights as they lie here."""
+        for optimizer in self.trainer.optimizers:
+            lay_out_state(optimizer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate."""

@@ -39,3 +39,28 @@ def test_what_was_saved_is_loaded_in_its_layout_and_computes_the_very_same(tmp_p
     again = load_model(save_model(model, tmp_path / "model", image_shape=(3, 32, 32), classes=10, data="any"))
     assert is_channels_last(again) is wanted
     assert torch.equal(again(x), model(x))
+
+
+class Flattening(nn.Module):
+    """Looks at its feature maps through ``view``, as many published classifiers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 2)
+
+    def forward(self, x):
+        hidden = self.conv(x)
+        return self.last(hidden.view(len(x), -1))
+
+
+def test_modules_from_elsewhere_are_left_alone_unless_asked():
+    x = torch.rand(2, 3, 8, 8)
+    assert channels_last(Flattening(), None)(x).shape == (2, 2)
+    assert is_channels_last(channels_last(classifiers.build("wide_resnet", depth=10, width=1), None))
+    assert is_channels_last(channels_last(Flattening(), True))
+
+
+def test_modules_that_have_no_weights_yet_are_left_alone():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    assert not is_channels_last(channels_last(network))
+    assert network(torch.rand(2, 3, 8, 8)).shape == (2, 2)

@@ -55,13 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of our side of the models' loops; bf16 is autocast, and refused where it would be slower",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="take --precision bf16 all the same")
-    parser.add_argument("--batch", type=int, help="images at once, instead of what fits into --seconds")
+    parser.add_argument("--batch", type=int, help="images at once in loops of networks, else what fits into --seconds")
     parser.add_argument("--compile", action="store_true", help="our networks through torch.compile, where a loop can")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.loops if name not in LOOPS]:
         parser.error(f"unknown loop {', '.join(unknown)}; there are {', '.join(LOOPS)}")
     if chosen.batch is not None and chosen.batch < 1:
         parser.error(f"--batch must be at least 1, got {chosen.batch}")
+    if torch.device(chosen.device).type not in ("cpu", "cuda"):
+        parser.error(f"--device {chosen.device}: cpu or cuda")
     if chosen.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch sees no GPU here")
     if chosen.json is not None and not chosen.json.absolute().parent.is_dir():

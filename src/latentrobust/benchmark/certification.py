@@ -31,7 +31,7 @@ def certify(on: Conditions) -> list[Row]:
         batch = on.size(usual, lambda count: _Ours(on, arguments, count).certify, RUNS)  # noqa: B023
         ours, plain, floor = (kind(on, arguments, batch) for kind in (_Ours, _Plain, _Floor))
         rows.append(compared(on, f"certify/{name}", [batch, 3, 32, 32], ours.certify, plain.certify, floor.certify))
-    return [*rows, _adaptive(on), _pixel_bounds(on)]
+    return [*rows, _adaptive(replace(on, bf16=False)), _pixel_bounds(replace(on, bf16=False))]
 
 
 class _Votes:

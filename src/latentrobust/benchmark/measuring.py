@@ -140,11 +140,12 @@ def compared(
         ours: does some samples and returns how many.
         plain: the same as the published code does it.
         floor: what cannot be left out, such as the networks alone; none where there is no such thing.
-        counted: whether our floating-point operations are counted (matrix products and convolutions).
+        counted: whether our floating-point operations are counted (matrix products and convolutions); never those of
+            compiled networks, which counting would keep from being compiled.
     """
     print(f"  {loop}", flush=True)
     operations = 0.0
-    if counted:
+    if counted and not on.compiled:
         with FlopCounterMode(display=False) as counter:
             samples = ours()
         operations = counter.get_total_flops() / samples
@@ -193,7 +194,7 @@ def compiles(device: torch.device) -> bool:
 def done(device: torch.device, samples: int) -> int:
     """The number of samples, once the device has finished them."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return samples
 
 

@@ -51,7 +51,7 @@ class CVAELearner(Scheduled):
         spread: weight of a penalty on draws from the set that change an image more than any observed perturbation of
             the batch does (`excess`); 0 leaves it out, as published, and None takes what suits the network. Between the
             observed perturbations nothing else keeps a generator from images that no perturbation makes.
-        channels_last: lay the network's weights out as convolutions like them best.
+        channels_last: lay the network's weights out as convolutions like them best; None for networks of this package.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
     Raises:
@@ -70,7 +70,7 @@ class CVAELearner(Scheduled):
         latents: Literal["all", "active"] = "all",
         init_from: str | None = None,
         spread: NonNegative | None = None,
-        channels_last: bool = True,
+        channels_last: bool | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)

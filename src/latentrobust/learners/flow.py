@@ -48,7 +48,7 @@ class FlowLearner(Scheduled):
         augmentation: of the training images, by name, in order; or None.
         recompute: compute activations again for the gradient instead of keeping them: a fraction of the memory.
         initialize_on: training examples whose activations initialise the network.
-        channels_last: lay weights out as convolutions like them best.
+        channels_last: lay weights out as convolutions like them best; None for networks of this package.
         seed: of noise and augmentation, drawn by (seed, epoch, example).
 
     Raises:
@@ -65,7 +65,7 @@ class FlowLearner(Scheduled):
         augmentation: dict[str, Augmentation] | None = None,
         recompute: bool = False,
         initialize_on: Count = 256,
-        channels_last: bool = True,
+        channels_last: bool | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)

@@ -18,9 +18,10 @@ def without_autocast(x: Tensor) -> torch.autocast:
 
 def bfloat16_is_slow(device: torch.device) -> str | None:
     """Why bfloat16 would only cost time on a device, as far as that can be asked; ``None`` where it should pay."""
-    if device.type != "cpu":
-        return None if torch.cuda.is_bf16_supported() else f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if able.get("avx512_bf16") or able.get("amx_bf16"):
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        return None if able else f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
+    told = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    if not str(told.get("architecture", "")).startswith("x86") or told.get("avx512_bf16") or told.get("amx_bf16"):
         return None
     return "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 is emulated and slower than float32"

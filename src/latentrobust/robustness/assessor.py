@@ -250,6 +250,7 @@ class Assessor:
         assert self.certify is not None
         settings = {name: getattr(self.certify, name) for name in ("n0", "n", "alpha", "adaptive", "attack_steps")}
         settings |= {
+            "looks": [list(look) for look in self.certify.procedure.looks],
             "sigma": self.sigma,
             "radii": sorted(self.targets),
             "seed": self.seed,

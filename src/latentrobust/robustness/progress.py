@@ -32,7 +32,8 @@ class Progress:
         """So many more are finished now."""
         self.finished, self.made = self.finished + count, self.made + count
         now = time.monotonic()
-        if now - self.told < self.INTERVAL or self.finished == self.total:
+        unknown = self.shares and not self.total
+        if now - self.told < self.INTERVAL or self.finished == self.total or self.made < 1 or unknown:
             return
         line = f"{self.what} {self.finished}"
         if self.total is not None:

@@ -56,7 +56,7 @@ class ClassificationTask(Scheduled):
         attack_examples: validation examples that are attacked, the first ones.
         augmentation: of the training images, before and after the perturbation; null for none.
         select_on: ``"clean"``, ``"perturbed"`` or ``"robust"``: the accuracy by which the best checkpoint is chosen.
-        channels_last: lay the model's weights out as convolutions like them best.
+        channels_last: lay the model's weights out as convolutions like them best; None for networks of this package.
         seed: of perturbations, drawn by (seed, epoch, example).
 
     Raises:
@@ -79,7 +79,7 @@ class ClassificationTask(Scheduled):
         attack_examples: Count = 256,
         augmentation: ImageAugmentation | None = None,
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
-        channels_last: bool = True,
+        channels_last: bool | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)

@@ -90,7 +90,8 @@ class Attack(ABC):
             keys: of the random starts, ``[B]``; by default of seed 0 and the position in ``x``.
             x_tilde: observed perturbations, for ``start="encoded"``.
             offset: their true offsets, where the data knows them.
-            told: called with how many examples a radius has been searched for, each time some have.
+            told: called with how many examples a radius has been searched for, each time some have; with as many less
+                than none where a chunk did not fit into memory and begins again.
 
         Raises:
             InputError: for radii that are negative or not finite, labels, images or logits that do not fit.
@@ -118,13 +119,14 @@ class Attack(ABC):
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
                 batch = whole.at(part).map(Tensor.clone)
                 problem: Problem | None = None
+                searched: list[int] = []
                 try:
                     problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y))
                     if self.checks and start == 0:
                         check_model(model, batch.x, batch.labels)
                         widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
                         check_offsets(model, problem.s, widest, batch.labels, problem.keys)
-                    found.append(self._attack(problem, perturbations.ball, chosen, told))
+                    found.append(self._attack(problem, perturbations.ball, chosen, _both(searched.append, told)))
                 except torch.OutOfMemoryError:
                     if len(batch.x) == 1:
                         raise
@@ -132,6 +134,8 @@ class Attack(ABC):
                     start += size
                     continue
                 del problem
+                if told is not None:
+                    told(-sum(searched))  # it begins again
                 size = halved(len(batch.x), "chunk")
         return Found(
             tuple(chosen),
@@ -145,17 +149,14 @@ class Attack(ABC):
         """Its criterion; where it has none, the one that labels ``y`` ask for."""
         return self.criterion or criterion_for(y)
 
-    def _attack(
-        self, problem: Problem, ball: LatentBall, radii: Sequence[float], told: Callable[[int], None] | None
-    ) -> Found:
+    def _attack(self, problem: Problem, ball: LatentBall, radii: Sequence[float], told: Callable[[int], None]) -> Found:
         snapshots: dict[float, tuple[Tensor, ...]] = {}
         for radius in sorted(set(radii)):
             if radius > 0:
                 problem.walks = 0
                 self.search(problem, ball.with_radius(radius))
             snapshots[radius] = problem.snapshot()
-            if told is not None:
-                told(len(problem.score))
+            told(len(problem.score))
         columns = zip(*(snapshots[radius] for radius in radii), strict=True)
         return Found(tuple(radii), *(torch.stack(column) for column in columns))
 
@@ -248,6 +249,15 @@ class Search:
         chosen = (self._score >= 0).nonzero()[:, 0]
         self.index, self.s, self._score = self.index[chosen], self.s.select(chosen), self._score[chosen]
         return chosen
+
+
+def _both(first: Callable[[int], None], second: Callable[[int], None] | None) -> Callable[[int], None]:
+    def call(count: int) -> None:
+        first(count)
+        if second is not None:
+            second(count)
+
+    return call
 
 
 def _float(logits: Tensor) -> Tensor:
