@@ -1,5 +1,4 @@
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -78,21 +77,44 @@ def test_operations_are_those_of_the_layers():
 
     found = measuring.compared(HERE, "linear", [7, 5], step, step, step)
     assert found["gflop_per_sample"] * 1e9 == pytest.approx(2 * 2 * 15)
-    assert 0.3 < found["share_of_floor"] < 3
 
 
-def test_large_networks_take_smaller_batches_for_the_seconds_that_are_given():
-    asked = []
+def test_a_row_holds_what_the_three_sides_reached(monkeypatch):
+    monkeypatch.setattr(measuring, "in_turns", lambda *_: [10.0, 5.0, 12.5])
+    monkeypatch.setattr(measuring, "peaks", lambda *_: measuring.Peaks(operations=6000.0, copied=1.0))
+    layer = torch.nn.Linear(5, 3)
+
+    def step():
+        with torch.no_grad():
+            layer(torch.ones(7, 5))
+        return 7
+
+    found = measuring.compared(Conditions(HERE.device, 0.1), "linear", [7, 5], step, step, step)
+    assert (found["ratio"], found["share_of_floor"], found["floor_samples_per_second"]) == (2.0, 0.8, 12.5)
+    assert found["share_of_peak"] == pytest.approx(10 * 2 * 15 / 6000)
+    compiled = measuring.compared(Conditions(HERE.device, 0.1, compiled=True), "linear", [7, 5], step, step)
+    assert "share_of_peak" not in compiled
+
+
+def test_large_networks_take_smaller_batches_for_the_seconds_that_are_given(monkeypatch):
+    asked, clock = [], [0.0]
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
 
     def step(count):
         asked.append(count)
-        return lambda: time.sleep(0.01) or count
 
-    assert 2 <= measuring.Conditions(HERE.device, 0.4).size({"cpu": 64}, step, runs=10) <= 4
-    assert measuring.Conditions(HERE.device, 60.0).size({"cpu": 64}, step, runs=10) == 64
-    assert measuring.Conditions(HERE.device, 0.001).size({"cpu": 64}, step, runs=10) == 1
+        def run():
+            clock[0] += 0.01
+            return count
+
+        return run
+
+    def size(seconds, **options):
+        return Conditions(HERE.device, seconds, **options).size({"cpu": 64}, step, runs=10)
+
+    assert [size(seconds) for seconds in (0.45, 60.0, 0.001)] == [4, 64, 1]
     assert asked == [1, 1, 1]
-    assert measuring.Conditions(HERE.device, 0.4, batch=5).size({"cpu": 64}, step, runs=10) == 5
+    assert size(0.4, batch=5) == 5
     assert len(asked) == 3
 
 
@@ -126,6 +148,7 @@ def test_unknown_loops_are_named(capsys):
     assert "nonsense" in capsys.readouterr().err
     for arguments, reason in (
         (["data", "--batch", "0"], "--batch"),
+        (["data", "--device", "tpu"], "--device tpu"),
         (["data", "--json", "no/such/folder.json"], "no/such"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -8,7 +8,7 @@ from torch import nn
 
 from latentrobust.app import check_trainer
 from latentrobust.errors import InputError
-from latentrobust.modules import lay_out_state, made
+from latentrobust.modules import made
 from latentrobust.networks.layout import channels_last
 
 OPEN = partial(torch.optim.Adam, lr=0.1, fused=None)
@@ -71,7 +71,6 @@ def test_moments_follow_the_layout_that_weights_have_now(saved):
                 network.load_state_dict(weights)
                 optimizer = made(OPEN, network.parameters(), None)
                 optimizer.load_state_dict(state)
-                lay_out_state(optimizer)
             optimizer.zero_grad()
             network(torch.linspace(0, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)).square().sum().backward()
             optimizer.step()

@@ -20,21 +20,20 @@ def made(optimizer: Optimizer, parameters: Iterable[nn.Parameter], trainer: pl.T
     """The optimiser of these parameters, with one kernel for all of them (``fused``) where that was left open.
 
     Values are those of separate kernels to rounding. Lightning does not clip gradients under mixed precision for an
-    optimiser that is fused, so there it is not.
+    optimiser that is fused, so there it is not. Moments that are restored take the layout that the weights have.
     """
     parameters = list(parameters)
     if isinstance(optimizer, partial) and "fused" in optimizer.keywords and optimizer.keywords["fused"] is None:
         clips = trainer is not None and bool(trainer.gradient_clip_val) and "mixed" in str(trainer.precision)
         able = all(p.is_floating_point() and p.device.type in FUSED_ON for p in parameters)
         optimizer = partial(optimizer, fused=True if able and not clips else None)
-    return optimizer(parameters)
+    found = optimizer(parameters)
+    found.register_load_state_dict_post_hook(_lay_out_state)
+    return found
 
 
-def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
-    """Lay an optimiser's moments out in memory as the weights are, which fused kernels take for granted.
-
-    A checkpoint may have been written with another layout of the same weights.
-    """
+def _lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments out as the weights are, which fused kernels take for granted and a checkpoint need not have."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
@@ -64,11 +63,6 @@ class Scheduled(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone."""
         return self.learning_rate.of(made(self.make_optimizer, self.trained.parameters(), self._trainer))
-
-    def on_train_start(self) -> None:
-        """What a checkpoint has brought back fits the weights as they lie here."""
-        for optimizer in self.trainer.optimizers:
-            lay_out_state(optimizer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate."""

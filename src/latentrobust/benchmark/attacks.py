@@ -41,15 +41,21 @@ class _Step:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)  # weights stay, so that every step is alike
 
 
-class _Ours(_Step):
+class _Fast(_Step):
+    """Weights laid out as they are in runs, and compiled if that was asked for."""
+
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
-        self.set.requires_grad_(False)
         channels_last(self.model)
-        channels_last(self.set)
-        model = on.optimized(self.model)
+        channels_last(self.set.requires_grad_(False))
+        self.fast = on.optimized(self.model)
+
+
+class _Ours(_Fast):
+    def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
+        super().__init__(on, arguments, batch)
         whole = Batch.of(self.x, self.y)
-        self.setting = Setting(model, self.set, whole, whole.index, Standard().attack_loss)
+        self.setting = Setting(self.fast, self.set, whole, whole.index, Standard().attack_loss)
         self.adversary = Adversarial(steps=STEPS, relative_step=RELATIVE_STEP)
 
     def attack(self) -> int:
@@ -61,22 +67,18 @@ class _Ours(_Step):
         self.model.train()
         with self.on.autocast():
             images = self.adversary(self.setting).images
-            loss = cross_entropy(self.setting.model(images).float(), self.y).mean()
+            loss = cross_entropy(self.fast(images).float(), self.y).mean()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return done(self.on.device, len(images))
 
 
-class _Floor(_Step):
+class _Floor(_Fast):
     """Classifier and decoder alone, laid out as ours: the gradients in the offsets, and one in the weights."""
 
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
-        self.set.requires_grad_(False)
-        channels_last(self.model)
-        channels_last(self.set)
-        self.fast = on.optimized(self.model)
         self.offsets = torch.zeros(batch, *self.set.network.latent_shape, device=on.device)
 
     def attack(self) -> int:

@@ -42,12 +42,20 @@ class _Votes:
         self.x = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(on.device)
 
 
-class _Ours(_Votes):
+class _Fast(_Votes):
+    """Weights laid out as they are in runs, and compiled if that was asked for."""
+
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
         channels_last(self.model)
         channels_last(self.set)
-        self.smoothed = SmoothedModel(on.optimized(self.model), self.set, SIGMA, batch=batch)
+        self.fast = on.optimized(self.model)
+
+
+class _Ours(_Fast):
+    def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
+        super().__init__(on, arguments, batch)
+        self.smoothed = SmoothedModel(self.fast, self.set, SIGMA, batch=batch)
 
     def certify(self) -> int:
         with self.on.autocast():
@@ -55,14 +63,11 @@ class _Ours(_Votes):
         return done(self.on.device, len(self.x) * (DRAWS + SELECTION))
 
 
-class _Floor(_Votes):
+class _Floor(_Fast):
     """Classifier and decoder alone, laid out as ours."""
 
     def __init__(self, on: Conditions, arguments: dict[str, Any], batch: int) -> None:
         super().__init__(on, arguments, batch)
-        channels_last(self.model)
-        channels_last(self.set)
-        self.fast = on.optimized(self.model)
         self.offsets = torch.zeros(batch, *self.set.network.latent_shape, device=on.device)
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ class Conditions:
         Args:
             usual: by type of device.
             step: makes our step of so many images.
-            runs: how many times as long as two of our steps the whole row takes.
+            runs: how many of our steps take as long as the whole row.
         """
         if self.batch is not None:
             return self.batch

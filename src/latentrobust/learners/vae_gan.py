@@ -15,7 +15,7 @@ from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
-from latentrobust.modules import Optimizer, lay_out_state, made
+from latentrobust.modules import Optimizer, made
 from latentrobust.networks.vae_gan import VAEGAN, adversarial_losses, vae_gan_losses
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_latent
@@ -100,11 +100,6 @@ class VAEGANLearner(pl.LightningModule):
         groups = (coding, self.network.discriminators.parameters())
         optimizers = [made(self.make_optimizer, group, self._trainer) for group in groups]
         return [rate.of(optimizer) for rate, optimizer in zip(self.learning_rates, optimizers, strict=True)]
-
-    def on_train_start(self) -> None:
-        """What a checkpoint has brought back fits the weights as they lie here."""
-        for optimizer in self.trainer.optimizers:
-            lay_out_state(optimizer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """A step of encoders and decoders, and one of discriminators, on the same reconstructions."""

@@ -90,8 +90,8 @@ class Attack(ABC):
             keys: of the random starts, ``[B]``; by default of seed 0 and the position in ``x``.
             x_tilde: observed perturbations, for ``start="encoded"``.
             offset: their true offsets, where the data knows them.
-            told: called with how many examples a radius has been searched for, each time some have; with as many less
-                than none where a chunk did not fit into memory and begins again.
+            told: called with how many more examples a radius has been searched for; a negative number takes back what a
+                chunk that did not fit into memory had counted.
 
         Raises:
             InputError: for radii that are negative or not finite, labels, images or logits that do not fit.
@@ -119,23 +119,22 @@ class Attack(ABC):
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
                 batch = whole.at(part).map(Tensor.clone)
                 problem: Problem | None = None
-                searched: list[int] = []
                 try:
                     problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y))
                     if self.checks and start == 0:
                         check_model(model, batch.x, batch.labels)
                         widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
                         check_offsets(model, problem.s, widest, batch.labels, problem.keys)
-                    found.append(self._attack(problem, perturbations.ball, chosen, _both(searched.append, told)))
+                    found.append(self._attack(problem, perturbations.ball, chosen, told))
                 except torch.OutOfMemoryError:
                     if len(batch.x) == 1:
                         raise
                 else:
                     start += size
                     continue
+                if told is not None and problem is not None:
+                    told(-problem.searched)
                 del problem
-                if told is not None:
-                    told(-sum(searched))  # it begins again
                 size = halved(len(batch.x), "chunk")
         return Found(
             tuple(chosen),
@@ -149,14 +148,18 @@ class Attack(ABC):
         """Its criterion; where it has none, the one that labels ``y`` ask for."""
         return self.criterion or criterion_for(y)
 
-    def _attack(self, problem: Problem, ball: LatentBall, radii: Sequence[float], told: Callable[[int], None]) -> Found:
+    def _attack(
+        self, problem: Problem, ball: LatentBall, radii: Sequence[float], told: Callable[[int], None] | None
+    ) -> Found:
         snapshots: dict[float, tuple[Tensor, ...]] = {}
         for radius in sorted(set(radii)):
             if radius > 0:
                 problem.walks = 0
                 self.search(problem, ball.with_radius(radius))
             snapshots[radius] = problem.snapshot()
-            told(len(problem.score))
+            problem.searched += len(problem.score)
+            if told is not None:
+                told(len(problem.score))
         columns = zip(*(snapshots[radius] for radius in radii), strict=True)
         return Found(tuple(radii), *(torch.stack(column) for column in columns))
 
@@ -180,6 +183,7 @@ class Problem:
         self.score = criterion(self.centre_logits, y)
         self.loss = cross_entropy(self.centre_logits, y)
         self.queries = torch.ones(len(x), dtype=torch.int64, device=x.device)
+        self.searched = 0  # examples, once for each radius that is done with
         self.walks = 0  # at this radius so far: each starts at a point of its own
 
     def search(self, loss: IndexedLoss, ball: LatentBall) -> Search | None:
@@ -249,15 +253,6 @@ class Search:
         chosen = (self._score >= 0).nonzero()[:, 0]
         self.index, self.s, self._score = self.index[chosen], self.s.select(chosen), self._score[chosen]
         return chosen
-
-
-def _both(first: Callable[[int], None], second: Callable[[int], None] | None) -> Callable[[int], None]:
-    def call(count: int) -> None:
-        first(count)
-        if second is not None:
-            second(count)
-
-    return call
 
 
 def _float(logits: Tensor) -> Tensor:
