@@ -164,3 +164,10 @@ def test_the_python_pages_code_runs(repository, tmp_path, monkeypatch):
     assert known["certificate"].certified(2.0).shape == (16,)
     assert "certified" in known["results"].to_markdown()
     assert known["foggy"].shape == (16, 3, 32, 32)
+
+
+def test_the_papers_tables_name_experiments_that_exist(repository):
+    folders = "|".join(path.name for path in (repository / "conf" / "experiment").iterdir() if path.is_dir())
+    named = set(re.findall(rf"`((?:{folders})/[\w/]+)[` ]", (repository / "docs" / "papers.md").read_text()))
+    assert len(named) > 12
+    assert {name for name in named if not (repository / "conf" / "experiment" / f"{name}.yaml").is_file()} == set()

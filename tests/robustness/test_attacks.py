@@ -406,6 +406,25 @@ def test_chunks_that_do_not_fit_are_halved_and_what_is_found_stays(small_set, ca
     assert torch.equal(found.fooled, whole.fooled)
     said = [record.getMessage() for record in caplog.records if "do not fit into memory" in record.getMessage()]
     assert said == ["9 images at once do not fit into memory: going on with 4 (chunk)"]
+    told, answered, tiring_after = [], [], 1000
+
+    def tiring(images):
+        """Fits at first, as long as other memory is free."""
+        answered.append(len(images))
+        if len(images) > 4 and len(answered) > tiring_after:
+            raise torch.OutOfMemoryError("too many")
+        return model.layer(images)
+
+    right, radii = model.layer(x).argmax(1), [0.01, 0.02]  # nobody is fooled, so all stay in the search
+    PGD(steps=3, checks=False)(tiring, small_set, x, right, radii=radii[:1], told=told.append)
+    assert told == [9]
+    tiring_after = len(answered) + 1
+    answered.clear()
+    again = PGD(steps=3, checks=False)(tiring, small_set, x, right, radii=radii, told=told.append)
+    assert told[1:3] == [9, -9]  # a radius was done with when memory ran out, and was taken back
+    assert sum(told[1:]) == 2 * 9
+    model.most = 100
+    torch.testing.assert_close(again.images, PGD(steps=3, checks=False)(model, small_set, x, right, radii=radii).images)
     model.most = 0
     with pytest.raises(torch.OutOfMemoryError):
         PGD(steps=3, checks=False)(model, small_set, x, y)
