@@ -78,22 +78,8 @@ def describe_cvae(
     active: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The configuration of a CVAE set, plain containers only. ``network`` is null for one from outside the package."""
-    return {
-        "format": FORMAT,
-        "kind": "cvae",
-        "network": network.description,
-        "origin": origin_of(network),
-        "channels_last": is_channels_last(network),
-        "likelihood": likelihood,
-        "image_shape": list(network.image_shape),
-        "latent_shape": list(network.latent_shape),
-        **({} if active is None else {"active": list(active)}),
-        "radius": radius,
-        "latent_norms": latent_norms,
-        "coverage": None if coverage is None else coverage.to_dict(),
-        "data": data,
-        "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
-    }
+    found = _describe_learned("cvae", network, radius, latent_norms, data, coverage)
+    return {**found, "likelihood": likelihood, **({} if active is None else {"active": list(active)})}
 
 
 def describe_latent(
@@ -106,14 +92,24 @@ def describe_latent(
     coverage: Coverage | None = None,
 ) -> dict[str, Any]:
     """The configuration of a ``flow`` or ``vae_gan`` set, as `describe_cvae`."""
+    found = _describe_learned(kind, network, radius, latent_norms, data, coverage)
+    return {**found, "norm": norm, "likelihood": "gaussian"}
+
+
+def _describe_learned(
+    kind: str,
+    network: LearnedNetwork,
+    radius: float | None,
+    latent_norms: dict[str, float],
+    data: str,
+    coverage: Coverage | None,
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": kind,
         "network": network.description,
         "origin": origin_of(network),
         "channels_last": is_channels_last(network),
-        "norm": norm,
-        "likelihood": "gaussian",
         "image_shape": list(network.image_shape),
         "latent_shape": list(network.latent_shape),
         "radius": radius,
