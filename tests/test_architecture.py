@@ -23,6 +23,7 @@ ALLOWED = {
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},
 }
 EVERYWHERE = {
+    "graphs",
     "arguments",
     "batch",
     "errors",

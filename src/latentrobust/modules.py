@@ -49,11 +49,19 @@ class Scheduled(pl.LightningModule):
     Args:
         optimizer: called with the parameters; its learning rate is the peak.
         scheduler: the factor of the peak learning rate at a moment.
+        cuda_graphs: whether what can be recorded of a step on a GPU is (`latentrobust.graphs`).
     """
 
-    def __init__(self, optimizer: Optimizer, scheduler: Schedule) -> None:
+    def __init__(self, optimizer: Optimizer, scheduler: Schedule, cuda_graphs: bool = True) -> None:
         super().__init__()
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
+        self.cuda_graphs = cuda_graphs
+
+    def records(self) -> bool:
+        """Whether steps are to be recorded now: on one GPU, in a precision whose losses are not scaled."""
+        if not self.cuda_graphs or self._trainer is None:
+            return self.cuda_graphs
+        return self.trainer.world_size == 1 and str(self.trainer.precision) in ("32-true", "bf16-mixed")
 
     @property
     def trained(self) -> nn.Module:
@@ -69,7 +77,12 @@ class Scheduled(pl.LightningModule):
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
     def log_rate(self, **further: float) -> None:
-        """Log the learning rate of a step, and other values that follow a schedule, as ``train/<name>``."""
+        """Log the learning rate of a step, and other values that follow a schedule, as ``train/<name>``.
+
+        Only at steps of which a logger is told, and at the last of an epoch: each value logged costs a millisecond.
+        """
+        if not (self.trainer._logger_connector.should_update_logs or self.trainer.is_last_batch):
+            return
         rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         values = {f"train/{name}": value for name, value in {"lr": rate, **further}.items()}
         self.log_dict(values, on_step=True, on_epoch=False)

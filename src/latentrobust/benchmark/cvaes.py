@@ -74,8 +74,8 @@ class _Ours(_Step):
 
     def step(self) -> int:
         with self.on.autocast():
-            reconstruction, kl, _, _ = self.learner.losses(self.batch)
-        (reconstruction + BETA * kl).sum().backward()
+            loss = self.learner.batch_loss(self.batch, BETA)[0]
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return done(self.on.device, len(self.x))

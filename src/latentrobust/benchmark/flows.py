@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from latentrobust.batch import Batch
 from latentrobust.benchmark.measuring import Conditions, Row, compared, done, step_memory
+from latentrobust.graphs import GraphedLoss
 from latentrobust.networks import classifiers, flows
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.glow import Glow, Level, Step
@@ -20,7 +21,7 @@ from latentrobust.networks.layout import channels_last
 from latentrobust.perturbation_sets import FlowSet
 from latentrobust.robustness.criteria import cross_entropy
 from latentrobust.robustness.objectives import Standard
-from latentrobust.robustness.training import Adversarial, Setting
+from latentrobust.robustness.training import Adversarial, RecordedSearches, Setting
 
 SIZE: dict[str, Any] = {"image_shape": [3, 32, 32], "levels": 3, "steps": 32, "hidden": 512}
 RADIUS, STEPS, RELATIVE_STEP = 1.0, 3, 0.5
@@ -85,6 +86,8 @@ class _Ours(_Loops):
         channels_last(self.model)
         self.adversary = Adversarial(radius=RADIUS, steps=STEPS, relative_step=RELATIVE_STEP, norm="l2")
         self.set = FlowSet(self.network, "l2", RADIUS)
+        self.loss = GraphedLoss(lambda x: (self.network.bits_per_dim(x).mean(),), self.network, lambda: True)
+        self.searches = RecordedSearches(lambda: True)
         if on.compiled:
             with self._frozen(), torch.no_grad():
                 self.network.decode(self.network.encode(self.x)[0])  # what is kept while frozen is there now
@@ -114,14 +117,15 @@ class _Ours(_Loops):
 
     def training_step(self) -> int:
         with self.on.autocast():
-            loss = self.network.bits_per_dim(self.x).mean()
+            (loss,) = self.loss(self.x)
         return self._finish(loss, self.of_flow)
 
     def adversarial_la_step(self) -> int:
         self.model.train()
         batch = Batch.of(self.x, self.y)
         with self._frozen():
-            images = self.adversary(Setting(self.model, self.set, batch, batch.index, Standard().attack_loss)).images
+            setting = Setting(self.model, self.set, batch, batch.index, Standard().attack_loss, searches=self.searches)
+            images = self.adversary(setting).images
             loss = cross_entropy(self.model(images).float(), self.y).mean()
         return self._finish(loss, self.of_model)
 

@@ -12,6 +12,7 @@ from latentrobust.arguments import NonNegative, Positive, RadiusRule, Seed, vali
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
+from latentrobust.graphs import GraphedLoss
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.networks import layout
@@ -52,6 +53,7 @@ class CVAELearner(Scheduled):
             the batch does (`excess`); 0 leaves it out, as published, and None takes what suits the network. Between the
             observed perturbations nothing else keeps a generator from images that no perturbation makes.
         channels_last: lay the network's weights out as convolutions like them best; None for networks of this package.
+        cuda_graphs: record the losses and their gradients on a GPU, and start their kernels together.
         seed: of the posterior samples, drawn by (seed, epoch, example).
 
     Raises:
@@ -71,9 +73,10 @@ class CVAELearner(Scheduled):
         init_from: str | None = None,
         spread: NonNegative | None = None,
         channels_last: bool | None = None,
+        cuda_graphs: bool = True,
         seed: Seed = 0,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(optimizer, scheduler, cuda_graphs)
         if init_from is not None:
             _take_weights(network, init_from)
         self.network = layout.channels_last(network, channels_last)
@@ -85,6 +88,7 @@ class CVAELearner(Scheduled):
         self.norms = LatentNorms()
         self.units = ActiveUnits(math.prod(network.latent_shape))
         self._sampled: Batch | None = None
+        self.loss = GraphedLoss(self._loss, self.network, self.records)
 
     LOGGED = (
         *(f"train/{name}" for name in ("loss", "reconstruction", "kl", "excess", "beta", "lr")),
@@ -122,37 +126,45 @@ class CVAELearner(Scheduled):
 
     def losses(self, pairs: Batch, purpose: Purpose = Purpose.LEARNING) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
         """Reconstruction error of a posterior sample, summed over pixels, and KL, each ``[B]``; posterior and prior."""
-        prior = self.network.encode_prior(pairs.x)
-        posterior = self.network.encode_posterior(pairs.x, pairs.perturbed)
-        keys = random.example_keys(self.seed, pairs.index, purpose, pairs.epoch)
+        return self._losses(pairs.x, pairs.perturbed, self._keys(pairs, purpose))
+
+    def _keys(self, pairs: Batch, purpose: Purpose) -> Tensor:
+        return random.example_keys(self.seed, pairs.index, purpose, pairs.epoch)
+
+    def _losses(self, x: Tensor, perturbed: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Gaussian, Gaussian]:
+        prior = self.network.encode_prior(x)
+        posterior = self.network.encode_posterior(x, perturbed)
         z = posterior.mean + posterior.std * random.normal(keys, self.network.latent_shape)
-        decoded = self.network.generate(pairs.x, z)
-        return (
-            pixel_loss(self.likelihood, decoded, pairs.perturbed).sum(IMAGE_DIMS),
-            posterior.kl(prior),
-            posterior,
-            prior,
-        )
+        error = pixel_loss(self.likelihood, self.network.generate(x, z), perturbed).sum(IMAGE_DIMS)
+        return error, posterior.kl(prior), posterior, prior
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss at the current β."""
-        reconstruction, kl, posterior, prior = self.losses(batch)
         beta = self.beta(now(self, batch_idx))
-        loss = (reconstruction + beta * kl).sum()
-        values = {}
-        if self.spread:
-            excess = self.excess(batch, posterior, prior)
-            loss = loss + self.spread * excess.sum()
-            values["train/excess"] = excess.mean().detach()
-        values |= {
-            "train/loss": loss.detach() / len(batch.index),
-            "train/reconstruction": reconstruction.mean().detach(),
-        }
-        values |= {"train/kl": kl.mean().detach()}
+        loss, reconstruction, kl, excess = self.batch_loss(batch, beta)
+        values = {"train/excess": excess} if self.spread else {}
+        values |= {"train/loss": loss.detach() / len(batch.index), "train/reconstruction": reconstruction}
+        values |= {"train/kl": kl}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index))
         self.log_rate(beta=beta)
         # DDP averages over processes, and Lightning over accumulated batches.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def batch_loss(self, batch: Batch, beta: float) -> tuple[Tensor, ...]:
+        """What is differentiated, a sum over the batch; and means of reconstruction error, KL and excess."""
+        keys = (self._keys(batch, purpose) for purpose in (Purpose.LEARNING, Purpose.LEARNING_SPREAD))
+        # The weight is a tensor, so that a recorded step can be given another one.
+        weight = torch.full((), beta, device=batch.x.device)
+        return self.loss(batch.x, batch.perturbed, weight, *keys)
+
+    def _loss(self, x: Tensor, perturbed: Tensor, beta: Tensor, keys: Tensor, of_spread: Tensor) -> tuple[Tensor, ...]:
+        reconstruction, kl, posterior, prior = self._losses(x, perturbed, keys)
+        loss = (reconstruction + beta * kl).sum()
+        excess = torch.zeros_like(kl)
+        if self.spread:
+            excess = self._excess(x, perturbed, of_spread, posterior, prior)
+            loss = loss + self.spread * excess.sum()
+        return loss, reconstruction.mean(), kl.mean(), excess.mean()
 
     def excess(self, pairs: Batch, posterior: Gaussian, prior: Gaussian) -> Tensor:
         """How much farther a draw lies from its image than the farthest perturbation observed in the batch: ``[B]``.
@@ -161,16 +173,20 @@ class CVAELearner(Scheduled):
         that are uniform up to the largest latent norm of the batch, then move one step of a tenth of that to where the
         error grows most: the set's radius will be such a norm, and attacks will look for the worst within it.
         """
+        return self._excess(pairs.x, pairs.perturbed, self._keys(pairs, Purpose.LEARNING_SPREAD), posterior, prior)
+
+    def _excess(self, x: Tensor, perturbed: Tensor, keys: Tensor, posterior: Gaussian, prior: Gaussian) -> Tensor:
         with torch.no_grad():
-            observed = (pairs.perturbed - pairs.x).square().sum(IMAGE_DIMS).max()
+            observed = (perturbed - x).square().sum(IMAGE_DIMS).max()
             sizes = ((posterior.mean - prior.mean) / prior.std).flatten(1).norm(dim=1)
-            ball = LatentBall(self.network.latent_shape, "l2", max(float(sizes.max()), 1e-3))
-            u = ball.uniform_length(random.example_keys(self.seed, pairs.index, Purpose.LEARNING_SPREAD, pairs.epoch))
+            # In a ball of radius 1 and enlarged afterwards: a radius of the batch's own would be waited for on a GPU.
+            radius, ball = sizes.max().clamp_min(1e-3), LatentBall(self.network.latent_shape, "l2", 1.0)
+            u = ball.uniform_length(keys)
         u = u.requires_grad_()
-        gradient = torch.autograd.grad(self._distance(pairs.x, u, prior).sum(), u)[0]
+        gradient = torch.autograd.grad(self._distance(x, radius * u, prior).sum(), u)[0]
         with torch.no_grad():
-            u = ball.ascent_step(u, gradient, 0.1 * ball.radius)
-        return (self._distance(pairs.x, u, prior) - observed).clamp_min(0)
+            u = ball.ascent_step(u, gradient, 0.1)
+        return (self._distance(x, radius * u, prior) - observed).clamp_min(0)
 
     def _distance(self, x: Tensor, u: Tensor, prior: Gaussian) -> Tensor:
         decoded = self.network.generate(x, prior.mean + prior.std * u)

@@ -13,6 +13,7 @@ from latentrobust.arguments import Count, Positive, RadiusRule, Seed, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
+from latentrobust.graphs import GraphedLoss
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.networks import layout
@@ -49,6 +50,7 @@ class FlowLearner(Scheduled):
         recompute: compute activations again for the gradient instead of keeping them: a fraction of the memory.
         initialize_on: training examples whose activations initialise the network.
         channels_last: lay weights out as convolutions like them best; None for networks of this package.
+        cuda_graphs: record the loss and its gradients on a GPU, and start their kernels together.
         seed: of noise and augmentation, drawn by (seed, epoch, example).
 
     Raises:
@@ -66,9 +68,10 @@ class FlowLearner(Scheduled):
         recompute: bool = False,
         initialize_on: Count = 256,
         channels_last: bool | None = None,
+        cuda_graphs: bool = True,
         seed: Seed = 0,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(optimizer, scheduler, cuda_graphs)
         self.network = layout.channels_last(network, channels_last)
         network.recompute(recompute)
         self.norm = norm
@@ -84,6 +87,7 @@ class FlowLearner(Scheduled):
         self.round_trip = MaxMetric(nan_strategy="disable")
         self.data_name = ""
         self.history: dict[str, list[float]] = {"epoch": [], "train": [], "val": []}
+        self.loss = GraphedLoss(self._loss, self.network, self.records)
 
     LOGGED = (
         "train/bits_per_dim", "train/lr", "val/loss", "val/bits_per_dim", "val/round_trip_error", "val/latent_norm/*",
@@ -131,12 +135,15 @@ class FlowLearner(Scheduled):
         """The negative log-likelihood of a batch, in nats per image: what weight decay and clipping are relative to."""
         keys = random.example_keys(self.seed, batch.index, Purpose.LEARNING, batch.epoch)
         images = apply_in_order(self.augmentation, batch.x, random.fold_in(keys, Purpose.AUGMENT))
-        bits = self.bits_per_dim(images, batch.labels, keys).mean()
+        (bits,) = self.loss(images, batch.labels, keys)
         size = len(batch.index)
         self.train_bits.update(bits.detach(), size)
         self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
         self.log_rate()
         return bits * (math.prod(self.network.image_shape) * math.log(2))
+
+    def _loss(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor]:
+        return (self.bits_per_dim(images, labels, keys).mean(),)
 
     def bits_per_dim(self, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         """``[B]``, with noise drawn by ``keys``."""

@@ -269,7 +269,7 @@ class SmoothedModel:
     def _count(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None = None) -> Tensor:
         """Votes of the draws ``start`` to ``stop − 1`` of each example by class, int64 ``[b, K, *positions]``."""
         counts: Tensor | None = None
-        first = start
+        sound, first = torch.ones((), dtype=torch.bool, device=keys.device), start
         while first < stop:
             last = min(first + max(self.batch // len(keys), 1), stop)
             images = min(self.batch, (last - first) * len(keys))
@@ -282,12 +282,21 @@ class SmoothedModel:
             if new is None:
                 self.batch = halved(images, "batch")
             else:
-                counts, first = new if counts is None else counts + new, last
+                counts, first = new[0] if counts is None else counts + new[0], last
+                sound = sound & new[1]
         assert counts is not None
+        if not bool(sound):  # asked once: a GPU would be waited for at each draw
+            raise InputError(
+                "the perturbation set decodes noise to NaN or infinity, or the model answers so: nothing can be"
+                " certified"
+            )
         return counts
 
-    def _vote(self, s: SetAt, keys: Tensor, first: int, last: int, around: Tensor | None) -> Tensor:
-        """The same of draws that go through the model together, as many examples as fit beside each other."""
+    def _vote(self, s: SetAt, keys: Tensor, first: int, last: int, around: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same of draws that go through the model together, as many examples as fit beside each other.
+
+        And whether all images and logits were finite: a model may answer with a class all the same.
+        """
         if len(keys) > self.batch:  # since something did not fit
             parts = []
             for part in _parts(len(keys), self.batch):
@@ -295,27 +304,27 @@ class SmoothedModel:
                 parts.append(
                     self._vote(s.select(index), keys[part], first, last, None if around is None else around[part])
                 )
-            return torch.cat(parts)
+            return torch.cat([counts for counts, _ in parts]), torch.stack([sound for _, sound in parts]).all()
         draws = torch.arange(first, last, device=keys.device)
         u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
         u = u if around is None else u + around
         images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
-        if not bool(images.isfinite().all()):  # a model may answer all the same
-            raise InputError("the perturbation set decodes noise to NaN or infinity: it cannot be certified over")
         logits = answer(self.model, images)
-        if logits.dim() < 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
+        if logits.dim() < 2 or len(logits) != len(images):
             raise InputError(
-                f"the model must return finite logits [B, classes, …] for {len(images)} images, got"
-                f" {list(logits.shape)}{'' if logits.isfinite().all() else ' with NaN or infinity'}"
+                f"the model must return logits [B, classes, …] for {len(images)} images, got {list(logits.shape)}"
             )
-        return _counted(logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:]), logits.shape[1])
+        counts = _counted(logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:]), logits.shape[1])
+        return counts, images.isfinite().all() & logits.isfinite().all()
 
 
 def _counted(votes: Tensor, classes: int) -> Tensor:
     """Votes ``[S, b, *positions]`` as counts ``[b, K, *positions]``."""
     where = votes.shape[1:]
     cells = torch.arange(math.prod(where), device=votes.device).reshape(where) * classes
-    new = torch.bincount((cells + votes).flatten(), minlength=math.prod(where) * classes)
+    places = (cells + votes).flatten()
+    new = torch.zeros(math.prod(where) * classes, dtype=torch.int64, device=votes.device)
+    new.scatter_add_(0, places, torch.ones_like(places))  # which needs not know the largest, unlike a bincount
     return new.reshape(*where, classes).movedim(-1, 1).contiguous()
 
 

@@ -25,7 +25,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack, Found
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
 from latentrobust.robustness.objectives import NoiseConsistency, Standard, TrainingObjective
-from latentrobust.robustness.training import Curriculum, Setting, TrainingPerturbation
+from latentrobust.robustness.training import Curriculum, RecordedSearches, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
 from latentrobust.robustness.training.base import repeated
 from latentrobust.schedules import Schedule
@@ -57,6 +57,7 @@ class ClassificationTask(Scheduled):
         augmentation: of the training images, before and after the perturbation; null for none.
         select_on: ``"clean"``, ``"perturbed"`` or ``"robust"``: the accuracy by which the best checkpoint is chosen.
         channels_last: lay the model's weights out as convolutions like them best; None for networks of this package.
+        cuda_graphs: record the adversary's search on a GPU, and start its kernels together.
         seed: of perturbations, drawn by (seed, epoch, example).
 
     Raises:
@@ -80,9 +81,11 @@ class ClassificationTask(Scheduled):
         augmentation: ImageAugmentation | None = None,
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
         channels_last: bool | None = None,
+        cuda_graphs: bool = True,
         seed: Seed = 0,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(optimizer, scheduler, cuda_graphs)
+        self.searches = RecordedSearches(self.records)
         if select_on == "robust" and (validation_attack is None or perturbations is None):
             raise InputError(
                 "task.select_on=robust needs a perturbation_set and a task.validation_attack: give both, or"
@@ -184,7 +187,9 @@ class ClassificationTask(Scheduled):
         """Perturb, then one step of the objective."""
         keys = random.example_keys(self.seed, batch.index, Purpose.TRAINING, batch.epoch)
         batch = self._augmented(batch, keys)
-        setting = Setting(self.model, self.perturbations, batch, keys, self.objective.attack_loss)
+        setting = Setting(
+            self.model, self.perturbations, batch, keys, self.objective.attack_loss, searches=self.searches
+        )
         images, targets = self.training_perturbation(setting)
         keys = _keys_of_draws(keys, len(images) // len(keys))
         images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, Purpose.AFTER))

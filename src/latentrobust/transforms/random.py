@@ -19,6 +19,7 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+_WORD = (1 << 64) - 1
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX1 = _signed(0xBF58476D1CE4E5B9)
 _MIX2 = _signed(0x94D049BB133111EB)
@@ -36,18 +37,27 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
+def _mixed(word: int) -> int:
+    """`_mix` of one word, given and returned as 64 bits without a sign."""
+    word = ((word ^ (word >> 30)) * _MIX1) & _WORD
+    word = ((word ^ (word >> 27)) * _MIX2) & _WORD
+    return word ^ (word >> 31)
+
+
 def fold_in(keys: Tensor, data: Tensor | int) -> Tensor:
     """Keys derived from ``keys`` and ``data`` (broadcast): different ``data`` give unrelated streams."""
-    data = torch.as_tensor(data, dtype=torch.int64, device=keys.device)
-    return _mix(_mix(keys ^ _MIX2) + (data + 1) * _GAMMA)
+    # A number stays on the host: as a tensor it would be copied to a GPU, which waits for all that was asked before.
+    if isinstance(data, Tensor):
+        return _mix(_mix(keys ^ _MIX2) + (data.to(keys.device, torch.int64) + 1) * _GAMMA)
+    return _mix(_mix(keys ^ _MIX2) + _signed((int(data) + 1) * _GAMMA))
 
 
 def example_keys(seed: int, index: Tensor, *context: int) -> Tensor:
     """Keys of the examples ``index [B]`` (int64) under ``seed`` and, say, an epoch: ``[B]``, on the index's device."""
-    keys = torch.full((), _signed(seed), dtype=torch.int64, device=index.device)
+    word = seed & _WORD
     for part in context:
-        keys = fold_in(keys, part)
-    return fold_in(keys, index)
+        word = _mixed(_mixed(word ^ (_MIX2 & _WORD)) + (part + 1) * _GAMMA & _WORD)
+    return _mix((index + 1) * _GAMMA + _signed(_mixed(word ^ (_MIX2 & _WORD))))
 
 
 def fresh_keys(*batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:

@@ -8,6 +8,7 @@ from latentrobust.robustness.training.adversarial import Adversarial, Catastroph
 from latentrobust.robustness.training.base import (
     PairedData,
     Perturbed,
+    RecordedSearches,
     Schedule,
     Setting,
     TrainingPerturbation,
@@ -25,6 +26,7 @@ __all__ = [
     "PairedData",
     "Perturbed",
     "RandomizedLA",
+    "RecordedSearches",
     "Sample",
     "Schedule",
     "Setting",

@@ -63,6 +63,9 @@ class Adversarial(TrainingPerturbation):
 
     def perturb(self, at: Setting) -> Tensor:
         """The images that the search ends at."""
+        return self._search(at) if at.searches is None else at.searches(self._search, at)
+
+    def _search(self, at: Setting) -> Tensor:
         s, ball = at.condition(), at.ball(self.radius, self.norm)
         model, batch = at.model, at.batch
         with frozen(model):
@@ -156,7 +159,7 @@ class FastAdversarial(Adversarial):
         self._batches += 1
         if self._batches % self.check_every == 0:
             part = torch.arange(min(self.check_size, len(images)), device=images.device)
-            few = at.select(part)
+            few = at.select(part)._replace(searches=None)
             self._check(at.model, images[part], self.strong.perturb(few), few.batch)
         return images
 

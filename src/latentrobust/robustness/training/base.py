@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentrobust.arguments import Count, Share, validated
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError
+from latentrobust.graphs import Recorder
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
@@ -23,6 +24,10 @@ from latentrobust.transforms import random
 
 LossFor = Callable[[nn.Module, Tensor, Tensor], AttackLoss]
 """``objective.attack_loss``."""
+
+
+Search = Callable[["Setting"], Tensor]
+"""What a perturbation does without ever looking at values on the host."""
 
 
 class Setting(NamedTuple):
@@ -35,6 +40,7 @@ class Setting(NamedTuple):
         keys: of each, ``[B]``.
         loss_for: of the objective: what an adversary climbs.
         scale: factor of all radii, below 1 in a curriculum.
+        searches: records searches on a GPU; None for as they are.
     """
 
     model: nn.Module
@@ -43,6 +49,7 @@ class Setting(NamedTuple):
     keys: Tensor
     loss_for: LossFor
     scale: float = 1.0
+    searches: RecordedSearches | None = None
 
     @property
     def set(self) -> PerturbationSet:
@@ -69,6 +76,39 @@ class Setting(NamedTuple):
             )
         size = self.scale * resolve_radius(radius, self.set)[1]
         return dataclasses.replace(ball, radius=size, norm=norm or ball.norm)
+
+
+class RecordedSearches:
+    """Searches of one training whose kernels are started together on a GPU (`latentrobust.graphs`).
+
+    Args:
+        wanted: whether to record, asked at each search.
+    """
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self.wanted = wanted
+        self._recorder: tuple[Any, Recorder[Tensor]] | None = None
+
+    def __call__(self, search: Search, at: Setting) -> Tensor:
+        """What the search makes of a setting: images ``[N, *image]``."""
+        if not (self.wanted() and at.batch.x.is_cuda):
+            return search(at)
+        parts = {field.name: getattr(at.batch, field.name) for field in dataclasses.fields(at.batch)}
+        parts = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        which = (search, at.scale, at.model, at.perturbations, tuple(parts))
+        if self._recorder is None or self._recorder[0] != which:  # one at a time, for each has memory of its own
+
+            def recorded(keys: Tensor, *tensors: Tensor) -> Tensor:
+                batch = dataclasses.replace(at.batch, **dict(zip(parts, tensors, strict=True)))  # type: ignore[arg-type]
+                return search(at._replace(batch=batch, keys=keys))
+
+            modules = [module for module in (at.model, at.perturbations) if module is not None]
+            self._recorder = which, Recorder(recorded, *modules)
+        found = self._recorder[1]([at.keys, *parts.values()])
+        return search(at) if found is None else found.replay([at.keys, *parts.values()]).clone()
+
+    def __getstate__(self) -> dict[str, Any]:  # recordings belong to their process
+        return {"wanted": self.wanted, "_recorder": None}
 
 
 def checked_norm(norm: Norm | None) -> Norm | None:

@@ -1,0 +1,206 @@
+"""CUDA graphs: hundreds of small kernels that are recorded once and then started together.
+
+The steps of small networks are kernels of microseconds, and a GPU waits for the processor that starts them one by one.
+What is recorded here is a function of tensors. Its kernels read inputs at fixed addresses and weights where they lie,
+so that an optimiser that writes in place is followed. Results are those of the kernels themselves.
+
+Recording needs a function that never waits for the GPU (no ``float(tensor)``, no choice by values), and the same
+shapes again. Where a function cannot be recorded, that is said once, and it runs as it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+WARM_UP = 3  # runs before recording: libraries choose their algorithms, and allocate what they keep
+KEPT = 2  # recordings of one function, each with memory of its own; beyond them the oldest is dropped
+
+Key = Hashable
+Result = TypeVar("Result")
+
+
+def recording() -> bool:
+    """Whether kernels are being recorded now, so that nothing may wait for the GPU."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class GraphWarning(UserWarning):
+    """A function could not be recorded. The message says why."""
+
+
+class Recording(NamedTuple, Generic[Result]):
+    """A function's kernels, the tensors that they read and those that they write."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    result: Result
+
+    def replay(self, inputs: Sequence[Tensor]) -> Result:
+        """Run the kernels on other inputs; the result is written over by the next replay."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return self.result
+
+
+class Recorder(Generic[Result]):
+    """Recordings of one function: one for each shape of its inputs, and whatever else they depend on.
+
+    Args:
+        function: tensors to tensors, in any nesting.
+        modules: whose weights it reads. Their buffers are put back after the runs before recording, so that running
+            statistics count a batch once.
+    """
+
+    def __init__(self, function: Callable[..., Result], *modules: nn.Module) -> None:
+        self.function, self.modules = function, modules
+        self._recordings: dict[Key, Recording[Result]] = {}
+        self._failed = False
+
+    def __call__(self, inputs: Sequence[Tensor], *also: Key) -> Recording[Result] | None:
+        """The recording for such inputs, made now if there is none; None where there cannot be one.
+
+        Args:
+            inputs: on one device, none of which is differentiated.
+            also: what else decides what the function does, a radius for instance.
+        """
+        if self._failed or any(value.device.type != "cuda" for value in inputs):
+            return None
+        key = (also, _signature(inputs), self._weights(), torch.is_autocast_enabled("cuda"))
+        if key not in self._recordings:
+            try:
+                made = self._record([value.detach().clone() for value in inputs])
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._failed = True
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(f"runs without a CUDA graph: {reason}", GraphWarning, stacklevel=2)
+                return None
+            while len(self._recordings) >= KEPT:
+                self._recordings.pop(next(iter(self._recordings)))
+            self._recordings[key] = made
+        return self._recordings[key]
+
+    def _weights(self) -> Key:
+        """Where weights lie, and whether they are trained: another place, or another way, is another recording."""
+        return tuple(
+            (weight.data_ptr(), weight.requires_grad)
+            for module in self.modules
+            for weight in (*module.parameters(), *module.buffers())
+        ) + tuple(part.training for module in self.modules for part in module.modules())
+
+    def _record(self, inputs: list[Tensor]) -> Recording[Result]:
+        device = inputs[0].device
+        beside = torch.cuda.Stream(device)
+        with _as_they_were(self.modules, device), _uncached():
+            beside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UP):
+                    self.function(*inputs)
+            torch.cuda.current_stream(device).wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with _uncached(), torch.cuda.graph(graph):
+            result = self.function(*inputs)
+        return Recording(graph, inputs, result)
+
+    def __getstate__(self) -> dict[str, Any]:  # a graph belongs to its process
+        return {**self.__dict__, "_recordings": {}}
+
+
+class GraphedLoss:
+    """A loss of tensors and a network's weights, whose passes forward and backward are one recording on a GPU.
+
+    Elsewhere, and for shapes that come only once, it is the function itself. Gradients of the weights reach them as
+    from any loss, once for each call, before the next call.
+
+    Args:
+        function: inputs to a scalar and further tensors that are not differentiated.
+        module: whose weights it is differentiated in.
+        wanted: whether to record at all; decided at each call.
+    """
+
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], module: nn.Module, wanted: Callable[[], bool]
+    ) -> None:
+        self.function, self.module, self.wanted = function, module, wanted
+        self._recorder = Recorder(self._differentiated, module)
+        self._seen: set[Key] = set()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The loss, which may be differentiated, and the further tensors."""
+        if self.wanted() and torch.is_grad_enabled() and self._again(inputs):
+            found = self._recorder(inputs)
+            if found is not None:
+                return _Replayed.apply(found, inputs, *self._trained())
+        loss, *further = self.function(*inputs)
+        return loss, *(value.detach() for value in further)
+
+    def _again(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether inputs of this shape came before: the last batch of an epoch is not worth a recording."""
+        key = _signature(inputs)
+        known = key in self._seen
+        self._seen.add(key)
+        return known
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [weight for weight in self.module.parameters() if weight.requires_grad]
+
+    def _differentiated(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        loss, *further = self.function(*inputs)
+        # Backward kernels have the precision of the forward ones already.
+        with torch.autocast("cuda", enabled=False):
+            gradients = torch.autograd.grad(loss, self._trained(), allow_unused=True)
+        return (loss.detach(), *(value.detach() for value in further)), gradients
+
+
+class _Replayed(torch.autograd.Function):
+    """Runs a recording, and hands out the gradients that it has computed."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Recording[Any], inputs: tuple[Tensor, ...], *weights: Tensor) -> tuple[Tensor, ...]:
+        values, ctx.gradients = found.replay(inputs)
+        values = tuple(value.clone() for value in values)
+        ctx.mark_non_differentiable(*values[1:])
+        ctx.set_materialize_grads(False)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if of_loss is None:
+            return None, None, *(None for _ in ctx.gradients)
+        given = [gradient for gradient in ctx.gradients if gradient is not None]
+        scaled = iter(torch._foreach_mul(given, of_loss))  # new tensors: the next replay writes over these
+        return None, None, *(None if gradient is None else next(scaled) for gradient in ctx.gradients)
+
+
+def _signature(inputs: Sequence[Tensor]) -> Key:
+    return tuple((tuple(value.shape), value.stride(), value.dtype, value.device) for value in inputs)
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Autocast as it is, but without keeping narrowed weights, which would live outside of the recording."""
+    on, narrow = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with torch.autocast("cuda", narrow, enabled=on, cache_enabled=False):
+        yield
+
+
+@contextmanager
+def _as_they_were(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Running statistics and random generators as they were before."""
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    with torch.random.fork_rng([device]):
+        yield
+    with torch.no_grad():
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)

@@ -1,0 +1,167 @@
+"""Recorded steps: the same losses, gradients and images; and nothing in them that would wait for a GPU."""
+
+import copy
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from latentrobust.batch import Batch
+from latentrobust.graphs import GraphedLoss, GraphWarning, Recorder
+from latentrobust.learners.cvae import CVAELearner
+from latentrobust.networks import classifiers, cvae, flows
+from latentrobust.perturbation_sets import CVAESet
+from latentrobust.robustness.objectives import Standard, Trades
+from latentrobust.robustness.training import Adversarial, FastAdversarial, RecordedSearches, Setting
+from latentrobust.schedules import PiecewiseLinear
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+NETWORKS = {
+    "mnist_fc": ({"image_shape": [1, 12, 12], "hidden": 16, "latent": 4}, "bernoulli"),
+    "mnist_conv": ({}, "bernoulli"),
+    "mnist_stn": ({}, "bernoulli"),
+    "resnet": ({"latent": 8, "wide": 8, "narrow": 4, "blocks": 1}, "gaussian"),
+    "structured": ({"image_shape": [3, 16, 16], "latent": 4}, "gaussian"),
+}
+
+
+def learner(name, **options):
+    arguments, likelihood = NETWORKS[name]
+    torch.manual_seed(0)
+    constant = PiecewiseLinear([1.0], [0])
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    return CVAELearner(cvae.build(name, **arguments), likelihood, adam, constant, constant, **options)
+
+
+def pairs(shape, count=4, first=0, device="cpu"):
+    x = torch.rand(count, *shape, generator=torch.Generator().manual_seed(first))
+    return Batch.of(x, torch.arange(count) % 10, (x + 0.1).clamp_max(1), first=first).map(lambda part: part.to(device))
+
+
+def small_set():
+    torch.manual_seed(1)
+    return CVAESet(cvae.build("structured", image_shape=[1, 12, 12], latent=4), "gaussian", 2.0).eval()
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_a_step_never_looks_at_values(name):
+    own = learner(name)
+    shape = own.network.image_shape
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.rand(4, *shape)
+        keys = torch.zeros(4, dtype=torch.int64)
+        loss, *_ = own._loss(x, x, torch.ones(()), keys, keys)
+        torch.autograd.grad(loss, list(own.network.parameters()), allow_unused=True)
+
+
+def test_values_that_are_looked_at_would_be_found():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        float(torch.rand(3).max())
+
+
+@pytest.mark.parametrize(
+    "adversary",
+    [Adversarial(), Adversarial(start="encoded", keep_best=True), FastAdversarial(noise=2.0, projected=False)],
+    ids=["pgd", "best", "fast"],
+)
+@pytest.mark.parametrize("objective", [Standard(), Trades()], ids=["standard", "trades"])
+def test_a_search_never_looks_at_values(adversary, objective):
+    model, perturbations = classifiers.build("standard_cnn", image_shape=[1, 12, 12]).train(), small_set()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, index = torch.rand(4, 1, 12, 12), torch.zeros(4, dtype=torch.int64)
+        batch = Batch(x, index, index, index, x)
+        adversary._search(Setting(model, perturbations, batch, index, objective.attack_loss))
+
+
+def test_without_a_gpu_a_loss_is_the_function_itself():
+    network = torch.nn.Linear(3, 1)
+    x = torch.rand(5, 3)
+
+    def function(x):
+        out = network(x).square()
+        return out.sum(), out.mean()
+
+    loss_of = GraphedLoss(function, network, lambda: True)
+    for _ in range(2):  # the second time, shapes are known
+        loss, mean = loss_of(x)
+        assert not mean.requires_grad
+        torch.testing.assert_close(mean, loss.detach() / 5)
+        expected = torch.autograd.grad(function(x)[0], network.weight)[0]
+        torch.testing.assert_close(torch.autograd.grad(loss, network.weight)[0], expected)
+
+
+def test_recordings_stay_with_their_process():
+    recorder = Recorder(torch.sin)
+    recorder._recordings["key"] = "a graph"
+    assert copy.deepcopy(recorder)._recordings == {}
+
+
+@on_gpu
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_recorded_steps_train_as_others_do(name):
+    found = {}
+    for recorded in (False, True):
+        own = learner(name, cuda_graphs=recorded).to("cuda")
+        optimizer = torch.optim.SGD(own.network.parameters(), lr=1e-5)
+        losses = []
+        for number in range(4):
+            loss, *parts = own.batch_loss(pairs(own.network.image_shape, first=4 * number, device="cuda"), number / 4)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses += [float(loss), *map(float, parts)]
+        assert bool(own.loss._recorder._recordings) is recorded
+        found[recorded] = losses
+    assert found[True] == pytest.approx(found[False], rel=1e-4, abs=1e-6)
+
+
+@on_gpu
+def test_gradients_of_several_calls_add_up():
+    network = flows.build("glow", image_shape=[1, 8, 8], levels=1, steps=2, hidden=8).to("cuda")
+    network.initialized.fill_(True)
+    loss_of = GraphedLoss(lambda x: (network.bits_per_dim(x).mean(),), network, lambda: True)
+    x = torch.rand(4, 1, 8, 8, device="cuda")
+    loss_of(x)
+    gradients = []
+    for _ in range(2):
+        network.zero_grad()
+        for _ in range(len(gradients) + 1):
+            (2 * loss_of(x)[0]).backward()
+        gradients.append([weight.grad.clone() for weight in network.parameters() if weight.grad is not None])
+    for once, twice in zip(*gradients, strict=True):
+        torch.testing.assert_close(twice, 2 * once, rtol=1e-4, atol=1e-6)
+
+
+@on_gpu
+@pytest.mark.parametrize(
+    "adversary", [Adversarial(), FastAdversarial(check_every=2, check_size=2)], ids=["pgd", "fast"]
+)
+def test_recorded_searches_find_the_same_images_while_the_model_trains(adversary):
+    torch.manual_seed(0)
+    model = classifiers.build("standard_cnn", image_shape=[1, 12, 12]).to("cuda").train()
+    perturbations = small_set().to("cuda").requires_grad_(False)
+    searches = RecordedSearches(lambda: True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number in range(4):
+        batch = pairs((1, 12, 12), first=4 * number, device="cuda")
+        at = Setting(model, perturbations, batch, batch.index, Standard().attack_loss, 0.5 + 0.25 * (number > 1))
+        plain = adversary._search(at)
+        images = adversary.perturb(at._replace(searches=searches))
+        torch.testing.assert_close(images, plain, rtol=1e-3, atol=1e-3)
+        Standard()(model, batch.x, images, batch.labels).loss.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert searches._recorder[1]._recordings
+
+
+@on_gpu
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
+    recorder = Recorder(lambda x: x * float(x.max()))
+    x = torch.rand(3, device="cuda")
+    with pytest.warns(GraphWarning, match="without a CUDA graph"):
+        assert recorder([x]) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert recorder([x]) is None
