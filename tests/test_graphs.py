@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from latentrobust.batch import Batch
 from latentrobust.graphs import GraphedLoss, GraphWarning, Recorder
+from latentrobust.keys import Purpose
 from latentrobust.learners.cvae import CVAELearner
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.perturbation_sets import CVAESet
@@ -18,6 +19,7 @@ from latentrobust.robustness.training import Adversarial, FastAdversarial, Recor
 from latentrobust.schedules import PiecewiseLinear
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+OF_A_STEP = Purpose.LEARNING, Purpose.LEARNING_SPREAD
 NETWORKS = {
     "mnist_fc": ({"image_shape": [1, 12, 12], "hidden": 16, "latent": 4}, "bernoulli"),
     "mnist_conv": ({}, "bernoulli"),
@@ -92,6 +94,21 @@ def test_without_a_gpu_a_loss_is_the_function_itself():
         torch.testing.assert_close(torch.autograd.grad(loss, network.weight)[0], expected)
 
 
+def test_what_is_recorded_has_the_losses_gradients():
+    own = learner("structured")
+    batch = pairs(own.network.image_shape)
+    loss, *_ = own.batch_loss(batch, 0.5)
+    weights = list(own.network.parameters())
+    expected = torch.autograd.grad(loss, weights, allow_unused=True)
+    inputs = batch.x, batch.perturbed, torch.tensor(0.5), *(own._keys(batch, purpose) for purpose in OF_A_STEP)
+    (again, *_), gradients = own.loss._differentiated(*inputs)
+    torch.testing.assert_close(again, loss.detach())
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    # The module has its own parameters again, those that an optimiser knows.
+    assert all(one is other for one, other in zip(own.network.parameters(), weights, strict=True))
+
+
 def test_recordings_stay_with_their_process():
     recorder = Recorder(torch.sin)
     recorder._recordings["key"] = "a graph"
@@ -111,7 +128,7 @@ def test_recorded_steps_train_as_others_do(name):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses += [float(loss), *map(float, parts)]
+            losses += [float(loss.detach()), *map(float, parts)]  # the loss is kept: a recording must bear it
         assert bool(own.loss._recorder._recordings) is recorded
         found[recorded] = losses
     assert found[True] == pytest.approx(found[False], rel=1e-4, abs=1e-6)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +25,19 @@ KEPT = 2  # recordings of one function, each with memory of its own; beyond them
 
 Key = Hashable
 Result = TypeVar("Result")
+
+
+_records: ContextVar[bool] = ContextVar("_records", default=True)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Nothing is recorded or replayed inside, so that whoever counts operations sees them."""
+    token = _records.set(False)
+    try:
+        yield
+    finally:
+        _records.reset(token)
 
 
 def recording() -> bool:
@@ -71,7 +85,7 @@ class Recorder(Generic[Result]):
             inputs: on one device, none of which is differentiated.
             also: what else decides what the function does, a radius for instance.
         """
-        if self._failed or any(value.device.type != "cuda" for value in inputs):
+        if self._failed or not _records.get() or any(value.device.type != "cuda" for value in inputs):
             return None
         key = (also, _signature(inputs), self._weights(), torch.is_autocast_enabled("cuda"))
         if key not in self._recordings:
@@ -154,10 +168,11 @@ class GraphedLoss:
         return [weight for weight in self.module.parameters() if weight.requires_grad]
 
     def _differentiated(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        loss, *further = self.function(*inputs)
-        # Backward kernels have the precision of the forward ones already.
-        with torch.autocast("cuda", enabled=False):
-            gradients = torch.autograd.grad(loss, self._trained(), allow_unused=True)
+        with _new_leaves(self.module):
+            loss, *further = self.function(*inputs)
+            # Backward kernels have the precision of the forward ones already.
+            with torch.autocast("cuda", enabled=False):
+                gradients = torch.autograd.grad(loss, self._trained(), allow_unused=True)
         return (loss.detach(), *(value.detach() for value in further)), gradients
 
 
@@ -184,6 +199,26 @@ class _Replayed(torch.autograd.Function):
 
 def _signature(inputs: Sequence[Tensor]) -> Key:
     return tuple((tuple(value.shape), value.stride(), value.dtype, value.device) for value in inputs)
+
+
+@contextmanager
+def _new_leaves(module: nn.Module) -> Iterator[None]:
+    """Other parameters in the same memory. The module's own may be held by a loss of another stream's, which would end
+    a recording: autograd waits for the stream in which a parameter was first used."""
+    places = [
+        (part._parameters, name, weight)
+        for part in module.modules()
+        for name, weight in part._parameters.items()
+        if weight is not None
+    ]
+    leaves = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for _, _, weight in places}
+    for parameters, name, weight in places:
+        parameters[name] = leaves[id(weight)]
+    try:
+        yield
+    finally:
+        for parameters, name, weight in places:
+            parameters[name] = weight
 
 
 @contextmanager

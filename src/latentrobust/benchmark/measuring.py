@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentrobust.graphs import unrecorded
 from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets import CVAESet
 
@@ -148,7 +149,7 @@ def compared(
     print(f"  {loop}", flush=True)
     operations = 0.0
     if counted and not on.compiled:
-        with FlopCounterMode(display=False) as counter:
+        with unrecorded(), FlopCounterMode(display=False) as counter:
             samples = ours()
         operations = counter.get_total_flops() / samples
     rates = in_turns(on.seconds, ours, plain, *([] if floor is None else [floor]))
