@@ -150,7 +150,7 @@ class GraphedLoss:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The loss, which may be differentiated, and the further tensors."""
-        if self.wanted() and torch.is_grad_enabled() and self._again(inputs):
+        if inputs[0].is_cuda and self.wanted() and torch.is_grad_enabled() and self._again(inputs):
             found = self._recorder(inputs)
             if found is not None:
                 return _Replayed.apply(found, inputs, *self._trained())

@@ -59,6 +59,7 @@ def in_training(monkeypatch, module, learner):
     optimizer = learner.make_optimizer(learner.network.parameters())
     for place in (module, modules):
         monkeypatch.setattr(place, "now", lambda learner, batch_idx: Moment(0.0), raising=False)
+    learner.log_rate = lambda **_: None
     learner._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     learner.log = learner.log_dict = lambda *args, **kwargs: None
     learner.optimizers = lambda: optimizer

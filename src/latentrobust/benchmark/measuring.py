@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentrobust.graphs import unrecorded
@@ -28,6 +28,7 @@ CLASSIFIERS: tuple[tuple[str, dict[str, Any], dict[str, int]], ...] = (
     ("preactresnet18", {"name": "preactresnet18"}, {"cpu": 16, "cuda": 128}),
 )
 RADIUS = 28.0
+QUICK = 0.05  # seconds that a product may take for the next larger one to be tried
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,24 @@ class Peaks(NamedTuple):
     copied: float
 
 
-def peaks(device: torch.device, dtype: torch.dtype, side: int = 2048, repetitions: int = 5) -> Peaks:
-    """The best of some products of two square matrices, and of some copies (a byte read and written counts twice)."""
-    if device.type == "cuda":
-        side *= 4
-    a, b = torch.rand(2, side, side, device=device).to(dtype)
+def peaks(device: torch.device, dtype: torch.dtype, repetitions: int = 5) -> Peaks:
+    """The best of some products of two square matrices, and of some copies (a byte read and written counts twice).
+
+    Of 2,048 rows, 8,192 on a GPU; fewer where a product of as many would take long, as where a precision is emulated.
+    """
+    side, most = 256, 2048 if device.type == "cpu" else 8192
+    while side < most and _seconds(partial(torch.mm, *_matrices(side, device, dtype)), device) < QUICK:
+        side *= 2
+    a, b = _matrices(side, device, dtype)
     found = 0.0, 0.0
     for _ in range(repetitions):
         product, copy = (_seconds(run, device) for run in (partial(torch.mm, a, b), a.clone))
         found = max(found[0], 2 * side**3 / product), max(found[1], 2 * a.nbytes / copy)
     return Peaks(*found)
+
+
+def _matrices(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.rand(2, side, side, device=device).to(dtype)
 
 
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:
