@@ -15,16 +15,14 @@ import pytest
 from latentrobust import dashboard
 
 from ..conftest import SMALL
+from .warm import warm
 
 TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.test_size=8"]
 ENVIRONMENT = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 
 
 def command(module, *arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", f"latentrobust.{module}", *arguments],
-        cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return warm(module, arguments, cwd, {**ENVIRONMENT, **environment})
 
 
 def one_line(text):
