@@ -65,7 +65,7 @@ class Recording(NamedTuple, Generic[Result]):
 
 
 class Recorder(Generic[Result]):
-    """Recordings of one function: one for each shape of its inputs, and whatever else they depend on.
+    """Recordings of one function, one for each shape of its inputs.
 
     Args:
         function: tensors to tensors, in any nesting.
@@ -78,16 +78,15 @@ class Recorder(Generic[Result]):
         self._recordings: dict[Key, Recording[Result]] = {}
         self._failed = False
 
-    def __call__(self, inputs: Sequence[Tensor], *also: Key) -> Recording[Result] | None:
+    def __call__(self, inputs: Sequence[Tensor]) -> Recording[Result] | None:
         """The recording for such inputs, made now if there is none; None where there cannot be one.
 
         Args:
             inputs: on one device, none of which is differentiated.
-            also: what else decides what the function does, a radius for instance.
         """
         if self._failed or not _records.get() or any(value.device.type != "cuda" for value in inputs):
             return None
-        key = (also, _signature(inputs), self._weights(), torch.is_autocast_enabled("cuda"))
+        key = (_signature(inputs), self._weights(), torch.is_autocast_enabled("cuda"))
         if key not in self._recordings:
             try:
                 made = self._record([value.detach().clone() for value in inputs])

@@ -154,7 +154,7 @@ class CVAELearner(Scheduled):
         """What is differentiated, a sum over the batch; and means of reconstruction error, KL and excess."""
         keys = (self._keys(batch, purpose) for purpose in (Purpose.LEARNING, Purpose.LEARNING_SPREAD))
         # The weight is a tensor, so that a recorded step can be given another one.
-        weight = torch.full((), beta, dtype=torch.float64, device=batch.x.device)
+        weight = torch.full((), beta, dtype=batch.x.dtype, device=batch.x.device)
         return self.loss(batch.x, batch.perturbed, weight, *keys)
 
     def _loss(self, x: Tensor, perturbed: Tensor, beta: Tensor, keys: Tensor, of_spread: Tensor) -> tuple[Tensor, ...]:
