@@ -13,7 +13,7 @@ overrides, `--cfg job --resolve` shows what comes out, `--config-dir` adds optio
 Groups that a run has are those of `conf/train.yaml` and `conf/evaluate.yaml`:
 
 """
-SHOWN_WHOLE = ("attack", "evaluation/certify", "evaluation/quality", "learner", "run", "paths", "trainer")
+SHOWN_WHOLE = ("attack", "evaluation/certify", "evaluation/quality", "learner", "command", "paths", "trainer")
 
 
 def comment(path: Path) -> str:

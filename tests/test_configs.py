@@ -4,20 +4,24 @@ import re
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError
 
 from latentrobust.app import CONF, resolved
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
+from latentrobust.renamed import experiment_now
 from latentrobust.robustness.assessor import RobustSettings
 from latentrobust.robustness.attacks import APGD, PGD, Attack, RandomSearch, latent_autoattack
 from latentrobust.schedules import Moment
 from latentrobust.stages import variants
 from latentrobust.tasks.quality import QualityTest
+from latentrobust.values import check_values
 
 EXPERIMENTS = sorted(str(f.relative_to(CONF / "experiment").with_suffix("")) for f in CONF.glob("experiment/**/*.yaml"))
 
@@ -43,23 +47,61 @@ def options(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
+METHODS = sorted(str(f.relative_to(CONF / "method").with_suffix("")) for f in CONF.glob("method/**/*.yaml"))
+TWINS = sorted(str(f.parent.relative_to(CONF / "size")) for f in CONF.glob("size/*/**/small.yaml"))
 SETS = [name for name in EXPERIMENTS if "learner: null" not in _text(name)]
 MODELS = [name for name in EXPERIMENTS if name not in SETS or name == "demo"]
-# Built on no other one, and one of each kind that is; the rest differ from these in values alone.
-KINDS = [name for name in EXPERIMENTS if "/experiment/" not in _text(name)]
-KINDS += ["mnist/randomized_la", "fashion_mnist/on_manifold", "cifar100/adversarial_la", "cifar10/table_8/pgd_l2"]
-KINDS += ["cifar10/table_8/three_stages", "cifar10/low_data/cutout", "svhn/flow", "cifar10/low_data/vae_gan"]
+# Rows of tables beside what an experiment is alone: every method somewhere, every method that takes other values there.
+ROWS = [(name,) for name in MODELS]
+ROWS += [("mnist/model", f"method={method}") for method in METHODS if not method.startswith("table_8")]
+ROWS += [("cifar10/model", f"method={method}") for method in METHODS if method.startswith("table_8")]
+ROWS += [
+    (experiment, f"size={size}", f"method={method}")
+    for experiment, size, method in (
+        str(f.relative_to(CONF / "recipe").with_suffix("")).rsplit("/", 2) for f in CONF.glob("recipe/**/*.yaml")
+    )
+]
+ROWS += [("cifar10/model", "regime=low_data", "method=cutout"), ("cifar10c/model", "size=small", "method=augmix")]
+SIZED = [(name,) for name in SETS] + [(name, "size=small") for name in TWINS if name in SETS]
+OWN = {"pairs/model": ["data.root=y"]}
 
 
-@pytest.mark.parametrize("experiment", SETS)
-def test_experiments_that_learn_a_set_build(composed, experiment):
-    cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x")
-    configuration = resolved(cfg)
-    assert configuration["name"] == experiment
-    if isinstance(cfg.learner.get("init_from"), str):  # fine-tuning: the run to begin with is the user's to name
-        with pytest.raises(InstantiationException, match=r"no perturbation set at learner.init_from=…"):
+def name_of(experiment, *axes):
+    """What the run of a row is called."""
+    axis = dict(part.split("=") for part in axes)
+    family, _, last = experiment.rpartition("/")
+    if experiment.startswith("multi_illumination/") and axis.get("size") == "small":
+        family = "synthetic_illumination"
+    elif axis.get("size") == "small":
+        family += "/small"
+    if experiment.startswith(("cifar10/", "svhn/")):
+        family += f"/{axis.get('regime') or ('full' if experiment.startswith('cifar10/') else 'low_data')}"
+    known = {"cifar10c/set": "cvae_centred", "multi_illumination/set": "cvae" if "size" in axis else "mip5"}
+    alone = {"multi_illumination/model": "any_light"}
+    alone |= dict.fromkeys(("mnist/warp/model", "pairs/model"), "data_augmentation")
+    if experiment in known:
+        last = known[experiment]
+    elif experiment == "mnist/lenet":
+        last = f"lenet/{axis.get('method', 'standard')}"
+    elif last == "model":
+        last = axis.get("method") or alone.get(experiment, "standard")
+    return f"{family}/{last}" if family else last
+
+
+@pytest.mark.parametrize("row", SIZED, ids=" ".join)
+def test_experiments_that_learn_a_set_build(composed, row):
+    cfg = composed("train", f"experiment={row[0]}", *row[1:], "paths.output_dir=x")
+    if row[0] in (
+        "multi_illumination/mip4",
+        "multi_illumination/mip3",
+    ):  # fine-tuning: the run to begin with is the user's to name
+        with pytest.raises(InterpolationResolutionError, match=r"missing value: give from=…"):
+            resolved(cfg)
+        cfg["from"] = "nowhere"
+        with pytest.raises(InstantiationException, match=r"no perturbation set at nowhere"):
             instantiate(cfg.learner, _convert_="all")
         cfg.learner.init_from = None
+    assert resolved(cfg)["name"] == name_of(*row)
     if "unet" in cfg.learner.network.values():
         cfg.learner.network.channels = [4] * len(cfg.learner.network.channels)  # 258 million weights otherwise
     learner = instantiate(cfg.learner, _convert_="all")
@@ -79,7 +121,7 @@ def test_table_4_schedules(composed):
         "mnist/linf_fc": (20, {5: (5e-4, 1e-3), 10: (1e-3, 4e-3), 20: (1e-4, 1e-2)}),
         "mnist/linf_conv": (20, {15: (5e-4, 7e-3)}),
         "mnist/rts": (100, {10: (2e-4, 0.01), 40: (8e-4, 0.01 + 0.99 * 0.75), 70: (4e-4, 1.0)}),
-        "mnist/rts_1": (100, {100: (0.0, 1.0)}),
+        "fashion_mnist/rts": (100, {100: (0.0, 1.0)}),
     }
     for experiment, (epochs, points) in expected.items():
         cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x")
@@ -91,14 +133,17 @@ def test_table_4_schedules(composed):
             assert learner.beta(Moment(epoch)) == pytest.approx(beta)
 
 
-@pytest.mark.parametrize("experiment", KINDS)
-def test_training_experiments_can_be_named_for_evaluation(composed, experiment):
-    overrides = ["perturbation_set=trained", "perturbation_set.path=x", "paths.output_dir=x"]
-    if experiment in MODELS:
+@pytest.mark.parametrize("row", [*SIZED, *ROWS], ids=" ".join)
+def test_training_experiments_can_be_named_for_evaluation(composed, row):
+    overrides = ["perturbation_set=trained", "perturbation_set.path=x", "paths.output_dir=x", *OWN.get(row[0], ())]
+    if (row[0],) in ROWS:
         overrides += ["model=trained", "model.path=y"]
-    cfg = composed("evaluate", f"experiment={experiment}", *overrides)
+    cfg = composed("evaluate", f"experiment={row[0]}", *row[1:], *overrides)
+    with open_dict(cfg):
+        cfg.pop("learner", None)  # as evaluate does
+    check_values(cfg)  # nothing of the set or the model that the experiment makes has stayed in the one that is named
     assert resolved(cfg)["perturbation_set"]["path"] == "x"
-    if experiment in MODELS:
+    if (row[0],) in ROWS:
         assert resolved(cfg)["model"] == {"_target_": "latentrobust.load_model", "path": "y", "network": None}
 
 
@@ -174,13 +219,13 @@ def test_attacks_have_the_same_defaults_in_python_and_on_the_command_line(compos
     assert instantiate(cfg.mine, _convert_="all") == in_python[name]()
 
 
-@pytest.mark.parametrize("experiment", MODELS)
-def test_experiments_that_train_models_build(composed, experiment):
-    text = _text(experiment)
-    stored = "perturbation_set: trained" in text and not ("paths.flow" in text or "pixel_ball" in text)
-    path = ["perturbation_set.path=x"] if stored else ["paths.flow=x"]
-    cfg = composed("train", f"experiment={experiment}", "paths.output_dir=x", *path)
-    assert resolved(cfg)["name"] == experiment
+@pytest.mark.parametrize("row", ROWS, ids=" ".join)
+def test_experiments_that_train_models_build(composed, row):
+    path = ["from=x"] if not set(row) & {"demo", "synthetic_illumination/chain"} else []
+    cfg = composed("train", f"experiment={row[0]}", *row[1:], "paths.output_dir=x", *path, *OWN.get(row[0], ()))
+    assert resolved(cfg)["name"] == name_of(*row)
+    if row[0] == "pairs/model":
+        return  # whose sizes are those of the data
     for _, variant in variants(cfg):
         colours = 1 if cfg.data.name in ("digits", "mnist", "fashion_mnist") else 3
         shape = next(shape for shape in _image_shapes(cfg) if shape[0] == colours)
@@ -237,47 +282,110 @@ def test_optimizers_and_schedulers_can_be_exchanged(composed):
     assert instantiate(cfg.learner.scheduler)(Moment(50.0)) == 1.0
 
 
-# Rows of tables 1, 2, 6, 7 and 8 of Yüksel et al. that have to be of the same part of the same data.
+# Rows of tables 1, 2, 6 and 8 of Yüksel et al. that have to be of the same part of the same data.
 SAME_PART = {
-    "table 1, 5 %": ("cifar10/low_data/", 2500),
-    "table 7, 5 %": ("cifar10/no_augmentation/", 2500),
-    "table 1, all": ("cifar10/full/", 50_000),
-    "table 8": ("cifar10/table_8/", 50_000),
-    "table 2": ("cifar100/", 5000),
-    "table 6": ("svhn/", 2500),
+    "table 1, 5 %": (2500, ["cifar10/model", "cifar10/flow", "cifar10/vae_gan"], ["regime=low_data"]),
+    "table 1, all": (50_000, ["cifar10/model", "cifar10/flow", "cifar10/vae_gan"], []),
+    "table 2": (5000, ["cifar100/model"], []),
+    "table 6": (2500, ["svhn/model", "svhn/flow"], []),
 }
 
 
 @pytest.mark.parametrize("table", list(SAME_PART))
 def test_rows_of_a_table_train_on_the_same_examples(composed, table):
-    start, size = SAME_PART[table]
-    names = [name for name in EXPERIMENTS if name.startswith(start)]
-    if table in ("table 1, all", "table 8"):
-        names.append("cifar10/flow")
-    classes = 100 if start == "cifar100/" else 10
-    labels = torch.arange(50_000) % classes
+    size, names, axes = SAME_PART[table]
+    methods = ["standard", "adversarial_la", "cutout"]
+    rows = [[name, *axes] for name in names if name != "cifar10/model"]
+    rows += [[name, *axes, f"method={method}"] for name in names if name.endswith("/model") for method in methods]
+    labels = torch.arange(50_000) % (100 if table == "table 2" else 10)
     split = Split(torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), labels)
     found = {}
-    for name in names:
-        cfg = composed("train", f"experiment={name}", "paths.output_dir=x", "paths.flow=x")
+    for row in rows:
+        cfg = composed("train", f"experiment={row[0]}", *row[1:], "paths.output_dir=x", "from=x")
         data = instantiate(cfg.data, source=lambda: Images(split, split), _convert_="all")
         data.setup()
-        found[name] = data.rows["train"]
-    assert len(found) > 3
+        found[" ".join(row)] = data.rows["train"]
+    assert len(found) >= 3
     first = next(iter(found.values()))
     assert len(first) == size
     for name, rows in found.items():
         assert torch.equal(rows, first), name
 
 
+OLD = {
+    "cifar10c/small/smoothing_p75": "cifar10c/small/smoothing",
+    "cifar10c/cvae_perturbed_only": "cifar10c/cvae_perturbed_only",
+    "mnist/rts_5": "mnist/rts",
+    "mnist/rts_adversarial": "mnist/adversarial",
+    "mnist/adversarial_la": "mnist/lenet/adversarial_la",
+    "mnist/warp/smoothing": "mnist/warp/smooth_adversarial",
+    "fashion_mnist/standard": "fashion_mnist/standard",
+    "cifar10/no_augmentation/flow": "cifar10/low_data/flow",
+    "cifar10/full/mixup": "cifar10/full/mixup",
+    "cifar10/table_8/adversarial_2_then_1": "cifar10/full/table_8/adversarial_then_weaker",
+    "cifar100/randomized_l2_20": "cifar100/randomized_la",
+    "svhn/randomized_la_of_cifar10": "svhn/low_data/randomized_la",
+    "multi_illumination/mip5": "multi_illumination/mip5",
+    "synthetic_illumination/cvae": "synthetic_illumination/cvae",
+    "synthetic_illumination/fixed_light": "synthetic_illumination/standard",
+}
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_what_stands_for_an_old_name_composes(composed, old):
+    overrides = experiment_now(old).split()
+    assert resolved(composed("train", *overrides, "from=x", "paths.output_dir=x"))["name"] == OLD[old]
+
+
+def test_names_that_never_were_have_no_successor():
+    for name in ("cifar10c/nothing", "nothing/standard", "mnist/warp/curriculum", "cifar10/flow", "small/rts"):
+        assert experiment_now(name) is None, name
+
+
+def test_rows_take_their_published_values(composed):
+    """One of each kind of value that a row has beside its method: by the data, by its size, by the part of the data."""
+
+    def row(*overrides):
+        return composed("train", *overrides, "from=x", "paths.output_dir=x")
+
+    for experiment, radius, norm, steps in [
+        ("cifar10", 1.0, "l2", 3), ("cifar100", 1.0, "l2", 3), ("svhn", 0.5, "l2", 2),
+        ("fashion_mnist", 0.05, "linf", 10),
+    ]:  # fmt: skip
+        found = row(f"experiment={experiment}/model", "method=adversarial_la").training_perturbation
+        assert (found.radius, found.norm, found.steps) == (radius, norm, steps)
+    full = row("experiment=cifar10c/model", "method=smoothing")
+    small = row("experiment=cifar10c/model", "method=smoothing", "size=small", "evaluation.certify.target=p25")
+    assert (full.evaluation.certify.n, full.evaluation.certify.examples, full.model.depth) == (10000, 500, 28)
+    assert (small.evaluation.certify.n, small.evaluation.certify.examples, small.model.depth) == (1000, 20, 10)
+    assert (small.training_perturbation.target, small.training_perturbation.n) == ("p25", 1000)
+    assert (full.data.name, small.data.name, small.trainer.max_epochs) == ("cifar10c", "photos", 12)
+    assert row("experiment=multi_illumination/model", "method=standard").data.train_light == 0
+    assert row("experiment=multi_illumination/model", "method=adversarial").data.train_light is None
+    assert row("experiment=cifar10/model", "regime=low_data").data.train_fraction == 0.05
+
+
+def test_a_size_that_there_is_not_is_refused(composed):
+    with pytest.raises(InputError, match=r"size=small: this has no small twin; there are experiment=cifar10c/model, "):
+        resolved(composed("train", "experiment=mnist/rts", "size=small", "paths.output_dir=x"))
+
+
+def test_a_file_of_ones_own_is_always_read(tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("# @package _global_\ntrainer: {accelerator: cpu}\n")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"hydra.searchpath=[file://{tmp_path}]", "paths.output_dir=x"])
+    assert cfg.trainer.accelerator == "cpu"
+
+
 @pytest.mark.parametrize(
     ("experiment", "mean", "std"),
     [
-        ("cifar10/full/standard", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
-        ("cifar100/standard", [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
-        ("svhn/standard", [0.4376821, 0.4437697, 0.47280442], [0.19803012, 0.20101562, 0.19703614]),
+        ("cifar10/model", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+        ("cifar100/model", [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
+        ("svhn/model", [0.4376821, 0.4437697, 0.47280442], [0.19803012, 0.20101562, 0.19703614]),
         ("mnist/lenet", [0.1307], [0.3081]),
-        ("cifar10c/standard", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+        ("cifar10c/model", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
     ],
 )
 def test_classifiers_see_the_constants_of_their_paper(composed, experiment, mean, std):
@@ -290,14 +398,14 @@ def test_classifiers_see_the_constants_of_their_paper(composed, experiment, mean
 def test_published_values_that_had_been_left_out(composed):
     lenet = composed("train", "experiment=mnist/lenet", "paths.output_dir=x")
     assert lenet.data.batch_size == 32
-    for name in ("svhn/standard", "svhn/flow"):
+    for name in ("svhn/model", "svhn/flow"):
         cfg = composed("train", f"experiment={name}", "paths.output_dir=x")
         augmentation = cfg.task.augmentation.before if cfg.get("task") else cfg.learner.augmentation
         assert augmentation.translation.share == 0.1
     glow = composed("train", "experiment=cifar10/flow", "paths.output_dir=x")
     assert (glow.learner.optimizer.weight_decay, glow.learner.optimizer.lr) == (5e-5, 5e-4)
     assert (
-        composed("train", "experiment=mnist/rts_adversarial", "perturbation_set.path=x").training_perturbation.start
+        composed("train", "experiment=mnist/model", "method=adversarial", "from=x").training_perturbation.start
         == "zero"
     )
 

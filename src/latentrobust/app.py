@@ -27,6 +27,7 @@ from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
 from latentrobust.networks.precision import bfloat16_is_slow
+from latentrobust.renamed import experiment_now, key_now
 from latentrobust.run_folder import SWEEP, flat, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
 
@@ -65,11 +66,23 @@ def _started(pattern: str) -> str:
     return moment.strftime(pattern)
 
 
+def _given(value: Any, key: str) -> Any:
+    """The value of an option that has to be given here, though elsewhere it may be null."""
+    if value is None:
+        raise InputError(f"missing value: give {key}=…")
+    return value
+
+
+OmegaConf.register_new_resolver("given", _given, replace=True)
 OmegaConf.register_new_resolver("started", _started, use_cache=True, replace=True)
 
 
-def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
+def run_app(
+    name: str, task: Callable[[DictConfig], Any], expand: Callable[[Sequence[str]], list[str]] | None = None
+) -> None:
     """Compose ``conf/<name>.yaml`` with the command line and call ``task`` for each job.
+
+    ``expand`` writes out arguments that stand for several.
 
     Exits with 0 when done, 1 when failed, 2 for bad input (one line on standard error), 130 when interrupted.
     """
@@ -80,10 +93,8 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
     failures: list[Exception] = []
     composed = False
     given = list(sys.argv)
-    sys.argv = [sys.argv[0], *map(quoted_coverage, sys.argv[1:])]
-    left_out = _without_null_groups()
+    left_out: dict[str, str] = {}
     _LEFT_OUT.clear()
-    _LEFT_OUT.update(left_out)
 
     def job(cfg: DictConfig) -> Any:
         nonlocal composed
@@ -113,6 +124,10 @@ def run_app(name: str, task: Callable[[DictConfig], Any]) -> None:
 
     try:
         with interruptible():
+            arguments = sys.argv[1:] if expand is None else expand(sys.argv[1:])
+            sys.argv = [sys.argv[0], *map(quoted_coverage, arguments)]
+            left_out.update(_without_null_groups())
+            _LEFT_OUT.update(left_out)
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         if failures:
             raise failures[0]
@@ -217,6 +232,8 @@ def describe_error(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(error, InputError):
         return one_line(error)
+    if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
+        return one_line(cause)
     if isinstance(error, InstantiationException) and cause is not None:
         key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "")
         return one_line(f"{cause} {f'({key})' if key else ''}")
@@ -231,16 +248,21 @@ def explained(name: str, error: BaseException) -> str:
     message = str(error)
     if (option := re.search(r"Could not find '(\w+)/([^']+)'", message)) is not None:
         group, asked = option.groups()
+        if group == "experiment" and (now := experiment_now(asked)) is not None:
+            return f"experiment={asked} is now {now}"
         while group != "experiment" and "/" in asked:  # whose names have slashes; other groups lie in groups
             part, _, asked = asked.partition("/")
             group = f"{group}/{part}"
         names = [path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml")]
+        names = [name for name in names if not name.startswith("common/")]  # what the others are made of
         near = difflib.get_close_matches(asked, names, 1)
         few = ", ".join(sorted(names, key=lambda name: (name.count("/"), name))[:FEW])
         there = f"did you mean {group}={near[0]}?" if near else f"there are {few}{', …' if len(names) > FEW else ''}"
         return f"there is no {group}={asked}; {there}"
     if (key := re.search(r"Could not override '([^']+)'", message)) is None:
         return describe_error(error)
+    if (now := key_now(key[1])) is not None:
+        return f"{key[1]}=… is now {now}=…"
     try:
         leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(_defaults(name), resolve=False))]
     except Exception:  # this is about an error already
@@ -276,11 +298,30 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         InputError: naming the values that still have to be given.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
+    if "size" in missing:
+        raise InputError(f"size=small: this has no small twin; there are {', '.join(_with_twins())}")
     if missing:
         raise InputError(f"missing value: give {', '.join(f'{key}=…' for key in missing)}")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _with_twins() -> list[str]:
+    folder = CONF / "size"
+    return sorted(f"experiment={path.parent.relative_to(folder).as_posix()}" for path in folder.glob("*/**/small.yaml"))
+
+
+def check_from(cfg: DictConfig) -> None:
+    """Refuse a run to build on where nothing builds on it.
+
+    Raises:
+        InputError: if ``from`` is given and no part of the configuration refers to it.
+    """
+    if cfg.get("from") is not None and "${from}" not in str(OmegaConf.to_container(cfg, resolve=False)):
+        raise InputError(
+            f"from={cfg['from']}: nothing here builds on a run; perturbation_set=trained does, and a CVAE learner"
+        )
 
 
 def check_trainer(cfg: DictConfig) -> None:

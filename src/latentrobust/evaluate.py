@@ -8,7 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
-from latentrobust.app import check_trainer, resolved, run_app
+from latentrobust.again import expanded, warn_of_changes
+from latentrobust.app import check_from, check_trainer, resolved, run_app
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation, measure
 from latentrobust.preflight import check_model, check_optimized_metric, check_shares
@@ -39,7 +40,8 @@ def evaluate(cfg: DictConfig) -> Run:
         cfg.callbacks = {name: value for name, value in (cfg.callbacks or {}).items() if name == "progress"}
         cfg.evaluation.certified_models = None  # there is one model, without a name
     if str((cfg.get("model") or {}).get("_target_")).endswith("networks.classifiers.build"):
-        raise InputError("model names an untrained network: give model=trained model.path=…")
+        raise InputError("model names an untrained network: give run=…, or model=trained model.path=…")
+    check_from(cfg)
     check_values(cfg)
     configuration = resolved(cfg)
     check_trainer(cfg)
@@ -66,6 +68,8 @@ def evaluate(cfg: DictConfig) -> Run:
             check_shares(cfg, shared, ("test",))
         shared.show()
         own.begin()
+        if cfg.get("run") is not None:
+            warn_of_changes(cfg.run, configuration)
         metrics, tests = measure(cfg, shared, own, perturbations, models, {}, warnings)
     return Run(metrics, own.path, perturbations, shared.data, tests, models, warnings)
 
@@ -77,7 +81,7 @@ def main() -> None:
         metrics = evaluate(cfg).metrics
         return metrics.get(cfg.optimized_metric) if cfg.optimized_metric else None
 
-    run_app("evaluate", task)
+    run_app("evaluate", task, expanded)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch import nn
 
-from latentrobust.app import check_trainer, resolved, run_app
+from latentrobust.app import check_from, check_trainer, resolved, run_app
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import measure
@@ -63,9 +63,12 @@ def train(cfg: DictConfig) -> Run:
     learns, trains = cfg.get("learner") is not None, cfg.get("task") is not None
     if not learns and not trains:
         raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
+    if trains and isinstance(cfg.task, DictConfig) and "_target_" not in cfg.task and cfg.get("method") is not None:
+        raise InputError(f"method={cfg.method} says how a model is trained, and nothing here trains one: drop it")
     missing = [name for name in REPLACED if cfg.get(name) is None]
     if trains and missing:
         raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
+    check_from(cfg)
     check_values(cfg)
     configuration = resolved(cfg)
     check_trainer(cfg)
@@ -76,7 +79,7 @@ def train(cfg: DictConfig) -> Run:
     if learns and trains and not cfg.get("models"):
         raise InputError(
             "a run that learns a set and trains models gives these names, and so folders: models.<name>=… (see"
-            " experiment=demo); or train over a stored set: ~learner perturbation_set=trained perturbation_set.path=…"
+            " experiment=demo); or train over a stored set: ~learner perturbation_set=trained from=…"
         )
     if is_done(cfg.paths.output_dir, configuration, bool(cfg.paths.get("overwrite"))):
         return finished(cfg, configuration)

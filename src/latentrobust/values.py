@@ -20,6 +20,11 @@ Options = Mapping[str, Any] | None
 
 TOP: dict[str, Any] = {
     "name": str,
+    "from": str | None,
+    "run": str | None,
+    "method": str,
+    "regime": str,
+    "size": str | None,
     "seed": Seed,
     "tags": Sequence[str],
     "test": bool,
@@ -34,7 +39,6 @@ TOP: dict[str, Any] = {
     "paths.root": str,
     "paths.output_dir": str,
     "paths.overwrite": bool,
-    "paths.flow": str | None,
     "evaluation.seed": Seed,
     "evaluation.certified_models": Sequence[str] | None,
     "evaluation.accuracy": Options,
@@ -79,7 +83,7 @@ REQUIRED = {
     "evaluation": "evaluation=set",
     "trainer": "trainer=default",
     "paths": "paths=default",
-    "run": "run=default",
+    "command": "command=default",
 }
 # What must be a group of options, or null.
 GROUPS = (

@@ -18,6 +18,7 @@ PHOTOS = [
     "data.batch_size=16", f"data.kinds=[{','.join(KINDS)}]", "trainer.accelerator=cpu", "print_config=false",
     "callbacks.progress=null", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1",
 ]  # fmt: skip
+TWIN = ["experiment=cifar10c/model", "size=small"]
 SET = [
     *PHOTOS, "learner.network.latent=6", "learner.network.wide=8", "learner.network.narrow=4",
     "learner.network.blocks=1", "evaluation.quality.settings.steps=2", "evaluation.quality.detail=2",
@@ -34,7 +35,7 @@ GRID = [
 
 @pytest.fixture(scope="module")
 def learned(run):
-    return run("set", "experiment=cifar10c/small/cvae_centred", *SET)
+    return run("set", "experiment=cifar10c/set", "size=small", *SET)
 
 
 def test_a_set_of_corruptions_has_norms_and_pictures_by_kind(learned):
@@ -54,7 +55,14 @@ def test_a_set_of_corruptions_has_norms_and_pictures_by_kind(learned):
 
 @pytest.mark.parametrize("pairing", ["original_perturbed", "perturbed_only"])
 def test_other_pairings_are_learned(run, pairing):
-    metrics = run(pairing, f"experiment=cifar10c/small/cvae_{pairing}", *SET, "trainer.limit_train_batches=2").metrics
+    metrics = run(
+        pairing,
+        "experiment=cifar10c/set",
+        "size=small",
+        f"data.pairing={pairing}",
+        *SET,
+        "trainer.limit_train_batches=2",
+    ).metrics
     assert 0 < metrics["quality/pgd_ae"] <= metrics["quality/encoder_ae"]
     assert ("latent_norm/original/max" in metrics) == (pairing == "original_perturbed")
 
@@ -63,8 +71,9 @@ def test_other_pairings_are_learned(run, pairing):
 def augmented(run, learned):
     return run(
         "augmented",
-        "experiment=cifar10c/small/data_augmentation",
-        f"perturbation_set.path={learned.folder}",
+        *TWIN,
+        "method=data_augmentation",
+        f"from={learned.folder}",
         *MODEL,
         *GRID,
     )
@@ -118,7 +127,7 @@ def test_a_stored_model_is_compared_with_a_baseline_on_files(augmented, learned,
     # The same images: the command takes the default number of photos.
     photos = [override for override in MODEL if "source.t" not in override and "robust" not in override]
     again = run(
-        "again", "experiment=cifar10c/small/data_augmentation", f"perturbation_set.path={learned.folder}",
+        "again", *TWIN, "method=data_augmentation", f"from={learned.folder}",
         *photos, *GRID, "model=trained", f"model.path={augmented.folder}", "evaluation.robust=null",
         f"paths.data_dir={tmp_path}", f"+data.root={tmp_path}", "data.test_images=archive",
         f"evaluation.accuracy.corruptions.baseline={augmented.folder}", entry="evaluate",
@@ -135,7 +144,7 @@ def test_a_stored_model_is_compared_with_a_baseline_on_files(augmented, learned,
 
 def test_smoothing_certifies_at_a_percentile_of_the_norms(run, learned):
     metrics = run(
-        "smoothed", "experiment=cifar10c/small/smoothing_p50", f"perturbation_set.path={learned.folder}", *MODEL,
+        "smoothed", *TWIN, "method=smoothing", f"from={learned.folder}", *MODEL,
         "evaluation.certify.n=100", "evaluation.certify.n0=10", "evaluation.certify.examples=2",
     ).metrics  # fmt: skip
     assert any(key.startswith("certified/eps=") for key in metrics)
@@ -143,7 +152,12 @@ def test_smoothing_certifies_at_a_percentile_of_the_norms(run, learned):
 
 def test_adversarial_training_on_corruptions_runs(run, learned):
     found = run(
-        "adversarial", "experiment=cifar10c/small/adversarial", f"perturbation_set.path={learned.folder}", *MODEL
+        "adversarial",
+        "experiment=cifar10c/model",
+        "method=adversarial",
+        "size=small",
+        f"from={learned.folder}",
+        *MODEL,
     )
     assert torch.isfinite(torch.tensor(found.metrics["fit_loss"]))
     assert found.metrics["robust/p25"] >= found.metrics["robust/p75"]
@@ -161,7 +175,14 @@ def test_adversarial_training_on_corruptions_runs(run, learned):
     ],
 )
 def test_bad_values_are_named_before_any_work(run, learned, overrides, message):
-    arguments = ["experiment=cifar10c/small/standard", f"perturbation_set.path={learned.folder}", *MODEL, *GRID]
+    arguments = [
+        "experiment=cifar10c/model",
+        "method=standard",
+        "size=small",
+        f"from={learned.folder}",
+        *MODEL,
+        *GRID,
+    ]
     with pytest.raises(Exception, match=message) as raised:
         run("bad", *arguments, *overrides)
     assert isinstance(raised.value, InputError) or isinstance(raised.value.__cause__, InputError)

@@ -108,7 +108,7 @@ def test_a_radius_can_be_selected_on_pairs(run):
 
 def test_classifiers_over_a_flow(flow, run):
     for name in ("randomized_la", "adversarial_la"):
-        found = run(name, f"experiment=mnist/{name}", *CLASSIFIER, f"paths.flow={flow.folder}")
+        found = run(name, "experiment=mnist/lenet", f"method={name}", *CLASSIFIER, f"from={flow.folder}")
         assert found.metrics["accuracy/clean"] == pytest.approx(accuracy_by_hand(found), abs=1e-6)
         assert {"fit_accuracy", "fit_loss", "loss/clean"} <= set(found.metrics)
         assert "accuracy/perturbed" not in found.metrics
@@ -116,7 +116,7 @@ def test_classifiers_over_a_flow(flow, run):
 
 def test_classifiers_over_a_flow_are_attacked_like_any(flow, run):
     found = run(
-        "attacked", "experiment=mnist/randomized_la", *CLASSIFIER, f"paths.flow={flow.folder}",
+        "attacked", "experiment=mnist/lenet", "method=randomized_la", *CLASSIFIER, f"from={flow.folder}",
         "evaluation/robust=paper", "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=8",
     )  # fmt: skip
     rows = list(csv.DictReader((found.folder / "per_example.csv").open()))
@@ -128,7 +128,7 @@ def test_classifiers_over_a_flow_are_attacked_like_any(flow, run):
 def test_a_schedule_of_three_stages_over_a_flow(run):
     glow = run("stages_flow", *GLOW, "test=false")
     found = run(
-        "stages", "experiment=cifar10/table_8/three_stages", *CLASSIFIER, f"paths.flow={glow.folder}",
+        "stages", "experiment=cifar10/model", "method=table_8/three_stages", *CLASSIFIER, f"from={glow.folder}",
         "model=lenet5", "trainer.max_epochs=3", "training_perturbation.epochs={first:1,second:1,third:1}",
     )  # fmt: skip
     assert found.metrics["steps"] == 6
@@ -151,14 +151,14 @@ def test_vae_gans_and_training_on_their_manifold(run):
     )
     losses = gan.modules[0].trainer.callback_metrics
     assert losses["val/reconstruction"] < 0.3
-    found = run("manifold", "experiment=fashion_mnist/on_manifold", *CLASSIFIER, f"paths.flow={gan.folder}")
+    found = run("manifold", "experiment=fashion_mnist/model", "method=on_manifold", *CLASSIFIER, f"from={gan.folder}")
     assert found.metrics["accuracy/clean"] == pytest.approx(accuracy_by_hand(found), abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["experiment=mnist/randomized_la", *CLASSIFIER], "no perturbation set is named"),
+        (["experiment=mnist/lenet", "method=randomized_la", *CLASSIFIER], "no perturbation set is named"),
         ([*FLOW, "data.canvas=32"], "the flow is for"),
         ([*FLOW, "learner.network.classes=7"], "learner.network.classes=10"),
         ([*FLOW, "learner.radius=-1"], "learner.radius must be a number above 0"),

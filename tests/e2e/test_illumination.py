@@ -11,6 +11,7 @@ from PIL import Image
 from latentrobust import load_model, load_perturbation_set
 from latentrobust.errors import InputError
 
+TWIN = ["experiment=multi_illumination/model", "size=small"]
 TINY = [
     "data.source.height=16", "data.source.width=24", "data.source.train=12", "data.source.validation=2",
     "data.source.test=3", "data.source.lights=4", "data.source.supersample=1", "data.targets=3", "data.batch_size=4",
@@ -69,7 +70,7 @@ def test_a_stored_segmenter_is_found_again_and_measured_the_same(run, chain):
     model = load_model(chain.folder / "models" / "smoothing")
     assert model(torch.rand(1, 3, 16, 24)).shape == (1, 36, 16, 24)
     again = run(
-        "again", "experiment=synthetic_illumination/smoothing", *TINY, f"perturbation_set.path={chain.folder}",
+        "again", *TWIN, "method=smoothing", *TINY, f"from={chain.folder}",
         "model=trained", f"model.path={chain.folder}/models/smoothing", "evaluation.robust.radii=[p50,p75,full]",
         "evaluation/robust=paper",
         "evaluation.robust.attacks.pgd.steps=2", "evaluation.certify.n=100", "evaluation.certify.examples=2",
@@ -82,7 +83,7 @@ def test_a_stored_segmenter_is_found_again_and_measured_the_same(run, chain):
 
 def test_a_row_with_a_fixed_light_is_trained_over_the_set(run, chain):
     metrics = run(
-        "fixed", "experiment=synthetic_illumination/adversarial", *TINY, f"perturbation_set.path={chain.folder}",
+        "fixed", *TWIN, "method=adversarial", *TINY, f"from={chain.folder}",
         "data.train_light=1", "data.ignore_other=true", "model.channels=[4,8,8]", "trainer.max_epochs=1",
         "trainer.check_val_every_n_epoch=1", "task.attack_every_n_epochs=1", "task.attack_examples=2",
         "evaluation/robust=paper",
@@ -107,7 +108,7 @@ def rooms(tmp_path_factory):
 
 
 OWN = [
-    "experiment=multi_illumination/mip5", "data=scene_folder", "data.batch_size=2", "learner.network.channels=[4,6,8]",
+    "experiment=multi_illumination/set", "data=scene_folder", "data.batch_size=2", "learner.network.channels=[4,6,8]",
     "learner.network.latents=[2,2,2]", "evaluation.quality.detail=2", "trainer.accelerator=cpu", "print_config=false",
     "callbacks.progress=null", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1",
     "evaluation.quality.settings.steps=2", "evaluation.quality.settings.likelihood_draws=2",
@@ -158,14 +159,21 @@ def test_a_resumed_run_does_not_need_the_one_it_began_with(run, rooms, small):
 def test_models_of_materials_need_maps(run, rooms, small):
     with pytest.raises(InputError, match="no maps of classes"):
         run(
-            "maps", "experiment=multi_illumination/data_augmentation", "data=scene_folder", "data.batch_size=2",
+            "maps", "experiment=multi_illumination/model", "method=data_augmentation", "data=scene_folder",
+            "data.batch_size=2",
             f"data.source.folder={rooms}", "data.source.size=[9,14]", f"data.source.cache={rooms}/.small",
-            f"perturbation_set.path={small.folder}", "model.image_channels=1", "print_config=false",
+            f"from={small.folder}", "model.image_channels=1", "print_config=false",
         )  # fmt: skip
 
 
 def test_a_task_that_does_not_fit_the_labels_is_refused(run, chain):
-    row = ["experiment=synthetic_illumination/adversarial", *TINY, f"perturbation_set.path={chain.folder}"]
+    row = [
+        "experiment=multi_illumination/model",
+        "method=adversarial",
+        "size=small",
+        *TINY,
+        f"from={chain.folder}",
+    ]
     with pytest.raises(InputError, match="choose task=segmentation"):
         run("task", *row, "task=classification", "task.select_on=clean")
     with pytest.raises(InstantiationException, match=r"objective=consistency compares"):

@@ -312,7 +312,7 @@ def test_evaluating_a_model_needs_an_evaluation_of_models(finished, run):
     with pytest.raises(InputError, match="choose evaluation=model"):
         run("e", *path, "perturbation_set=pixel_ball", "print_config=false", entry="evaluate", base=[])
     with pytest.raises(InputError, match="untrained network"):
-        run("u", "experiment=mnist/rts_adversarial", "perturbation_set.path=x", entry="evaluate", base=[])
+        run("u", "experiment=mnist/model", "method=adversarial", "perturbation_set.path=x", entry="evaluate", base=[])
 
 
 def test_a_set_and_a_model_are_measured_together(finished, run):

@@ -195,7 +195,7 @@ def load_perturbation_set(
         InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
     """
     if path is None:  # what a configuration gives for a run that was not named
-        raise InputError("no perturbation set is named: give perturbation_set.path=… (paths.flow=… in experiments)")
+        raise InputError("no perturbation set is named: give from=… or perturbation_set.path=…")
     path = at_hand(path, FOLDER)
     warn_unfinished(path)
     return restore_perturbation_set(path, radius=radius, network=network, of=of)

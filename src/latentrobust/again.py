@@ -1,0 +1,94 @@
+"""``run=FOLDER``: the overrides that measure again what an earlier run has made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentrobust.app import CONF
+from latentrobust.errors import InputError
+from latentrobust.perturbation_sets import store as sets
+from latentrobust.run_folder import effects, flat, of_a_run, own_places
+from latentrobust.tasks import store as models
+
+RUN = "run="
+# What an earlier command may have said that is about its training, its folder or its machine.
+_NOT_AGAIN = (
+    "name", "paths.output_dir", "paths.overwrite", "callbacks", "logger", "launcher", "tags", "optimized_metric",
+    "print_config", "requeue", "trainer", "debug", "test", "ckpt_path", "models", "hydra", "sweep",
+)  # fmt: skip
+
+
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """A command line with ``run=FOLDER`` replaced by what that run's command said of its data and measures.
+
+    The set and the model that the run has made are named in place of those that it was to make. What the command line
+    says besides wins.
+
+    Raises:
+        InputError: if the folder holds no run, nothing to measure, or several models of which none is named.
+    """
+    named = [argument for argument in arguments if argument.startswith(RUN)]
+    if not named:
+        return list(arguments)
+    folder = Path(named[-1].removeprefix(RUN)).absolute()
+    own = [argument for argument in arguments if not argument.startswith(RUN)]
+    home, configuration = _earlier(folder)
+    set_here, model_here = home / sets.FOLDER, folder / models.FOLDER
+    several = sorted(path.parent.name for path in home.glob(f"models/*/{models.FOLDER}"))
+    if folder == home and several:
+        raise InputError(f"{RUN}{folder} holds several models: name one, such as {RUN}{folder}/models/{several[0]}")
+    if not set_here.is_dir() and not model_here.is_dir():
+        raise InputError(f"{RUN}{folder} holds neither a set nor a model: it has not finished, or only measured")
+    made = ["model"] if model_here.is_dir() else []
+    given = [_key(argument) for argument in own]
+    if set_here.is_dir():
+        made += ["perturbation_set", "from"]
+    kept = [
+        override
+        for override in configuration["overrides"]
+        if not _within(_key(override), (*_NOT_AGAIN, *made)) and not _is_replaced(_key(override), given)
+    ]
+    if set_here.is_dir() and "perturbation_set" not in given:
+        kept += ["perturbation_set=trained", f"perturbation_set.path={home}"]
+    if model_here.is_dir():
+        kept += ["model=trained", f"model.path={folder}"]
+    kept += [] if "name" in given else [f"name={configuration['name']}/evaluate"]
+    return [*kept, *own, f"{RUN}{folder}"]
+
+
+def warn_of_changes(folder: str, configuration: Mapping[str, Any]) -> None:
+    """Say which options of the data are others than in the run that is measured again."""
+    earlier = _earlier(Path(folder))[1]
+    was = dict(flat(earlier.get("data"), own_places(earlier)))
+    now = dict(flat(configuration.get("data"), own_places(configuration)))
+    differ = [key for key in now if key in was and now[key] != was[key]]
+    changed = [f"data.{key} is {now[key]} here and was {was[key]}" for key in differ]
+    if changed:
+        logging.getLogger(__name__).warning("other data than in %s: %s", folder, "; ".join(changed))
+
+
+def _earlier(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the configuration of the run that has made a folder, which may be one of its models."""
+    for home in (folder, folder.parent.parent):
+        if (configuration := of_a_run(home)) is not None and effects(configuration):
+            return home, configuration
+    raise InputError(f"{RUN}{folder}: no run has left its config.yaml there")
+
+
+def _key(override: str) -> str:
+    """What an override is about, dotted: ``data.perturbation`` of ``data/perturbation=linf``."""
+    place, _, package = override.lstrip("+~").partition("=")[0].partition("@")
+    return package or place.replace("/", ".")
+
+
+def _within(key: str, groups: Sequence[str]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _is_replaced(key: str, given: Sequence[str]) -> bool:
+    """Whether the new command decides a key: by its name, or by another option of the group that it is in."""
+    chosen = [name for name in given if (CONF / name.replace(".", "/")).is_dir()]
+    return key in given or _within(key, chosen)

@@ -1,0 +1,105 @@
+"""``evaluate run=FOLDER``: what a run has made, measured again by its own configuration."""
+
+import json
+
+import pytest
+
+from latentrobust.again import expanded
+from latentrobust.errors import InputError
+
+from .test_commands import TINY, command, one_line
+from .test_train import TIMES
+
+PLAIN = ["print_config=false", "callbacks.progress=null"]
+OVER = [
+    "experiment=mnist/model", "method=smoothing", "data=digits", "data/perturbation=linf", "data.test_size=12",
+    "model=lenet5", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2",
+    "task.validation_attack.steps=1", "task.attack_examples=4", "evaluation/robust=paper",
+    "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=6", "evaluation.certify.n=40",
+    "evaluation.certify.n0=10", "evaluation.certify.alpha=0.05", "evaluation.certify.target=p25",
+    "evaluation.certify.examples=3", *PLAIN,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a run that learned a set and one that trained a model over it."""
+    folder = tmp_path_factory.mktemp("made")
+    done = command("train", *TINY, "paths.output_dir=set", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    done = command("train", *OVER, "from=set", "paths.output_dir=model", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def metrics(folder):
+    found = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in found.items() if not any(part in key for part in (*TIMES, "fit_", "step"))}
+
+
+def test_a_set_is_measured_as_in_its_run(made):
+    done = command("evaluate", "run=set", *PLAIN, "paths.output_dir=again", cwd=made)
+    assert done.returncode == 0, done.stderr
+    again, first = metrics(made / "again"), metrics(made / "set")
+    assert again == {key: first[key] for key in again}
+    assert {"quality/pgd_ae", "coverage/radius"} <= set(again)
+
+
+def test_a_model_is_measured_as_in_its_run_and_further_overrides_win(made):
+    done = command("evaluate", "run=model", *PLAIN, "paths.output_dir=model_again", cwd=made)
+    assert done.returncode == 0, done.stderr
+    again, first = metrics(made / "model_again"), metrics(made / "model")
+    assert again == {key: first[key] for key in again}
+    assert {"accuracy/perturbed", "robust/full", "certified/p25"} <= set(again)
+    harder = ["evaluation.robust.attacks.pgd.steps=3", "data.test_size=8", "evaluation.certify=null"]
+    done = command("evaluate", "run=model", *harder, *PLAIN, "paths.output_dir=harder", cwd=made)
+    assert done.returncode == 0, done.stderr
+    assert "data.test_size is 8.0 here and was 12.0" in done.stdout + done.stderr
+    assert not any(key.startswith("certified") for key in metrics(made / "harder"))
+
+
+def test_over_another_set(made):
+    other = ["perturbation_set=pixel_ball", "perturbation_set.radius=0.05"]
+    done = command(
+        "evaluate", "run=model", *other, "evaluation.certify=null", *PLAIN, "paths.output_dir=ball", cwd=made
+    )
+    assert done.returncode == 0, done.stderr
+    assert "robust/eps=0.05" in metrics(made / "ball") or "robust/full" in metrics(made / "ball")
+
+
+def test_what_the_new_command_says_takes_the_place_of_what_the_old_one_said(made, monkeypatch):
+    monkeypatch.chdir(made)
+    found = expanded(["run=model", "data=mnist", "evaluation.robust.examples=3"])
+    assert "data=mnist" in found
+    assert not {"data=digits", "data.test_size=12", "evaluation.robust.examples=6"} & set(found)
+    assert "data/perturbation=linf" not in found  # of the data that are no more
+    assert {"evaluation.certify.n=40", "from=set", "method=smoothing", "name=mnist/smoothing/evaluate"} <= set(found)
+    assert [part for part in found if part.startswith("model")] == ["model=trained", f"model.path={made}/model"]
+    assert not any(part.startswith(("trainer", "callbacks")) for part in found)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "again/figures", "."])
+def test_a_folder_without_a_run_is_refused(made, folder):
+    done = command("evaluate", f"run={folder}", "paths.output_dir=refused", cwd=made)
+    assert done.returncode == 2
+    assert "no run has left its config.yaml there" in done.stderr
+    assert one_line(done.stderr)
+    assert not (made / "refused").exists()
+
+
+def test_a_run_that_only_measured_or_made_several_models_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made)
+    (tmp_path / "several" / "models" / "b" / "model").mkdir(parents=True)
+    (tmp_path / "several" / "models" / "a" / "model").mkdir(parents=True)
+    (tmp_path / "several" / "config.yaml").write_text((made / "model" / "config.yaml").read_text())
+    with pytest.raises(InputError, match=r"holds several models: name one, such as run=.*models/a$"):
+        expanded([f"run={tmp_path}/several"])
+    assert f"model.path={tmp_path}/several/models/b" in expanded([f"run={tmp_path}/several/models/b"])
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "config.yaml").write_text((made / "model" / "config.yaml").read_text())
+    with pytest.raises(InputError, match="holds neither a set nor a model"):
+        expanded([f"run={tmp_path}/measured"])
+
+
+def test_without_a_run_nothing_changes():
+    assert expanded(["data=digits", "perturbation_set=rts"]) == ["data=digits", "perturbation_set=rts"]
