@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from latentrobust.app import CONF
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import store as sets
-from latentrobust.run_folder import effects, flat, of_a_run, own_places
+from latentrobust.run_folder import effects, flat, of_a_run, own_places, say
 from latentrobust.tasks import store as models
 
 RUN = "run="
@@ -44,7 +43,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         raise InputError(f"{RUN}{folder} holds neither a set nor a model: it has not finished, or only measured")
     made = ["model"] if model_here.is_dir() else []
     given = [_key(argument) for argument in own]
-    if set_here.is_dir():
+    if set_here.is_dir() or "perturbation_set" in given:
         made += ["perturbation_set", "from"]
     kept = [
         override
@@ -65,9 +64,13 @@ def warn_of_changes(folder: str, configuration: Mapping[str, Any]) -> None:
     was = dict(flat(earlier.get("data"), own_places(earlier)))
     now = dict(flat(configuration.get("data"), own_places(configuration)))
     differ = [key for key in now if key in was and now[key] != was[key]]
-    changed = [f"data.{key} is {now[key]} here and was {was[key]}" for key in differ]
-    if changed:
-        logging.getLogger(__name__).warning("other data than in %s: %s", folder, "; ".join(changed))
+    if differ:
+        changed = "; ".join(f"data.{key} is {_short(now[key])} here and was {_short(was[key])}" for key in differ)
+        say(f"other data than in {folder}: {changed}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _earlier(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -54,7 +54,7 @@ def test_a_model_is_measured_as_in_its_run_and_further_overrides_win(made):
     harder = ["evaluation.robust.attacks.pgd.steps=3", "data.test_size=8", "evaluation.certify=null"]
     done = command("evaluate", "run=model", *harder, *PLAIN, "paths.output_dir=harder", cwd=made)
     assert done.returncode == 0, done.stderr
-    assert "data.test_size is 8.0 here and was 12.0" in done.stdout + done.stderr
+    assert "data.test_size is 8 here and was 12\n" in done.stdout
     assert not any(key.startswith("certified") for key in metrics(made / "harder"))
 
 
