@@ -251,4 +251,5 @@ def radii_trained_for(cfg: DictConfig) -> dict[str, float | str | None]:
     if cfg.get("task") is not None:
         return {name: trained_for(variant.get("training_perturbation")) for name, variant in variants(cfg)}
     path = (cfg.get("model") or {}).get("path")
-    return {"": trained_for(stored_training(path))} if isinstance(path, str) else {}
+    over = resolved(cfg).get("perturbation_set")
+    return {"": trained_for(stored_training(path, over))} if isinstance(path, str) else {}

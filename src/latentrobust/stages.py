@@ -291,15 +291,36 @@ def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
     return "full" if radius is None else radius
 
 
-def stored_training(path: str | Path) -> Mapping[str, Any] | None:
-    """The ``training_perturbation`` of the run that has left the model at a path; None where nobody knows."""
+def stored_training(path: str | Path, over: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The ``training_perturbation`` of the run that has left the model at a path; None where nobody knows.
+
+    Also None if that run had another set than the one that ``over`` configures: a radius is a number in the space of
+    its set's offsets, and says nothing about those of another one.
+    """
     path = Path(path).absolute()
     for folder in (path, *path.parents[:3]):
         if (found := of_a_run(folder)) is not None:
+            if not _is_same_set(found.get("perturbation_set"), over, folder):
+                return None
             names = [name for name in (found.get("models") or {}) if folder / "models" / name in (path, *path.parents)]
             own = (found["models"][names[0]] or {}) if names else {}
             return own.get("training_perturbation") or found.get("training_perturbation")
     return None
+
+
+def _is_same_set(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, learned_in: Path) -> bool:
+    """Whether two configurations name the same set, at whichever radius; a path of null is the run's own folder."""
+    if one is None or other is None or one.get("_target_") != other.get("_target_"):
+        return False
+    if "path" in one:
+        return _place(one["path"] or learned_in) == _place(other.get("path") or "")
+    return {**one, "radius": None} == {**other, "radius": None}
+
+
+def _place(path: str | Path) -> Path:
+    """Where a set lies: in the folder of its run, which may be named itself."""
+    place = Path(path).resolve()
+    return place.parent if place.name == sets.FOLDER else place
 
 
 def _check_resumable(path: str, key: str) -> None:

@@ -59,6 +59,7 @@ def test_a_model_is_measured_as_in_its_run_and_further_overrides_win(made):
 
 
 def test_over_another_set(made):
+    """The radius that the model was trained for is one of the learned set, and says nothing here."""
     other = ["perturbation_set=pixel_ball", "perturbation_set.radius=0.05"]
     done = command(
         "evaluate", "run=model", *other, "evaluation.certify=null", *PLAIN, "paths.output_dir=ball", cwd=made
