@@ -23,8 +23,9 @@ from latentrobust.networks.cvae import build as build_cvae
 from latentrobust.perturbation_sets.cvae import CVAESet
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "architecture", "cluster", "commands", "concepts", "configuration", "dashboards", "findings", "gallery", "index",
-    "own_pairs", "papers", "performance", "python", "reference", "reliability", "results", "runs", "sharing", "state",
+    "architecture", "attacks", "cluster", "commands", "concepts", "configuration", "corruptions", "dashboards",
+    "findings", "flows", "gallery", "index", "lights", "own_pairs", "papers", "performance", "python", "reference",
+    "reliability", "results", "runs", "sharing", "state", "training",
 ))]  # fmt: skip
 FEW = ("evaluation.quality.settings.steps=5", "evaluation.quality.coverage.steps=5")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
