@@ -23,7 +23,16 @@ def one_line(message: object) -> str:
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2."""
+    """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2.
+
+    Example:
+        >>> import latentrobust as lr
+        >>> try:
+        ...     lr.PixelBall((1, 28, 28), radius=-1.0)
+        ... except lr.InputError as error:
+        ...     print(error)
+        PixelBall: radius must be a number above 0, got -1.0
+    """
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))

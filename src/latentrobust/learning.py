@@ -71,6 +71,14 @@ def learn(
 
     Raises:
         InputError: for pairs, networks or options that do not fit, before any work.
+
+    Example:
+        >>> import torch, latentrobust as lr
+        >>> x = torch.rand(40, 1, 8, 8)
+        >>> pairs = lr.pairs(x, (x + 0.2).clamp(max=1), kind=["brighter"] * 40)
+        >>> s = lr.learn(pairs, network="mnist_fc", epochs=1, measure=False, progress=False)
+        >>> s.image_shape, s.latent_norms["max"] > 0
+        ((1, 8, 8), True)
     """
     data = GivenPairs(pairs, None, batch_size, None, validation, test, seed=seed) if isinstance(pairs, Pairs) else pairs
     own = network if isinstance(network, nn.Module) else None

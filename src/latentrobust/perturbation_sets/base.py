@@ -140,6 +140,14 @@ class PerturbationSet(nn.Module, ABC):
         coverage: how much of the validation pairs each radius contains, where known.
         quality: what was measured of it on test pairs, with the names of ``metrics.json``; empty where nothing was.
         warnings: what speaks against believing these figures.
+
+    Example:
+        >>> from latentrobust import PixelBall
+        >>> s = PixelBall((1, 4, 4), "l2", radius=0.5)  # any set has a ball of offsets, and is something at images
+        >>> at = s.at(torch.full((3, 1, 4, 4), 0.5))
+        >>> u = s.ball.project(torch.ones(3, 1, 4, 4))
+        >>> s.ball.norm, tuple(at.decode(u).shape), round(float(u[0].norm()), 4)
+        ('l2', (3, 1, 4, 4), 0.5)
     """
 
     needs_label = False

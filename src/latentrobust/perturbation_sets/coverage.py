@@ -47,6 +47,10 @@ class CoverageSettings:
         steps: of the search for the nearest point at each radius; it begins at the encoder's guess.
         relative_step: step length as a share of the radius.
         tolerance: δ, a mean squared error; null for that of the stored set, or twice the median reconstruction error.
+
+    Example:
+        >>> CoverageSettings(pairs=200, tolerance=0.001)  # within .001 of the perturbed image, mean square over pixels
+        CoverageSettings(pairs=200, steps=10, relative_step=0.1, tolerance=0.001)
     """
 
     pairs: Count | None = 512

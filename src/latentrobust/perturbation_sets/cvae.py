@@ -29,6 +29,13 @@ class CVAESet(PerturbationSet):
     Raises:
         ValueError: for another likelihood, or a radius that is not positive and finite.
         InputError: for places that do not exist, twice the same, or none at all.
+
+    Example:
+        >>> from latentrobust.networks.cvae import build
+        >>> s = CVAESet(build("mnist_fc", image_shape=[1, 8, 8], hidden=16, latent=5), "bernoulli", radius=3.0).eval()
+        >>> at = s.at(torch.rand(2, 1, 8, 8))  # S(x) of two images
+        >>> s.ball.shape, tuple(at.decode(at.sample(4)).shape)  # four draws of each
+        ((5,), (4, 2, 1, 8, 8))
     """
 
     def __init__(self, network: CVAE, likelihood: str, radius: float, active: Sequence[int] | None = None) -> None:

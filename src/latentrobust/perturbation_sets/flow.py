@@ -23,6 +23,16 @@ class FlowSet(PerturbationSet):
 
     Raises:
         ValueError: for another norm, or a radius that is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> from latentrobust.networks.flows import build
+        >>> network = build("fully_connected", image_shape=[1, 4, 4], classes=0, blocks=2, hidden=8)
+        >>> s = FlowSet(network, "l2", radius=1.0).eval()
+        >>> x = torch.rand(2, 1, 4, 4)
+        >>> centre = s.at(x).decode(torch.zeros(2, *s.ball.shape))
+        >>> bool((centre - x).abs().max() < 1e-4)  # no offset, no change
+        True
     """
 
     def __init__(self, network: FlowNetwork, norm: Norm, radius: float) -> None:

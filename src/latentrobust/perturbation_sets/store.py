@@ -169,6 +169,14 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
     Raises:
         InputError: for a set that has no format on disk, or a folder that holds something else.
         OSError: if the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place = save_perturbation_set(PixelBall((1, 4, 4), "l2", radius=0.5), f"{folder}/ball")
+        ...     sorted(path.name for path in place.iterdir())
+        ['config.json', 'model.safetensors']
     """
     return write_folder(folder, _describe(perturbations), perturbations.state_dict(), "perturbation set")
 
@@ -193,6 +201,14 @@ def load_perturbation_set(
 
     Raises:
         InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
+
+    Example:
+        >>> import tempfile
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place = save_perturbation_set(PixelBall((1, 4, 4), "l2", radius=0.5), f"{folder}/ball")
+        ...     load_perturbation_set(place).ball, load_perturbation_set(place, radius=0.1).ball.radius
+        (LatentBall(shape=(1, 4, 4), norm='l2', radius=0.5), 0.1)
     """
     if path is None:  # what a configuration gives for a run that was not named
         raise InputError("no perturbation set is named: give from=… or perturbation_set.path=…")

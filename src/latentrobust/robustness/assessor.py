@@ -50,6 +50,11 @@ class RobustSettings:
         radii: numbers, ``"p25"``, ``"p50"``, ``"p75"`` (percentiles of the latent norms stored with the set) or
             ``"full"``; null for the percentiles that the set stores, and full. Radius 0 is always reported too.
         examples: attack the first so many; null for all.
+
+    Example:
+        >>> from latentrobust import PGD
+        >>> RobustSettings(attacks={"pgd": PGD(steps=50)}, radii=[1.0, "p50", "full"], examples=500).only_pgd
+        True
     """
 
     attacks: Mapping[str, Attack] = field(default_factory=default_attacks)
@@ -89,6 +94,11 @@ class CertifySettings:
         batch: images that go through the model at once.
         attack_steps: of a search at each radius for the worst case of the *smoothed* model, which the certificates are
             reported beside (`attack_smoothed`); 0 for none. Models of a class per pixel are not attacked.
+
+    Example:
+        >>> settings = CertifySettings(radii=["p50", "p75"], target="p75", n=1000)
+        >>> settings.adaptive, settings.alpha
+        (True, 0.001)
     """
 
     sigma: Positive | None = None

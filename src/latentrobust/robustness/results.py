@@ -92,6 +92,16 @@ class Results:
         warnings: what speaks against believing the metrics.
         subsets: of parts that not all examples take part in: how many did, of how many.
         only_pgd: whether robust accuracies come from PGD alone, and are labelled so.
+
+    Example:
+        >>> import torch, latentrobust as lr
+        >>> def model(x):  # class 1 where the mean level exceeds one half
+        ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+        >>> x, y = torch.full((2, 1, 4, 4), 0.45), torch.tensor([0, 0])
+        >>> s = lr.PixelBall((1, 4, 4), "linf", 0.1)
+        >>> results = lr.assess(model, s, (x, y), robust=lr.RobustSettings(radii=[0.02, 0.1]))
+        >>> results.metrics["accuracy/clean"], results.value("robust", radius=0.1)
+        (1.0, 0.0)
     """
 
     entries: Sequence[Entry]

@@ -36,6 +36,15 @@ class Claims:
         claims: the numbers, named as in ``metrics.json``; NaN and infinities are None.
         warnings: what speaks against believing them.
         versions: of this package and PyTorch. Another version of PyTorch, or another machine, may round otherwise.
+
+    Example:
+        >>> import torch, latentrobust as lr
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+        >>> x = torch.rand(2, 1, 4, 4)
+        >>> y = model(x).argmax(1)
+        >>> claims = lr.benchmark_model(model, lr.PixelBall((1, 4, 4), "linf", 0.1), (x, y), robust=None)
+        >>> claims.claims["accuracy/clean"], len(claims.data["sha256"])
+        (1.0, 64)
     """
 
     model: Mapping[str, Any]
@@ -77,6 +86,16 @@ def benchmark_model(
 
     Raises:
         InputError: as `assess` does.
+
+    Example:
+        >>> import torch, latentrobust as lr
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+        >>> x = torch.rand(2, 1, 4, 4)
+        >>> y = model(x).argmax(1)
+        >>> s = lr.PixelBall((1, 4, 4), "linf", 0.1)
+        >>> claims = benchmark_model(model, s, (x, y), robust=lr.RobustSettings(radii=[1e-6]))
+        >>> claims.claims["robust/eps=1e-06"]
+        1.0
     """
     if not isinstance(model, nn.Module):
         raise InputError("claims are about a torch.nn.Module: a function has no weights to tell it by")

@@ -52,6 +52,13 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
 
     Raises:
         InputError: for another ending, a missing shape, a set that needs labels, or what cannot be exported.
+
+    Example:
+        >>> import tempfile, torch, latentrobust as lr
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:  # ".onnx" writes ONNX
+        ...     export(model, f"{folder}/model.pt2", image_shape=(1, 4, 4)) < 1e-5
+        True
     """
     path = Path(path)
     if path.suffix not in ENDINGS:

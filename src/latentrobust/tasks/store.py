@@ -53,6 +53,15 @@ def save_model(model: nn.Module, folder: str | Path, *, image_shape: tuple[int, 
     Raises:
         InputError: for a folder that holds something else.
         OSError: if the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from latentrobust.networks.classifiers import build
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = build("pooled_cnn", image_shape=[1, 28, 28], classes=3, width=4)
+        ...     place = save_model(model, f"{folder}/cnn", image_shape=(1, 28, 28), classes=3, data="mine")
+        ...     sorted(path.name for path in place.iterdir())
+        ['config.json', 'model.safetensors']
     """
     return write_folder(folder, describe_model(model, image_shape, classes, data), model.state_dict(), "model")
 
@@ -69,6 +78,15 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
 
     Raises:
         InputError: if there is nothing to load, it is damaged, or of another model.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from latentrobust.networks.classifiers import build
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = build("pooled_cnn", image_shape=[1, 28, 28], classes=3, width=4)
+        ...     place = save_model(model, f"{folder}/cnn", image_shape=(1, 28, 28), classes=3, data="mine")
+        ...     tuple(load_model(place)(torch.rand(2, 1, 28, 28)).shape)
+        (2, 3)
     """
     path = at_hand(path, FOLDER)
     warn_unfinished(path)

@@ -64,6 +64,19 @@ def read_pairs(
     Raises:
         InputError: if there is nothing to read, or images differ in size or colour.
         ProblemsError: with everything that is wrong with files and rows.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for number in range(4):  # four things, each photographed twice
+        ...     (root / f"thing{number}").mkdir()
+        ...     for variant, level in (("original", 200), ("dark", 90)):
+        ...         Image.new("L", (8, 8), level).save(root / f"thing{number}" / f"{variant}.png")
+        >>> found = read_pairs(root, original="original", cache=tempfile.mkdtemp())
+        >>> found.kinds, len(found.perturbed)
+        (('dark',), 4)
     """
     place = Path(root)
     if size is not None and len(size) != 2:

@@ -42,6 +42,13 @@ class Pairs:
         name: of the data.
         left_out: what is wrong with the files and rows that were left out.
         ignored: files beside the images.
+
+    Example:
+        >>> import numpy as np, latentrobust as lr
+        >>> x = np.zeros((6, 8, 8), np.uint8)
+        >>> found = lr.pairs(x, x + 30, y=[0, 0, 0, 1, 1, 1], kind=["brighter"] * 6)
+        >>> found.kinds, tuple(found.images.shape[1:]), len(found.perturbed)
+        (('brighter',), (1, 8, 8), 6)
     """
 
     images: Tensor

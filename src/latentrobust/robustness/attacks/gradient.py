@@ -121,7 +121,17 @@ class PGD(GradientAttack):
 @validated
 @dataclass(frozen=True, kw_only=True)
 class APGD(GradientAttack):
-    """PGD with momentum and a step that halves when progress stalls (Croce & Hein 2020, algorithm 1), from 2ε."""
+    """PGD with momentum and a step that halves when progress stalls (Croce & Hein 2020, algorithm 1), from 2ε.
+
+    Example:
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> def model(x):  # class 1 where the mean level exceeds one half
+        ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+        >>> x, y = torch.full((2, 1, 4, 4), 0.45), torch.tensor([0, 0])
+        >>> found = APGD(steps=10, restarts=2)(model, PixelBall((1, 4, 4), "linf", 0.1), x, y, radii=[0.02, 0.1])
+        >>> found.fooled.tolist()  # by radius, then by image
+        [[False, False], [True, True]]
+    """
 
     def rule(self, ball: LatentBall) -> Rule:
         """An adaptive step an example."""

@@ -37,6 +37,17 @@ class RandomSearch(Attack):
     Args:
         draws: by turns from the set's own prior, cut to the radius, and from the border of the ball.
         refinements: changes after that, kept where they are worse; the changed share falls from 0.8 as in Square.
+
+    Example:
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> import torch
+        >>> def model(x):  # class 1 where the mean level exceeds one half
+        ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+        >>> x, y = torch.full((2, 1, 4, 4), 0.45), torch.tensor([0, 0])
+        >>> attack = RandomSearch(draws=10, refinements=40)
+        >>> found = attack(model, PixelBall((1, 4, 4), "linf", 0.1), x, y, radii=[0.02, 0.1])
+        >>> found.fooled.tolist()  # by radius, then by image; no gradient was asked for
+        [[False, False], [True, True]]
     """
 
     draws: Natural = 50
@@ -145,6 +156,17 @@ class WorstOf(Attack):
     """Several attacks one after the other, each on what the others left standing: the worst case over all.
 
     The members' own criterion, chunk and checks are not used; this attack's are.
+
+    Example:
+        >>> from latentrobust.perturbation_sets import PixelBall
+        >>> import torch
+        >>> from latentrobust import PGD
+        >>> def model(x):  # class 1 where the mean level exceeds one half
+        ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
+        >>> x, y = torch.full((2, 1, 4, 4), 0.45), torch.tensor([0, 0])
+        >>> attack = WorstOf(attacks=[RandomSearch(draws=5, refinements=5), PGD(steps=20)])
+        >>> attack(model, PixelBall((1, 4, 4), "linf", 0.1), x, y, radii=[0.02, 0.1]).fooled.tolist()
+        [[False, False], [True, True]]
     """
 
     attacks: Sequence[Attack]
