@@ -247,6 +247,11 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
     assert said[0].startswith(
         "The set learned from faces contains 95 % [90, 98] of unseen perturbations to within 0.0011"
     )
+    coarse = SimpleNamespace(
+        metrics={**covered.metrics, "coverage/tolerance": 0.08}, perturbations=covered.perturbations, coverage=object()
+    )
+    assert in_short(coarse, {})[0].startswith("The set learned from faces is too coarse to speak of coverage")
+    assert in_short(coarse, {})[0].endswith("explains 99% of that difference.")
     assert said[1].endswith("leaves this share of images right: 85 % for “safe”, 0 % for “other”.")
     assert said[2] == (
         "“safe”, smoothed, is certified right on 52 % at the median norm, whatever the attack within the set (each"

@@ -28,7 +28,7 @@ from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
 from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.renamed import experiment_now, key_now
-from latentrobust.run_folder import SWEEP, flat, say, writes
+from latentrobust.run_folder import LATEST, SWEEP, flat, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
 
 _HERE = Path(__file__).resolve().parent
@@ -36,6 +36,7 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
 FEW = 24  # options that an error lists
+RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _DISK = (
     errno.ENOENT,
@@ -197,11 +198,27 @@ def _name_the_run(cfg: DictConfig) -> None:
     with open_dict(cfg):
         cfg.overrides = list(job.overrides.task)
         cfg.paths.output_dir = job.runtime.output_dir
+        _follow_latest(cfg)
         if job.mode == RunMode.MULTIRUN:
             cfg.sweep = Path(job.sweep.dir).name
         elif os.environ.get(SWEEP):
             cfg.sweep = os.environ[SWEEP]
             cfg.overrides = [line for line in cfg.overrides if not line.startswith("paths.output_dir=")]
+
+
+def _follow_latest(cfg: DictConfig) -> None:
+    """Name the run that ``latest`` points to now in its place, so that what is stored says which it was."""
+    for key in RUNS:
+        place, _, last = key.rpartition(".")
+        node = OmegaConf.select(cfg, place) if place else cfg
+        if not isinstance(node, DictConfig) or last not in node or OmegaConf.is_interpolation(node, last):
+            continue
+        path = None if OmegaConf.is_missing(node, last) else node[last]
+        parts = Path(path).parts if isinstance(path, str) else ()
+        if LATEST in parts:
+            link, below = Path(*parts[: parts.index(LATEST) + 1]), parts[parts.index(LATEST) + 1 :]
+            if link.is_symlink():
+                node[last] = str(Path(link.parent, link.readlink(), *below))
 
 
 def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:

@@ -60,7 +60,7 @@ def _chosen(key: str, target: str, data: PairModule) -> Choice:
     if target.startswith(f"{NETWORKS}classifiers."):
         if data.per_pixel:
             raise InputError(f"{key}=auto chooses classifiers, and data {data.name} has a class per pixel: model=unet")
-        return choose_classifier(data.image_shape, data.classes)
+        return choose_classifier(data.image_shape, data.classes, data.count("train"))
     raise InputError(f"{key}: no network of {target.rpartition('.')[0]} can be chosen automatically: name one")
 
 

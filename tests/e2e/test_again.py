@@ -5,8 +5,10 @@ import json
 import pytest
 
 from latentrobust.again import expanded
+from latentrobust.app import _follow_latest
 from latentrobust.errors import InputError
 
+from ..conftest import compose_in_process
 from .test_commands import TINY, command, one_line
 from .test_train import TIMES
 
@@ -100,6 +102,23 @@ def test_a_run_that_only_measured_or_made_several_models_is_refused(made, tmp_pa
     (tmp_path / "measured" / "config.yaml").write_text((made / "model" / "config.yaml").read_text())
     with pytest.raises(InputError, match="holds neither a set nor a model"):
         expanded([f"run={tmp_path}/measured"])
+
+
+def test_what_is_stored_says_which_run_latest_was(tmp_path):
+    first = tmp_path / "lamps" / "2026-01-01_00-00-00-000000"
+    first.mkdir(parents=True)
+    (tmp_path / "lamps" / "latest").symlink_to(first.name)
+    latest = f"{tmp_path}/lamps/latest"
+    cfg = compose_in_process(
+        "train", f"from={latest}", "perturbation_set=trained", "model=trained", f"model.path={latest}/models/a",
+        "paths.output_dir=x",
+    )  # fmt: skip
+    _follow_latest(cfg)
+    assert (cfg["from"], cfg.model.path) == (str(first), f"{first}/models/a")
+    assert cfg.perturbation_set.path == str(first)  # which refers to `from`
+    cfg = compose_in_process("train", "from=nowhere/latest", "paths.output_dir=x")
+    _follow_latest(cfg)
+    assert cfg["from"] == "nowhere/latest"  # what it is about is said where it is read
 
 
 def test_without_a_run_nothing_changes():

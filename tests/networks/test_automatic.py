@@ -95,10 +95,12 @@ def test_auto_says_what_it_chose_and_why(capsys):
     cfg.learner.network = {"_target_": "latentrobust.networks.cvae.build", "name": "auto", "latent": 7}
     take_sizes(cfg, own())
     assert (cfg.learner.network.name, cfg.learner.network.latent) == ("structured", 7)
-    assert (cfg.model.name, cfg.model.classes) == ("wide_resnet", 3)
+    assert (cfg.model.name, cfg.model.classes) == ("pooled_cnn", 3)
     said = capsys.readouterr().out
     assert "learner.network: structured, because images have 10×12 pixels" in said
-    assert "model: wide_resnet, because" in said
+    assert "training pairs, too few for a residual network" in said
+    assert choose_classifier((3, 32, 32), 10, 2000).name == choose_classifier((3, 32, 32), 10).name == "wide_resnet"
+    assert choose_classifier((3, 32, 32), 10, 1999).name == "pooled_cnn"
 
 
 @pytest.mark.parametrize("data", ["digits", "photos"])

@@ -74,6 +74,26 @@ def test_models_that_hide_their_gradient_are_marked_in_the_results(linear, image
     assert assess(linear, ball(), (images, y), robust=settings).warnings == []
 
 
+class Constant(nn.Module):
+    """Class 0, whatever the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return torch.tensor([1.0, 0.0, 0.0]).expand(len(x), 3) + self.weight * x.flatten(1).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("labels", "guesses"), [([0, 1, 2] * 4, True), ([0] * 7 + [1] * 5, True), ([0] * 12, False)])
+def test_a_model_that_guesses_is_marked_in_the_results(labels, guesses):
+    y = torch.tensor(labels)
+    found = assess(Constant(), ball(), (torch.rand(12, *ball().image_shape), y), robust=None)
+    assert any("has not learned to tell them apart" in warning for warning in found.warnings) == guesses
+    few = assess(Constant(), ball(), (torch.rand(9, *ball().image_shape), y[:9]), robust=None)
+    assert few.warnings == []
+
+
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.2), ("l2", 0.8)])
 def test_random_search_takes_a_quantised_model_apart(norm, radius):
     """A gradient sees nothing; what is reached is compared with the closed form of the same model unquantised."""

@@ -126,6 +126,11 @@ class PairModule(pl.LightningDataModule):
         self.centred = True
         self.moves_only = False
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, batch_size={self.batch_size})"
+
+    __repr__ = __str__
+
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
         """As in `PairData`."""

@@ -12,6 +12,7 @@ from latentrobust.networks.unet import map_sizes
 SMALLEST_MAP = 6  # pixels each way that a UNet's last feature maps keep, or nearly
 LARGEST_POOL = 24  # pixels each way of the maps that linear layers see: more would make these the whole network
 ANY_SIZE = ("structured", "pooled_cnn")  # made for images of any size and colour, which they take from the data
+FEW = 2000  # training pairs: with fewer, a residual network's few steps leave its normalisation behind
 SMALL, MIDDLE = 32 * 32, 128 * 128
 
 
@@ -75,13 +76,16 @@ def choose_flow(image_shape: Sequence[int]) -> Choice:
     return Choice("glow", arguments, f"{height} and {width} can be halved {halvings[0]} times")
 
 
-def choose_classifier(image_shape: Sequence[int], classes: int) -> Choice:
-    """A classifier."""
+def choose_classifier(image_shape: Sequence[int], classes: int, pairs: int | None = None) -> Choice:
+    """A classifier; ``pairs`` is the number of training pairs, where it is known."""
     channels, height, width = image_shape
+    pooled = {"image_shape": [channels, height, width], "classes": classes}
+    if pairs is not None and pairs < FEW:
+        return Choice("pooled_cnn", pooled, f"there are {pairs} training pairs, too few for a residual network")
     if height * width <= SMALL:
         arguments = {"depth": 10, "width": 2, "classes": classes, "channels": channels, "mean": None, "std": None}
         return Choice("wide_resnet", arguments, f"images have {height}×{width} pixels, no more than CIFAR-10's")
     reason = (
         f"images of {height}×{width} pixels are halved until little is left, and it matters what is there, not where"
     )
-    return Choice("pooled_cnn", {"image_shape": [channels, height, width], "classes": classes}, reason)
+    return Choice("pooled_cnn", pooled, reason)

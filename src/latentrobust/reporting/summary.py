@@ -56,6 +56,13 @@ def _of_set(test: MeasuredSet) -> str:
             f"{start} comes to within {metrics['quality/pgd_ae']:.2g} (mean squared error) of an unseen perturbation,"
             f" which differs from the image itself by {metrics['quality/no_change']:.2g}."
         )
+    if metrics["coverage/tolerance"] >= metrics["quality/no_change"]:
+        share = 1 - metrics["quality/pgd_ae"] / max(metrics["quality/no_change"], 1e-12)
+        return (
+            f"{start} is too coarse to speak of coverage: it reproduces perturbations no better than to within"
+            f" {metrics['coverage/tolerance']:.2g} (mean squared error), and they differ from the image itself by"
+            f" {metrics['quality/no_change']:.2g}. The nearest point of it explains {share:.0%} of that difference."
+        )
     low, high = (metrics.get(f"coverage/radius/{end}", metrics["coverage/radius"]) for end in ("low", "high"))
     return (
         f"{start} contains {100 * metrics['coverage/radius']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of unseen"

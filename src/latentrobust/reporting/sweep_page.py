@@ -213,7 +213,7 @@ def _curves(summary: Summary, starts: Sequence[str], label: str) -> Figure | Non
         for place, moments, heights in drawn[name]:
             text = label_of(summary, place) if place not in seen else None
             marker = "." if len(moments) < 10 else ""
-            axis.plot(moments, heights, marker, linestyle="-", color=f"C{place % 10}", alpha=0.8, label=text)
+            axis.plot(moments, heights, marker=marker, linestyle="-", color=f"C{place % 10}", alpha=0.8, label=text)
             seen.add(place)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.batch import Batch, asked_once
+from latentrobust.errors import note
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -25,6 +26,8 @@ from latentrobust.robustness.criteria import Classification, Criterion, PixelAcc
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
+
+FEW = 10  # test examples below which accuracy tells nothing of a model
 
 MANY = 1 << 40  # more examples than there are, where nobody knows how many
 SHOWN = 8  # examples whose adversarial images are kept for figures
@@ -277,6 +280,7 @@ class Assessment(nn.Module):
         tables: dict[str, Table] = {"accuracy": self.right.table()}
         table = tables["accuracy"]
         metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
+        _note_guessing(table)
         kinds = self.facts.kinds
         if self.facts.has_pairs:
             metrics["accuracy/perturbed"] = _mean(table["perturbed"])
@@ -336,6 +340,18 @@ class Assessment(nn.Module):
         """Of attacks and certificates: how many examples, of how many."""
         total = len(tables["accuracy"]["clean"])
         return {part: (len(tables[part]["index"]), total) for part in ("robust", "certified") if part in tables}
+
+
+def _note_guessing(table: Table) -> None:
+    """Warn of a model that is right no more often than one that always gives the most frequent class."""
+    if "label" not in table or len(table["label"]) < FEW:
+        return
+    most = float(np.unique(table["label"], return_counts=True)[1].max()) / len(table["label"])
+    if (accuracy := _mean(table["clean"])) <= most < 1:
+        note(
+            f"the model is right on {accuracy:.0%} of unperturbed test examples, and always giving the most frequent"
+            f" class would be on {most:.0%}: it has not learned to tell them apart, so its robustness says nothing"
+        )
 
 
 def facts_of(data: Assessed, outputs: int, split: str = "test") -> Facts:
