@@ -252,8 +252,8 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
         return one_line(cause)
     if isinstance(error, InstantiationException) and cause is not None:
-        key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "")
-        return one_line(f"{cause} {f'({key})' if key else ''}")
+        key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "").partition(": ")[2]
+        return one_line(f"{cause} {f'(in {key})' if key else ''}")
     if isinstance(error, OSError) and error.errno in _DISK and error.filename:
         disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
         return f"cannot use {error.filename}: {error.strerror}{disk}"

@@ -125,6 +125,7 @@ def read_offline_run(file):
 def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
     done = command("train", "-m", *TINY, "seed=1,2", "logger=wandb", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the sweep is in sweep; python -m latentrobust.report sweep ") == 1
     sweep = tmp_path / "sweep"
     for job in "01":
         for name in ("DONE", "config.yaml", "metrics.json", "report.html", "perturbation_set/config.json"):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from latentrobust.files import natural
 from latentrobust.lock import FAILED, died, holder_of
-from latentrobust.run_folder import DONE, of_a_run, read_metrics, write_csv
+from latentrobust.run_folder import DONE, of_a_run, read_metrics, write_csv, writes
 
 
 class SweepTable(Callback):
@@ -21,13 +21,19 @@ class SweepTable(Callback):
     def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After each job, since Hydra does not reach the sweep's end when one has failed."""
         if config.hydra.mode == RunMode.MULTIRUN:
-            self.on_multirun_end(config)
+            self._gather(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Gather the jobs' folders."""
+        """Gather the jobs' folders, and say where they are."""
+        if (folder := self._gather(config)) is not None and writes():  # Hydra's own log would repeat `say`
+            print(f"the sweep is in {folder}; python -m latentrobust.report {folder} makes its tables and sweep.html")
+
+    def _gather(self, config: DictConfig) -> Path | None:
         folder = Path(config.hydra.sweep.dir)
-        if folder.is_dir():
-            write_sweep_table(folder)
+        if not folder.is_dir():
+            return None
+        write_sweep_table(folder)
+        return folder
 
 
 def write_sweep_table(folder: Path) -> Path:
