@@ -213,12 +213,23 @@ def _follow_latest(cfg: DictConfig) -> None:
         node = OmegaConf.select(cfg, place) if place else cfg
         if not isinstance(node, DictConfig) or last not in node or OmegaConf.is_interpolation(node, last):
             continue
-        path = None if OmegaConf.is_missing(node, last) else node[last]
-        parts = Path(path).parts if isinstance(path, str) else ()
-        if LATEST in parts:
-            link, below = Path(*parts[: parts.index(LATEST) + 1]), parts[parts.index(LATEST) + 1 :]
-            if link.is_symlink():
-                node[last] = str(Path(link.parent, link.readlink(), *below))
+        if not OmegaConf.is_missing(node, last) and isinstance(node[last], str):
+            node[last] = _without_latest(node[last])
+
+
+def follow_latest(override: str) -> str:
+    """The same of an override: the jobs of a sweep are about one run, also when others have been finished since."""
+    key, is_set, path = override.partition("=")
+    return f"{key}={_without_latest(path)}" if is_set and key.lstrip("+") in RUNS else override
+
+
+def _without_latest(path: str) -> str:
+    parts = Path(path).parts
+    if LATEST not in parts:
+        return path
+    at = parts.index(LATEST)
+    link = Path(*parts[: at + 1])
+    return str(Path(link.parent, link.readlink(), *parts[at + 1 :])) if link.is_symlink() else path
 
 
 def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:

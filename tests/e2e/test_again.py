@@ -123,3 +123,18 @@ def test_what_is_stored_says_which_run_latest_was(tmp_path):
 
 def test_without_a_run_nothing_changes():
     assert expanded(["data=digits", "perturbation_set=rts"]) == ["data=digits", "perturbation_set=rts"]
+
+
+def test_a_sweep_over_the_latest_run_is_not_done_again(made):
+    """Its list of jobs, and each job's own configuration, name the run that it was."""
+    (made / "latest").symlink_to("set")
+    sweep = ["-m", *OVER, "from=latest", "test=false", "seed=1,2", "paths.output_dir=sweep"]
+    done = command("train", *sweep, cwd=made)
+    assert done.returncode == 0, done.stderr
+    before = {path: path.stat().st_mtime_ns for path in made.glob("sweep/*/metrics.json")}
+    assert len(before) == 2
+    jobs = json.loads((made / "sweep" / "jobs.json").read_text())["jobs"]
+    assert all("from=set" in job["overrides"] for job in jobs)
+    again = command("train", *sweep, cwd=made)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in made.glob("sweep/*/metrics.json")} == before

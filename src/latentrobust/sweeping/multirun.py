@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentrobust.app import describe_error, is_bad_input, leave_out, left_out_groups, resolved
+from latentrobust.app import describe_error, follow_latest, is_bad_input, leave_out, left_out_groups, resolved
 from latentrobust.errors import InputError
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.stages import variants
@@ -71,8 +71,9 @@ def jobs_of(config: DictConfig) -> list[Job]:
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(given))  # type: ignore[arg-type]
     jobs = []
-    for number, overrides in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
-        cfg = loader.load_sweep_config(config, list(overrides))
+    for number, lines in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
+        overrides = [follow_latest(line) for line in lines]
+        cfg = loader.load_sweep_config(config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
         leave_out(cfg, left_out_groups())

@@ -20,7 +20,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from latentrobust.app import CONF, describe_error, leave_out, null_groups, quoted_coverage, resolved
+from latentrobust.app import CONF, describe_error, follow_latest, leave_out, null_groups, quoted_coverage, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
 from latentrobust.lock import FolderLock, holder_of
@@ -106,7 +106,7 @@ class Search:
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """The command line of a trial."""
         chosen = [f"{key}={_text(value)}" for key, value in values.items()]
-        return [*self.plan.overrides, *chosen, f"optimized_metric={self.plan.metric}"]
+        return [*map(follow_latest, self.plan.overrides), *chosen, f"optimized_metric={self.plan.metric}"]
 
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:
