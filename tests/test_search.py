@@ -126,7 +126,7 @@ def rows_of(folder):
 
 
 def test_a_search_finds_what_is_good_and_says_how_to_run_it(tmp_path, here):
-    out, error, code = here(plan_of(trials=14))
+    out, error, code = here(plan_of(trials=14, seed=3))
     assert code == 0, error
     assert "14 trials: 14 complete" in out
     rows = rows_of(tmp_path / "search")
@@ -138,8 +138,8 @@ def test_a_search_finds_what_is_good_and_says_how_to_run_it(tmp_path, here):
     assert f"experiment=digits/rts learner.optimizer.lr={best['learner.optimizer.lr']}" in out
     states, _ = status(Sweep(tmp_path / "search"))
     assert len(states) == 14
-    assert "15 trials" in here(plan_of(trials=15))[0]  # more of them: the same folder goes on
-    _, error, code = here(plan_of(direction="maximize"))
+    assert "15 trials" in here(plan_of(trials=15, seed=3))[0]  # more of them: the same folder goes on
+    _, error, code = here(plan_of(direction="maximize", seed=3))
     assert "another search" in error
     assert code == 2
 
@@ -180,6 +180,31 @@ def test_processes_share_a_search_and_take_over_from_the_dead(tmp_path, driver):
     assert [row["state"] for row in rows] == ["COMPLETE"] * 10
     assert len({row["learner.optimizer.lr"] for row in rows}) == 10
     processes[0].communicate()
+
+
+def test_a_trial_whose_process_died_while_it_asked_gets_the_parameters_it_would_have_had(tmp_path, here):
+    parameters = {
+        "learner.optimizer.lr": {"low": 1e-5, "high": 1e-1, "log": True},
+        "learner.spread": {"low": 0, "high": 0.1},
+    }
+    plan = plan_of(trials=3, parameters=parameters)
+    assert here(plan, "undisturbed")[2] == 0
+    expected = rows_of(tmp_path / "undisturbed")
+    for given in range(2):  # parameters that it had been given
+        folder = tmp_path / f"search{given}"
+        half = Search(read_plan(tmp_path / "plan.yaml"), folder)
+        asked = half.study.ask()
+        for key in list(parameters)[:given]:
+            half.plan.parameters[key].suggest(asked, key)
+        value = asked.params.get("learner.optimizer.lr")
+        assert here(plan, folder.name)[2] == 0
+        found = rows_of(folder)
+        assert [row["state"] for row in found] == ["COMPLETE"] * 3
+        if value is None:
+            assert found == expected
+        else:
+            assert float(found[0]["learner.optimizer.lr"]) == value
+            assert found[0]["learner.spread"] == expected[0]["learner.spread"]
 
 
 def test_trials_that_are_all_refused_end_the_search(here):

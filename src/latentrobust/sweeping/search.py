@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 
 from latentrobust.app import CONF, describe_error, follow_latest, leave_out, null_groups, quoted_coverage, resolved
@@ -142,11 +143,10 @@ class Search:
                 if not mine or trial.state.is_finished():
                     continue
                 if set(trial.params) != set(self.plan.parameters):
-                    with self._listing():  # after whoever is asking for it
+                    with self._listing():  # after whoever is asking for it; that process may have died over it
                         trial = self.study.get_trials(deepcopy=False)[number]
-                        if set(trial.params) != set(self.plan.parameters):  # its process died while it asked
-                            self.study.tell(number, state=self._optuna.trial.TrialState.FAIL)
-                            continue
+                        self._suggest(self._optuna.trial.Trial(self.study, trial._trial_id))
+                    trial = self.study.get_trials(deepcopy=False)[number]
                 values = " ".join(f"{key}={_text(value)}" for key, value in trial.params.items())
                 say(f"trial {number} of {self.plan.trials}: {values}")
                 state, value = self._optuna.trial.TrialState.FAIL, None
@@ -173,16 +173,20 @@ class Search:
                 if mine:
                     return int(trial.number)
         with self._listing():
-            asked_before = len(self._trials())
-            if asked_before >= self.plan.trials:
+            if len(self._trials()) >= self.plan.trials:
                 return None
-            # One sampler a trial: whichever process asks, before or after an interruption, it draws the same.
-            samplers = {"tpe": self._optuna.samplers.TPESampler, "random": self._optuna.samplers.RandomSampler}
-            self.study.sampler = samplers[self.plan.sampler](seed=self.plan.seed + asked_before)
             asked = self.study.ask()
-            for key, parameter in self.plan.parameters.items():
-                parameter.suggest(asked, key)
+            self._suggest(asked)
             return int(asked.number)
+
+    def _suggest(self, trial: Any) -> None:
+        """Draw a trial's parameters, or those that a process did not get to before it died."""
+        samplers = {"tpe": self._optuna.samplers.TPESampler, "random": self._optuna.samplers.RandomSampler}
+        for index, (key, parameter) in enumerate(self.plan.parameters.items()):
+            # One sampler a draw: whichever process asks, before or after an interruption, it draws the same.
+            seed = np.random.SeedSequence([self.plan.seed, trial.number, index]).generate_state(1)
+            self.study.sampler = samplers[self.plan.sampler](seed=int(seed[0]))
+            parameter.suggest(trial, key)
 
     @contextmanager
     def _held(self, number: int) -> Iterator[bool]:
