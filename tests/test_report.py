@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -18,8 +20,9 @@ from statsmodels.stats.multitest import multipletests
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.report import report
 from latentrobust.reporting import aggregate, tables
-from latentrobust.reporting.comparison import compare
+from latentrobust.reporting.comparison import among, compare
 from latentrobust.reporting.sweep import write_sweep_table
+from latentrobust.reporting.terminal import print_summary
 
 
 def put(configuration, key, value):
@@ -352,3 +355,47 @@ def test_what_others_wrote_is_not_resolved(tmp_path, monkeypatch):
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".csv", ".md", ".tex"))
     assert "hunter2" not in written
     assert "${oc.env:SECRET}" in (tmp_path / "sweep.csv").read_text()
+
+
+def test_sets_and_models_are_tables_of_their_own(tmp_path, capsys):
+    run(tmp_path, "s1", {"quality/pgd_ae": 0.01, "radius": 3.0}, "experiment=pairs", "learner.spread=1")
+    run(tmp_path, "s2", {"quality/pgd_ae": 0.02, "radius": 4.0}, "experiment=pairs", "learner.spread=2")
+    for seed in range(2):
+        for method in ("a", "b"):
+            metrics = {"accuracy/clean": 0.5 + (method == "b") / 4 + seed / 50, "radius": 3.0}
+            run(tmp_path, f"{method}{seed}", metrics, "experiment=pairs/model", f"method={method}", seed=seed)
+    summary = report(tmp_path)
+    parts = {aggregate.title_of(part): part for part in aggregate.by_kind(summary, ["*"])}
+    models, sets = parts["models"], parts["perturbation sets"]
+    assert (models.keys, [row["method"] for row, _ in models.rows]) == (["method"], ["a", "b"])
+    assert (sets.keys, [row["learner.spread"] for row, _ in sets.rows]) == (["learner.spread"], ["1", "2"])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Models\n\n| method | accuracy/clean % | radius | runs |" in text
+    assert "## Perturbation sets\n\n| learner.spread | quality/pgd_ae | radius | runs |" in text
+    page = (tmp_path / "report" / "sweep.html").read_text()
+    assert "6 finished runs in 4 rows" in page
+    assert "accuracy/clean: method=b has the most" in page
+    assert page.count('<table class="results">') == 2
+    found = [part for part in compare(summary) if part.metric == "accuracy/clean"]
+    within = [part for part in among(compare(summary), summary, models) if part.metric == "accuracy/clean"]
+    assert [(part.first, part.second) for part in within] == [(0, 1)]
+    assert [part.difference for part in within] == [part.difference for part in found]
+    (tmp_path / "s2" / "metrics.json").write_text(json.dumps({"quality/pgd_ae": 1.0, "accuracy/clean": 1.0}))
+    assert len(aggregate.by_kind(report(tmp_path), ["*"])) == 1  # one that learned a set and a model joins them
+
+
+@pytest.mark.parametrize(("width", "heads"), [(200, "method"), (40, "row 1")])
+def test_a_table_that_is_too_wide_is_turned(tmp_path, width, heads):
+    for number in range(5):
+        metrics = {"accuracy/clean": 0.5, "accuracy/perturbed": number / 10, "robust/full": 0.2, "certified/p50": 0.1}
+        run(tmp_path, str(number), metrics, f"method=[m{number}]", "data=x")
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_summary(report(tmp_path), "models", console)
+    text = console.export_text()
+    assert heads in text
+    for number in range(5):
+        assert f"[m{number}]" in text  # not taken for rich's markup
+        assert f" {10 * number:.2f} " in text
+    for name in ("accuracy/", "perturbed %", "robust/", "full %", "p50 %", "alike: data=x"):
+        assert name in text
+    assert max(map(len, text.splitlines())) <= width

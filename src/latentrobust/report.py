@@ -13,14 +13,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from latentrobust.app import is_bad_input
 from latentrobust.errors import InputError, one_line
 from latentrobust.reporting import aggregate, tables
-from latentrobust.reporting.comparison import Comparison, compare
+from latentrobust.reporting.comparison import Comparison, among, compare
 from latentrobust.reporting.figures import write_figure
-from latentrobust.reporting.sweep_page import varies, write_sweep_page
+from latentrobust.reporting.sweep_page import Shown, varies, write_sweep_page
+from latentrobust.reporting.terminal import print_summary
 from latentrobust.run_folder import of_a_run, write_csv, write_text
 from latentrobust.streams import BAD_INPUT, prepare_streams
 
@@ -51,22 +51,24 @@ def report(
         raise InputError(f"no folder {folder}")
     runs, left_out = aggregate.find_runs(folder)
     summary = aggregate.summarise(runs, metrics, left_out)
-    axis = tables.axis_key(summary, x)
+    parts = aggregate.by_kind(summary, metrics)
+    axes = tables.axes_of(parts, x)
     place = Path(out) if out is not None else folder / "report"
     place.mkdir(parents=True, exist_ok=True)
     write_csv(place / "report.csv", tables.columns(summary))
-    write_text(place / "report.md", tables.markdown(summary))
-    write_text(place / "report.tex", tables.latex(summary))
+    write_text(place / "report.md", tables.under_titles(parts, tables.markdown, "##"))
+    write_text(place / "report.tex", tables.under_titles(parts, tables.latex, "%"))
     comparisons = compare(summary)
     columns = zip(*(vars(part).values() for part in comparisons), strict=True)
     names = [field.name for field in fields(Comparison)]
     write_csv(place / "comparisons.csv", dict(zip(names, map(list, columns), strict=False)))
-    figures = (
-        {name: tables.figure(summary, axis, name) for name in summary.metrics if varies(summary, name)} if axis else {}
-    )
-    for metric, picture in figures.items():
-        write_figure(picture, place / f"{metric.replace('/', '_')}.png")
-    write_sweep_page(place / "sweep.html", folder.resolve().name, summary, comparisons, figures)
+    shown = []
+    for part, axis in zip(parts, axes, strict=True):
+        figures = {name: tables.figure(part, axis, name) for name in part.metrics if varies(part, name)} if axis else {}
+        shown.append(Shown(part, among(comparisons, summary, part), figures))
+        for metric, picture in figures.items():
+            write_figure(picture, place / f"{metric.replace('/', '_')}.png")
+    write_sweep_page(place / "sweep.html", folder.resolve().name, shown, summary.left_out)
     return summary
 
 
@@ -95,21 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"latentrobust report: {one_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    heads, rows = tables.cells(summary)
-    table = Table(caption=" ".join(f"{key}={value}" for key, value in summary.constant.items()) or None)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < len(summary.keys) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    for metric, folders in summary.without.items():
-        names = ", ".join(path.name for path in folders)
-        console.print(f"{metric} is missing in {len(folders)} runs of rows that have it: {names}", highlight=False)
+    console = Console(highlight=False)
+    parts = aggregate.by_kind(summary, chosen.metric or DEFAULT_METRICS)
+    for part in parts:
+        print_summary(part, aggregate.title_of(part) if len(parts) > 1 else None, console)
     if summary.left_out:
         names = ", ".join(path.name for path in summary.left_out)
-        console.print(f"left out (failed, not finished, or repeated later): {names}", highlight=False)
-    console.print(f"written to {chosen.out or Path(chosen.folder) / 'report'}", highlight=False)
+        console.print(f"left out (failed, not finished, or repeated later): {names}")
+    console.print(f"written to {chosen.out or Path(chosen.folder) / 'report'}")
 
 
 if __name__ == "__main__":

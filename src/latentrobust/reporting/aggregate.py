@@ -30,6 +30,8 @@ COUNTS = (
     "pairs",
 )  # last parts of names that share those beginnings
 LEVEL = 0.95
+LABELS = ("name", "run")  # keys that say what a run is called or which one it repeats: other keys tell more
+COMMON = "radius"  # of a set, which a model over that set has too
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,37 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
     return Summary(differs, constant, metrics, ordered, list(left_out), runs_of, without)
 
 
+def by_kind(summary: Summary, wanted: Sequence[str]) -> list[Summary]:
+    """A summary of each kind of run: sets, models and flows have no metric in common but a radius.
+
+    Args:
+        summary: of all.
+        wanted: names of metrics; ``*`` stands for anything.
+
+    Returns:
+        The summary itself where all runs are of one kind; else one a kind, whose rows are told apart by what differs
+        within it. What was left out is of no kind.
+    """
+    kinds: list[tuple[set[str], list[Finished]]] = []
+    for (_, found), runs in zip(summary.rows, summary.members, strict=True):
+        names, together = set(found) - {COMMON}, list(runs)
+        for kind in [kind for kind in kinds if kind[0] & names]:
+            kinds.remove(kind)
+            names, together = kind[0] | names, kind[1] + together
+        kinds.append((names, together))
+    if len(kinds) < 2:
+        return [summary]
+    return [summarise(runs, wanted) for _, runs in kinds]
+
+
+def title_of(summary: Summary) -> str:
+    """What kind of runs there are."""
+    parts = {part for name in summary.metrics for part in name.split("/")}
+    if "accuracy" in parts:
+        return "models"
+    return "perturbation sets" if parts & {"quality", "coverage"} else "runs"
+
+
 def _shortened(rows: list[Row]) -> list[Row]:
     """Numbers by which rows differ, with as few digits as tell them apart, and at least four."""
     for key in rows[0][0] if rows else ():
@@ -262,11 +295,11 @@ def _telling(groups: Sequence[Sequence[Finished]]) -> list[str]:
     def labels(keys: Sequence[str]) -> set[tuple[str | None, ...]]:
         return {tuple(_value(group, key) for key in keys) for group in groups}
 
-    for key in chosen:
+    for key in (key for key in chosen if key not in LABELS):
         values = [_value(group, key) for group in groups]
         if None not in values and len(set(values)) > 1:
             keys.append(key)
-    for key in of_all:
+    for key in sorted(of_all, key=LABELS.__contains__):
         if len(labels(keys)) == len(groups):
             break
         if len(labels([*keys, key])) > len(labels(keys)):

@@ -88,6 +88,21 @@ def compare(summary: Summary) -> list[Comparison]:
     return found
 
 
+def among(comparisons: Sequence[Comparison], summary: Summary, part: Summary) -> list[Comparison]:
+    """Those of a summary's comparisons whose rows and metric belong to a part of it, with their places there."""
+    folders = [{run.folder for run in runs} for runs in part.members]
+    place_of = {
+        place: folders.index(own)
+        for place, runs in enumerate(summary.members)
+        if (own := {run.folder for run in runs}) in folders
+    }
+    return [
+        replace(found, first=place_of[found.first], second=place_of[found.second])
+        for found in comparisons
+        if found.first in place_of and found.second in place_of
+    ]
+
+
 def _pairs(summary: Summary, metric: str, there: Sequence[int]) -> list[tuple[int, int]]:
     if len(there) <= ALL_PAIRS:
         return list(itertools.combinations(there, 2))

@@ -19,7 +19,7 @@ from PIL import Image
 
 import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
-from latentrobust.reporting.aggregate import Summary, is_share
+from latentrobust.reporting.aggregate import Summary, is_share, title_of
 from latentrobust.reporting.comparison import Comparison
 from latentrobust.reporting.figures import plain
 from latentrobust.reporting.tables import cells
@@ -40,49 +40,63 @@ class Value(NamedTuple):
     sort: str
 
 
-def write_sweep_page(
-    path: Path, name: str, summary: Summary, comparisons: Sequence[Comparison], figures: Mapping[str, Figure]
-) -> Path:
+class Shown(NamedTuple):
+    """Runs of one kind: their table, comparisons of its rows, and metrics against an axis, by metric."""
+
+    summary: Summary
+    comparisons: Sequence[Comparison]
+    figures: Mapping[str, Figure]
+
+
+def write_sweep_page(path: Path, name: str, kinds: Sequence[Shown], left_out: Sequence[Path]) -> Path:
     """Write ``sweep.html``.
 
     Args:
         path: of the file.
         name: of the sweep.
-        summary: its table.
-        comparisons: of the rows.
-        figures: metrics against an axis, by metric.
+        kinds: of runs, a table each.
+        left_out: folders of runs that do not count.
     """
-    heads, _ = cells(summary)
-    runs = sum(map(len, summary.members))
-    about = f"{runs} finished runs in {len(summary.rows)} rows; {len(summary.left_out)} left out."
-    drawn = [(f"{metric} by {figure.axes[0].get_xlabel()}", figure, "") for metric, figure in figures.items()]
-    drawn += list(_overviews(summary))
+    runs = sum(len(runs) for kind in kinds for runs in kind.summary.members)
+    rows = sum(len(kind.summary.rows) for kind in kinds)
     environment = Environment(
         loader=PackageLoader("latentrobust.reporting", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
     html = environment.get_template("sweep.html.j2").render(
         name=name,
-        about=about,
+        about=f"{runs} finished runs in {rows} rows; {len(left_out)} left out.",
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=latentrobust.__version__,
-        sentences=list(_sentences(summary, comparisons)),
-        heads=heads,
-        keys=len(summary.keys),
-        rows=_rows(summary),
-        constant=" ".join(f"{key}={value}" for key, value in summary.constant.items()),
         comparison_heads=COMPARED,
-        comparisons=comparison_rows(summary, comparisons),
-        figures=[(title, _png(figure), caption) for title, figure, caption in drawn],
-        runs=list(_runs(summary, path.parent)),
-        failures=[(os.path.relpath(folder, path.parent), _why(folder)) for folder in summary.left_out],
+        kinds=[_kind(kind, path.parent, title_of(kind.summary) if len(kinds) > 1 else "") for kind in kinds],
+        failures=[(os.path.relpath(folder, path.parent), _why(folder)) for folder in left_out],
     )
     return write_text(path, html)
 
 
+def _kind(kind: Shown, home: Path, title: str) -> dict[str, Any]:
+    """What the page's template asks of a kind of runs."""
+    summary = kind.summary
+    drawn = [(f"{metric} by {figure.axes[0].get_xlabel()}", figure, "") for metric, figure in kind.figures.items()]
+    drawn += list(_overviews(summary))
+    return {
+        "title": title,
+        "sentences": list(_sentences(summary, kind.comparisons)),
+        "heads": cells(summary)[0],
+        "keys": len(summary.keys),
+        "rows": _rows(summary),
+        "constant": " ".join(f"{key}={value}" for key, value in summary.constant.items()),
+        "comparisons": comparison_rows(summary, kind.comparisons),
+        "figures": [(title, _png(figure), caption) for title, figure, caption in drawn],
+        "runs": list(_runs(summary, home)),
+    }
+
+
 def label_of(summary: Summary, place: int) -> str:
     """What tells a row from the others."""
-    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in summary.rows[place][0].items()) or "all runs"
+    values = summary.rows[place][0].items()
+    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values if value) or "all runs"
 
 
 def comparison_rows(summary: Summary, comparisons: Sequence[Comparison]) -> list[list[str]]:
@@ -109,7 +123,11 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
         if len(there) < 2:
             continue
         best = max(there, key=lambda place: summary.rows[place][1][metric].mean)
+        ahead = [place for place in there if summary.rows[place][1][metric].mean == summary.rows[best][1][metric].mean]
         mean = 100 * summary.rows[best][1][metric].mean
+        if len(ahead) > 1:
+            yield f"{metric}: {len(ahead)} of {len(there)} rows share the highest value, {mean:.1f} %."
+            continue
         against = [part for part in comparisons if part.metric == metric and best in (part.first, part.second)]
         sure = [part for part in against if part.over == "seeds" and part.is_sure]
         paired = [part for part in against if part.over == "seeds"]

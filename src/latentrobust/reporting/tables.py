@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from latentrobust.errors import InputError
-from latentrobust.reporting.aggregate import Interval, Summary, is_share, natural_value
+from latentrobust.reporting.aggregate import Interval, Summary, is_share, natural_value, title_of
 from latentrobust.reporting.figures import plain
 
 
@@ -40,6 +41,13 @@ def latex(summary: Summary) -> str:
     return "\n".join([*lines, r"\end{tabular}", ""])
 
 
+def under_titles(parts: Sequence[Summary], table: Callable[[Summary], str], mark: str) -> str:
+    """Tables of several kinds of runs, each below a line that names its kind."""
+    if len(parts) == 1:
+        return table(parts[0])
+    return "\n".join(f"{mark} {title_of(part).capitalize()}\n\n{table(part)}" for part in parts)
+
+
 def _escaped(text: str) -> str:
     kept = text.replace(r"$\pm$", "\0").replace("\\", r"\textbackslash ")
     for character in "_%&#{}$":
@@ -58,15 +66,38 @@ def columns(summary: Summary) -> dict[str, list[Any]]:
     return table
 
 
+def axes_of(parts: Sequence[Summary], wanted: str | None) -> list[str | None]:
+    """`axis_key` of each kind of runs; what is asked for has to be the axis of one of them.
+
+    Raises:
+        InputError: if it is none's.
+    """
+    found: list[str | None] = []
+    refused: list[InputError] = []
+    for part in parts:
+        try:
+            found.append(axis_key(part, wanted))
+        except InputError as error:
+            found.append(None)
+            refused.append(error)
+    if len(refused) == len(parts):
+        raise refused[0]
+    return found
+
+
 def axis_key(summary: Summary, wanted: str | None) -> str | None:
-    """What to put on the horizontal axis: as asked, or the one key whose values are all numbers.
+    """What to put on the horizontal axis: as asked, or the one key whose values are all numbers, and along which rows
+    lie that differ in nothing else.
 
     Raises:
         InputError: for a key in which the runs do not differ, or whose values are no numbers.
     """
     numeric = [key for key in summary.keys if all(natural_value(choices[key])[0] == 0 for choices, _ in summary.rows)]
     if wanted is None:
-        return numeric[0] if len(numeric) == 1 else None
+        if len(numeric) != 1:
+            return None
+        lines = {tuple(value for key, value in choices.items() if key != numeric[0]) for choices, _ in summary.rows}
+        return numeric[0] if len(lines) < len(summary.rows) else None
     if wanted not in numeric:
         raise InputError(
             f"--x {wanted}: the runs do not differ in it, or not by numbers; there are {', '.join(numeric)}"
@@ -79,7 +110,7 @@ def figure(summary: Summary, x: str, metric: str) -> Figure:
     lines: dict[str, list[tuple[float, Interval]]] = {}
     for choices, found in summary.rows:
         if metric in found and found[metric].count:
-            name = ", ".join(value for key, value in choices.items() if key != x) or metric
+            name = ", ".join(value for key, value in choices.items() if key != x and value) or metric
             lines.setdefault(name, []).append((float(choices[x]), found[metric]))
     picture = Figure(figsize=(6, 3.6), layout="constrained")
     axis = picture.subplots()

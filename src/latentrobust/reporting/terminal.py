@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from latentrobust.reporting.aggregate import Summary
 from latentrobust.reporting.html import Section
 from latentrobust.reporting.quality import ROWS
+from latentrobust.reporting.tables import cells
 
 
 def print_configuration(configuration: Mapping[str, Any], console: Console | None = None) -> None:
@@ -36,6 +40,7 @@ def print_changes(configuration: Mapping[str, Any], console: Console | None = No
 
 
 _NOWHERE = object()
+SHORT, WIDEST_CELL = 10, 24  # characters: of a head that is not broken at its slashes and dots, and of a cell
 
 
 def _value(configuration: Any, key: str) -> Any:
@@ -68,6 +73,52 @@ def print_quality(metrics: Mapping[str, float], console: Console | None = None) 
         row = [f"quality/{name}", f"quality/{name}_nll", *([f"exact/quality/{name}"] if has_exact else [])]
         table.add_row(title, *(f"{metrics[key]:.5g}" if key in metrics else "" for key in row))
     (console or Console()).print(table)
+
+
+def print_summary(summary: Summary, title: str | None = None, console: Console | None = None) -> None:
+    """Aggregated runs: a row a group, or a column a group where the console is too narrow for the rows.
+
+    Args:
+        summary: to be shown.
+        title: above the table.
+        console: to print to.
+    """
+    console = console or Console(highlight=False)
+    heads, rows = cells(summary)
+    columns = [[head, *texts] for head, *texts in zip(heads, *rows, strict=True)]
+    broken = [head if len(head) <= SHORT else re.sub(r"(?<=[/.])", "\n", head) for head in heads]
+    widths = [
+        max(*map(len, head.split("\n")), *(min(len(text), WIDEST_CELL) for text in column[1:]))
+        for head, column in zip(broken, columns, strict=True)
+    ]
+    if sum(widths) + 3 * len(widths) + 1 <= console.width:
+        parts = [(broken, rows, len(summary.keys))]
+    else:
+        side = min(max(map(len, heads)), console.width // 3)
+        fitting = max((console.width - side - 4) // (max(widths) + 3), 1)
+        titles = [f"row {place + 1}" for place in range(len(rows))] if len(rows) > 1 else ["mean"]
+        parts = [
+            (
+                ["", *titles[first : first + fitting]],
+                [[head, *texts[first : first + fitting]] for head, *texts in columns],
+                1,
+            )
+            for first in range(0, len(rows), fitting)
+        ]
+    for number, (names, lines, keys) in enumerate(parts):
+        table = Table(title=title if number == 0 else None)
+        for place, name in enumerate(names):
+            table.add_column(name, justify="left" if place < keys else "right", overflow="fold")
+        for line in lines:
+            table.add_row(*map(escape, line))
+        console.print(table)
+    if summary.constant:
+        console.print("alike: " + " ".join(f"{key}={value}" for key, value in summary.constant.items()), markup=False)
+    for metric, folders in summary.without.items():
+        names = [path.name for path in folders]
+        console.print(
+            f"{metric} is missing in {len(names)} runs of rows that have it: {', '.join(names)}", markup=False
+        )
 
 
 def print_rows(section: Section, console: Console | None = None) -> None:
