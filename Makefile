@@ -19,6 +19,7 @@ help:  ## show this list
 	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_DIR=folder of the demo, DEMO_ARGS / TEST_ARGS / CAMPAIGN_ARGS=passed on"
 
 setup: $(READY)  ## create the virtual environment and install what is missing
+	@echo "ready: . $(BIN)/activate makes python the one with latentrobust; make demo shows what it does"
 
 # torch is pinned only where there is none yet, so that an environment with a CUDA build keeps it.
 $(READY): pyproject.toml constraints.txt

@@ -1,6 +1,7 @@
 """What reports say: they judge, count what they know, and tell how sure it is."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from latentrobust import RobustSettings, assess
@@ -23,6 +25,7 @@ from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _flattered
 from latentrobust.reporting.quality import _judged, _verdict
 from latentrobust.reporting.summary import in_short
+from latentrobust.reporting.terminal import print_changes, print_quality
 from latentrobust.reporting.training import read_curves
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD
@@ -262,3 +265,20 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
     assert in_short(None, {"": alone}) == [
         "Within ε = 3, the worst case that was found leaves this share of images right: 50 %."
     ]
+
+
+def test_the_header_and_the_table_of_a_set_keep_what_matters_on_a_narrow_terminal():
+    place = "/a/long/path" * 10
+    configuration = {"name": "own", "paths": {"output_dir": place}, "data": {"size": [32, 32]}}
+    configuration["overrides"] = ["data.size=[32,32]", f"paths.output_dir={place}", "~callbacks", "print_config=true"]
+    console = Console(width=50, record=True, file=io.StringIO())
+    print_changes(configuration, console)
+    lines = console.export_text().splitlines()
+    assert lines[0] == f"own in {place}"
+    assert [line[4:] for line in lines[1:3]] == ["data.size: [32, 32]", "~callbacks"]
+    assert len(lines) == 4
+    metrics = {"radius": 1.0, "quality/pgd_ae": 0.01, "quality/no_change": 0.5}
+    for further, heads in ({}, ["value"]), ({"quality/pgd_ae_nll": 3.0}, ["value", "own loss"]):
+        print_quality(metrics | further, console)
+        head = next(line for line in console.export_text().splitlines() if "metric" in line)
+        assert [part.strip() for part in head.strip("┃").split("┃")] == ["metric", *heads]

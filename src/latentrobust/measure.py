@@ -150,7 +150,8 @@ def measure(
         if per_example := per_example_table(quality, density, tests, data.kinds):
             write_csv(folder / "per_example.csv", per_example)  # what was measured first, then pictures of it
         write_metrics(folder, metrics, warnings)
-        figures = write_run_report(folder, shown, shared.configuration, sections, warnings, in_short(quality, tests))
+        sentences = in_short(quality, tests)
+        figures = write_run_report(folder, shown, shared.configuration, sections, warnings, sentences)
         Part(folder, SHOWN, {}).finish(*shown.kept())
         # Behind the last training step, so that final values stand at the right end of their curves.
         steps = [int(value) for key, value in metrics.items() if key.rpartition("/")[2] == "steps"]
@@ -170,6 +171,8 @@ def measure(
         for section in sections:
             if section.title in ("The flow", "The model", "Models"):
                 print_rows(section)
+        for sentence in sentences:
+            print(sentence)
         for message in warnings:
             LOG.warning(message)
             print(f"warning: {message}")

@@ -3,6 +3,7 @@
 import csv
 import functools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import latentrobust.data.pairs.packing
 from latentrobust.data.__main__ import main
 from latentrobust.data.pairs.from_arrays import pairs
 from latentrobust.data.pairs.given import GivenPairs
+from latentrobust.data.pairs.inspection import picture as draw_pairs
 from latentrobust.data.pairs.listing import ProblemsError
 from latentrobust.data.pairs.reading import read_pairs
 from latentrobust.data.pictures import decoded, size_and_colour
@@ -437,7 +439,7 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
     ):  # fmt: skip
         assert part in said
     with Image.open(tmp_path / "shown.png") as picture:
-        assert picture.width == 8 * 12
+        assert picture.width > 8 * 100  # small images are enlarged, so that there is room for the names of their kinds
     # A run with data.incomplete=skip would go on, and so does the look at it; splits as asked.
     main(["inspect", str(root), "--incomplete", "skip", "--test", "3", "--validation", "1", "--picture", "shown.png"])
     said = capsys.readouterr().out
@@ -452,6 +454,29 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
         main(["inspect", str(tmp_path / "nowhere")])
     assert stopped.value.code == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_inspect_replaces_no_picture_of_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = faces(tmp_path / "faces", people=3, lights=4, size=(40, 200))
+    for _ in range(2):  # its own picture it does replace
+        main(["inspect", str(root), "--label", "parent"])
+        assert "pairs.png: some of the pairs" in capsys.readouterr().out
+    picture = Path("pairs.png").read_bytes()
+    for other in (b"", b"a text"):
+        Path("pairs.png").write_bytes(other)
+        with pytest.raises(SystemExit) as stopped:
+            main(["inspect", str(root)])
+        assert stopped.value.code == 2
+        assert "name another one with --picture FILE" in capsys.readouterr().err
+        assert Path("pairs.png").read_bytes() == other
+    main(["inspect", str(root), "--label", "parent", "--picture", "pairs.png"])  # as asked
+    assert Path("pairs.png").read_bytes() == picture
+    one = pairs(np.zeros((1, 3, 9, 12)), np.ones((1, 3, 9, 12)))
+    drawn = tmp_path / "one.png"
+    draw_pairs(one, drawn)
+    with Image.open(drawn) as image:
+        assert image.convert("L").getextrema() == (0, 255)
 
 
 def test_labels_are_numbers_names_or_identifiers():

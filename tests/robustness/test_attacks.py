@@ -428,3 +428,19 @@ def test_chunks_that_do_not_fit_are_halved_and_what_is_found_stays(small_set, ca
     model.most = 0
     with pytest.raises(torch.OutOfMemoryError):
         PGD(steps=3, checks=False)(model, small_set, x, y)
+
+
+def test_attacks_say_in_words_what_they_spend():
+    attack = WorstOf(
+        attacks=[
+            PGD(steps=20, restarts=2, start="uniform_length"),
+            APGD(steps=5, loss="targeted_dlr", targets=3),
+            PGD(loss=lambda logits, y: logits.sum(1)),
+            RandomSearch(draws=4, refinements=6),
+        ]
+    )
+    assert attack.describe() == (
+        "the worst of PGD (20 steps on cross entropy, uniform length start, 2 restarts), APGD (5 steps on targeted dlr"
+        " at the 3 most likely other classes, random start), PGD (50 steps on <lambda>, random start), random search (4"
+        " draws, 6 refinements)"
+    )

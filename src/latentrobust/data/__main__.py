@@ -15,7 +15,7 @@ from latentrobust.data.corruptions.files import Plan, checked, write_corrupted
 from latentrobust.data.images import Images, cifar10, cifar100, photos, svhn
 from latentrobust.data.lights.fetching import URL, fetch_scenes
 from latentrobust.data.lights.multi_illumination import scene_names
-from latentrobust.data.pairs.inspection import inspect, picture
+from latentrobust.data.pairs.inspection import inspect, may_be_replaced, picture
 from latentrobust.data.pairs.layouts import LabelFrom, Layout
 from latentrobust.data.pairs.packing import Colour, Fit
 from latentrobust.data.pairs.reading import Incomplete
@@ -24,6 +24,7 @@ from latentrobust.streams import speaking_as
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
 
 MOST_GREY = 255
+PICTURE = Path("pairs.png")
 SOURCES: dict[str, Callable[[str], Images]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -74,6 +75,9 @@ def look(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: if there is nothing to look at, or something is wrong with it.
     """
+    drawn = arguments.picture or PICTURE
+    if arguments.picture is None and not may_be_replaced(drawn):
+        raise InputError(f"{drawn} exists and is no picture of this command: name another one with --picture FILE")
     found = inspect(
         arguments.root, arguments.layout, arguments.size, arguments.fit, arguments.colour, arguments.background,
         arguments.original, arguments.label, arguments.cache, arguments.validation, arguments.test,
@@ -87,8 +91,8 @@ def look(arguments: argparse.Namespace) -> None:
         for problem in found.problems:
             print(f"  {problem}")
     if found.pairs is not None:
-        picture(found.pairs, arguments.picture)
-        print(f"{arguments.picture}: some of the pairs, first halves above second halves")
+        picture(found.pairs, drawn)
+        print(f"{drawn}: some of the pairs, first halves above second halves")
     if found.problems and arguments.incomplete == "error":
         many = "problem" if len(found.problems) == 1 else "problems"
         raise InputError(f"{arguments.root}: {len(found.problems):,} {many}, listed above")
@@ -179,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help=f"groups of the {split} split, a number or a share of all (default: %(default)s)",
         )  # fmt: skip
     command.add_argument("--cache", help="folder for packed images; default: LATENTROBUST_CACHE, or the user's")
-    command.add_argument("--picture", type=Path, default=Path("pairs.png"), help="default: %(default)s")
+    command.add_argument("--picture", type=Path, help=f"to write, replacing what is there (default: {PICTURE})")
     command.set_defaults(run=look)
     with speaking_as("data", "; repeat the command to go on"):
         chosen = parser.parse_args(arguments)

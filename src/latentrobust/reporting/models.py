@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -212,11 +211,7 @@ def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
         if test.robust is not None and test.robust.only_pgd:
             parts.append(ONLY_PGD)
         assert test.robust is not None
-        judged = {
-            name: replace(attack, criterion=attack.criterion or test.criterion)
-            for name, attack in test.robust.attacks.items()
-        }
-        attacks = "; ".join(f"{name}: {attack!r}" for name, attack in judged.items())
+        attacks = "; ".join(f"“{name}”: {attack.describe()}" for name, attack in test.robust.attacks.items())
         parts.append(f"Attacked: the first {len(test.tables['robust']['index'])} test images, by {attacks}.")
     if certified:
         test = certified[0]

@@ -27,16 +27,20 @@ def print_configuration(configuration: Mapping[str, Any], console: Console | Non
 
 def print_changes(configuration: Mapping[str, Any], console: Console | None = None) -> None:
     """What a run is, where it writes, and what its command line changed, as it was resolved."""
-    tree = Tree(f"[bold]{configuration.get('name')}[/bold] in {configuration['paths']['output_dir']}")
+    lines = []
     for override in map(str, configuration.get("overrides") or []):
         key, _, _ = override.lstrip("+~").partition("=")
         value = _value(configuration, key)
         is_leaf = not override.startswith("~") and not isinstance(value, Mapping) and value is not _NOWHERE
-        tree.add((f"{key}: {value}" if is_leaf else override).replace("[", r"\["))
-        if key in ("paths.output_dir", "print_config"):
-            tree.children.pop()
-    tree.add("[dim]everything: config.yaml there, or print_config=full[/dim]")
-    (console or Console(soft_wrap=True, highlight=False)).print(tree)
+        if key not in ("paths.output_dir", "print_config"):
+            lines.append(escape(f"{key}: {value}" if is_leaf else override))
+    # Line by line: rich would cut paths at the console's edge, which are there to be copied.
+    console = console or Console(highlight=False)
+    place = escape(str(configuration["paths"]["output_dir"]))
+    console.print(f"[bold]{escape(str(configuration.get('name')))}[/bold] in {place}", soft_wrap=True)
+    for line in lines:
+        console.print(f"├── {line}", soft_wrap=True)
+    console.print("└── [dim]everything: config.yaml there, or print_config=full[/dim]", soft_wrap=True)
 
 
 _NOWHERE = object()
@@ -64,13 +68,15 @@ def print_quality(metrics: Mapping[str, float], console: Console | None = None) 
     """The quality metrics of a set, beside the exact set's where they were measured."""
     has_exact = any(name.startswith("exact/") for name in metrics)
     table = Table(title=f"perturbation set, radius {metrics['radius']:.4g}")
+    has_own = any(name.startswith("quality/") and name.endswith("_nll") for name in metrics)
     table.add_column("metric")
-    for column in ("value", "own loss", *(["exact set"] if has_exact else [])):
+    for column in ("value", *(["own loss"] if has_own else []), *(["exact set"] if has_exact else [])):
         table.add_column(column, justify="right")
     for name, (title, _) in ROWS.items():
         if f"quality/{name}" not in metrics:
             continue
-        row = [f"quality/{name}", f"quality/{name}_nll", *([f"exact/quality/{name}"] if has_exact else [])]
+        own = [f"quality/{name}_nll"] if has_own else []
+        row = [f"quality/{name}", *own, *([f"exact/quality/{name}"] if has_exact else [])]
         table.add_row(title, *(f"{metrics[key]:.5g}" if key in metrics else "" for key in row))
     (console or Console()).print(table)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from latentrobust.data.pairs.from_arrays import holds_arrays, read_arrays
@@ -22,7 +24,9 @@ from latentrobust.errors import InputError
 from latentrobust.files import replacing
 
 SHOWN = 12  # names of kinds and classes
-COLUMNS, GAP = 8, 2
+COLUMNS, MOST = 8, 24  # pairs that a picture shows beside one another, and in all
+GAP, TEXT, LEAST_WIDTH = 2, 13, 96  # pixels between images, of a line, and of a small image enlarged
+MARK = "latentrobust"  # in a picture's file, which may then be replaced by the next one
 
 
 @dataclass(frozen=True)
@@ -126,35 +130,73 @@ def _counted(counts: dict[str, int], by_count: bool = True) -> str:
 
 
 def picture(pairs: Pairs, path: Path) -> None:
-    """A picture of some pairs of different groups: first halves above second halves.
+    """A picture of some pairs: first halves above second halves, each pair below its kind and class.
 
     Raises:
         OSError: if it cannot be written.
     """
     data = GivenPairs(pairs, validation=1, test=1) if len(pairs.groups) > 2 else None
     if data is not None:
-        batch = data.pairs("train", torch.linspace(0, data.count("train") - 1, 3 * COLUMNS).long().unique())
-        halves = (batch.x, batch.perturbed)
+        drawn = torch.randperm(data.count("train"), generator=torch.Generator().manual_seed(0))[:MOST]
+        batch = data.pairs("train", drawn)
+        halves, kinds, labels = (batch.x, batch.perturbed), batch.kind, batch.y
     else:
-        rows = torch.linspace(0, len(pairs) - 1, 3 * COLUMNS).long().unique()
+        rows = torch.linspace(0, len(pairs) - 1, MOST).long().unique()
         clean = torch.where(pairs.clean[rows] < 0, pairs.perturbed[rows.flip(0)], pairs.clean[rows])
         halves = tuple(pairs.images[place].float() / 255 for place in (clean, pairs.perturbed[rows]))  # type: ignore[assignment]
-    bands = []
-    for part in zip(*(half.split(COLUMNS) for half in halves), strict=True):
-        bands += [torch.cat([_row(half) for half in part], 1), torch.ones(len(part[0][0]), 4 * GAP, _width(pairs))]
-    pixels = (torch.cat(bands, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+        kinds, labels = pairs.kind[rows], None if pairs.label is None else pairs.label[rows]
+    names = [pairs.kinds[kind] for kind in kinds.tolist()]
+    if labels is not None:
+        classes = [pairs.class_names[label] if pairs.class_names else str(label) for label in labels.tolist()]
+        names = [f"{name}, {own}" for name, own in zip(names, classes, strict=True)]
+    image = _grid(halves, names, ("original", "perturbed") if pairs.centred else ("one", "another"))
     with replacing(path) as file:
-        image.save(file, format="PNG")
+        image.save(file, format="PNG", pnginfo=_mark())
 
 
-def _width(pairs: Pairs) -> int:
-    return COLUMNS * (pairs.image_shape[-1] + GAP)
+def may_be_replaced(path: Path) -> bool:
+    """Whether there is nothing, or a picture that this module has drawn."""
+    if not path.exists():
+        return True
+    with suppress(OSError), Image.open(path) as found:
+        return bool(found.info.get(MARK))
+    return False
 
 
-def _row(images: Tensor) -> Tensor:
-    """Images beside one another, white where there are fewer: ``[C, H + gap, W']``."""
-    count, channels, height, width = images.shape
-    canvas = torch.ones(COLUMNS, channels, height + GAP, width + GAP)
-    canvas[:count, :, :height, :width] = images
-    return canvas.permute(1, 2, 0, 3).flatten(2)
+def _mark() -> PngInfo:
+    about = PngInfo()
+    about.add_text(MARK, "python -m latentrobust.data inspect")
+    return about
+
+
+def _grid(halves: Sequence[Tensor], names: Sequence[str], sides: Sequence[str]) -> Image.Image:
+    """Pairs beside one another, ``COLUMNS`` in a band, each half ``[N, C, H, W]`` with its name at the left."""
+    count, _, height, width = halves[0].shape
+    scale = max(-(-LEAST_WIDTH // width), 1)
+    tile = (width * scale, height * scale)
+    font = ImageFont.load_default(TEXT)
+    left, line = round(max(map(font.getlength, sides))) + 3 * GAP, TEXT + 3 * GAP
+    band = line + 2 * (tile[1] + GAP) + 4 * GAP
+    columns = min(COLUMNS, count)
+    canvas = Image.new("RGB", (left + columns * (tile[0] + GAP), -(-count // columns) * band), "white")
+    pen = ImageDraw.Draw(canvas)
+    for number in range(count):
+        across, top = left + number % columns * (tile[0] + GAP), number // columns * band
+        pen.text((across, top), _cut(names[number], font, tile[0]), "black", font)
+        for place, (half, side) in enumerate(zip(halves, sides, strict=True)):
+            below = top + line + place * (tile[1] + GAP)
+            pixels = (half[number].expand(3, -1, -1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            drawn = Image.fromarray(np.ascontiguousarray(pixels)).resize(tile, Image.Resampling.NEAREST)
+            canvas.paste(drawn, (across, below))
+            if number % columns == 0:
+                pen.text((0, below + (tile[1] - TEXT) // 2), side, "black", font)
+    return canvas
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of a text as fits."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."

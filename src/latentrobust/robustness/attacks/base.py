@@ -59,6 +59,10 @@ class Attack(ABC):
     chunk: Count = 256
     checks: bool = True
 
+    def describe(self) -> str:
+        """The attack in words, for a report: its name and what it spends."""
+        return type(self).__name__
+
     @abstractmethod
     def search(self, problem: Problem, ball: LatentBall) -> None:
         """Try offsets of ``ball`` on the examples of ``problem`` that are not fooled yet."""

@@ -45,6 +45,14 @@ class GradientAttack(Attack):
     loss: str | Loss = "cross_entropy"
     targets: Count = 9
 
+    def describe(self) -> str:
+        """Steps, restarts and loss."""
+        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+        aimed = f" at the {self.targets} most likely other classes" if loss.startswith("targeted") else ""
+        times = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        what = f"{self.steps} steps on {loss.replace('_', ' ')}{aimed}, {self.start.replace('_', ' ')} start{times}"
+        return f"{type(self).__name__} ({what})"
+
     def __post_init__(self) -> None:
         if self.loss != TARGETED:
             named_loss(self.loss)

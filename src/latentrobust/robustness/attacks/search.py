@@ -53,6 +53,10 @@ class RandomSearch(Attack):
     draws: Natural = 50
     refinements: Natural = 450
 
+    def describe(self) -> str:
+        """How much is tried."""
+        return f"random search ({self.draws} draws, {self.refinements} refinements)"
+
     def search(self, problem: Problem, ball: LatentBall) -> None:
         """Draw, then refine."""
         search = problem.search(lambda logits, y, index: margin(logits, y), ball)
@@ -170,6 +174,10 @@ class WorstOf(Attack):
     """
 
     attacks: Sequence[Attack]
+
+    def describe(self) -> str:
+        """All of them."""
+        return "the worst of " + ", ".join(attack.describe() for attack in self.attacks)
 
     def __post_init__(self) -> None:
         if not self.attacks:
