@@ -1,8 +1,10 @@
 """Shared helpers: small data, small sets, composed configurations."""
 
 import os
+import tempfile
 from pathlib import Path
 
+os.environ.setdefault("TRACKIO_DIR", os.path.join(tempfile.gettempdir(), f"latentrobust-tests-trackio-{os.getpid()}"))
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 

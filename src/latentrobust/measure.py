@@ -18,9 +18,8 @@ from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note
 from latentrobust.parts import Part, key_of
 from latentrobust.perturbation_sets import PerturbationSet
-from latentrobust.reporting.loggers import log_results
+from latentrobust.reporting.loggers import log_results, that_shows
 from latentrobust.reporting.outcome import Examples, Outcome, curves_of, examples_of
-from latentrobust.reporting.pictures import shows_images
 from latentrobust.reporting.shown import ShownData
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_quality, print_rows
@@ -163,7 +162,7 @@ def measure(
             figures,
             quality.per_example["latent_norm"] if quality is not None else None,
             curves_of(tests),
-            examples_of(per_example, data) if any(map(shows_images, trainer.loggers)) else Examples(),
+            examples_of(per_example, data) if any(map(that_shows, trainer.loggers)) else Examples(),
         )
         log_results(trainer.loggers, outcome)
         if quality is not None:

@@ -22,6 +22,7 @@ from latentrobust.data.module import PairModule
 from latentrobust.interrupts import PeerLostError, requested, settle
 from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
 from latentrobust.reporting.terminal import print_changes, print_configuration
+from latentrobust.reporting.trackio import TrackioLogger
 from latentrobust.reporting.weights_and_biases import RunLogger
 from latentrobust.run_folder import writes
 
@@ -107,6 +108,8 @@ class Session:
         for logger in (logger for loggers in self._loggers.values() for logger in loggers):
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
+            elif isinstance(logger, TrackioLogger):
+                logger.finish()
             logger.finalize("finished")
 
 

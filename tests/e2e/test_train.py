@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentrobust import load_perturbation_set
 from latentrobust.app import describe_error, is_bad_input
@@ -183,9 +184,39 @@ def test_overfitting_three_batches_lowers_the_loss(run):
     assert first == second
 
 
-def test_tensorboard_and_no_logger(run):
+def test_tensorboard_shows_what_a_run_ends_with(run):
     finished = run("tb", "logger=tensorboard")
-    assert list((finished.folder / "tensorboard").glob("events.out*"))
+    board = EventAccumulator(str(finished.folder / "tensorboard"), {"images": 0, "tensors": 0, "scalars": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss", "val/loss", "quality/pgd_ae", "radius"} <= set(tags["scalars"])
+    final = [event for event in board.Scalars("quality/pgd_ae") if event.step]
+    assert final[-1].value == pytest.approx(finished.metrics["quality/pgd_ae"], rel=1e-5)
+    assert len(board.Images("val/draws")) == 2  # at every validation
+    figures = {path.stem for path in (finished.folder / "figures").iterdir()}
+    assert figures | {"val/reconstructions", "val/draws", "examples/x", "examples/x perturbed"} == set(tags["images"])
+    (shown,) = board.Images("examples/x")  # 24 test digits, in three rows
+    assert (shown.width, shown.height) == (8 * 28, 3 * 28)
+    assert "examples/text_summary" in tags["tensors"]
+    assert any("hparams" in name for name in board.summary_metadata)  # runs compare by final metrics
+    assert "hp_metric" not in tags["scalars"]
+
+
+def test_trackio_shows_what_a_run_ends_with(run):
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    finished = run("trackio", "logger=trackio", "logger.trackio.project=e2e", "logger.trackio.name=a/run")
+    rows = storage.get_logs("e2e", "a-run")
+    kinds = {name: value["_type"] for row in rows for name, value in row.items() if isinstance(value, dict)}
+    assert sum("val/draws" in row for row in rows) == 2
+    assert {f"figures/{path.stem}" for path in (finished.folder / "figures").iterdir()} <= set(kinds)
+    assert (kinds["examples"], kinds["latent_norm/histogram"]) == ("trackio.table", "trackio.histogram")
+    (final,) = [row for row in rows if "quality/pgd_ae" in row]
+    assert final["quality/pgd_ae"] == finished.metrics["quality/pgd_ae"]
+    assert final["step"] == max(row["step"] for row in rows) == finished.metrics["steps"]
+    assert storage.get_run_config("e2e", "a-run")["learner"]["network"]["latent"] == 6
+
+
+def test_no_logger(run):
     assert not (run("none", "logger=none").folder / "logs").exists()
 
 

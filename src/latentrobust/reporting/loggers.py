@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from latentrobust.files import about
-from latentrobust.reporting.outcome import Outcome
-from latentrobust.reporting.weights_and_biases import RunLogger
+from latentrobust.reporting.outcome import Outcome, Shows
+from latentrobust.reporting.tensorboard import OnTensorBoard
 from latentrobust.run_folder import write_csv, write_text
 
 
@@ -95,15 +96,24 @@ class KeptCSVLogger(CSVLogger):
         return kept
 
 
+def that_shows(logger: Logger) -> Shows | None:
+    """What shows pictures by way of a logger; None for one that takes numbers alone."""
+    if isinstance(logger, TensorBoardLogger):
+        return OnTensorBoard(logger)
+    return logger if isinstance(logger, Shows) else None
+
+
+def log_figures(loggers: Sequence[Logger], drawn: Mapping[str, Figure], step: int) -> None:
+    """Figures to the loggers that can show them, at a training step."""
+    for logger in loggers:
+        if drawn and (shows := that_shows(logger)) is not None:
+            shows.log_images(drawn, step)
+
+
 def log_results(loggers: Sequence[Logger], outcome: Outcome) -> None:
     """What a run ends with: numbers to every logger, and the rest to those that can show it."""
     for logger in loggers:
         logger.log_metrics(dict(outcome.metrics), step=outcome.step)
-        if isinstance(logger, RunLogger):
-            logger.log_outcome(outcome)
-        elif isinstance(logger, TensorBoardLogger):
-            for name, figure in outcome.figures.items():
-                logger.experiment.add_figure(name, figure, global_step=outcome.step)
-            if outcome.norms is not None:
-                logger.experiment.add_histogram("latent_norm", outcome.norms, global_step=outcome.step)
+        if (shows := that_shows(logger)) is not None:
+            shows.log_outcome(outcome)
         logger.save()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,6 +49,17 @@ class Outcome:
     norms: np.ndarray | None = None
     curves: Mapping[str, Curves] = field(default_factory=dict)
     examples: Examples = field(default_factory=Examples)
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """A logger that can show more than numbers."""
+
+    def log_images(self, figures: Mapping[str, Figure], step: int) -> None:
+        """Figures by name, at a training step."""
+
+    def log_outcome(self, outcome: Outcome) -> None:
+        """Everything that a run ends with."""
 
 
 def curves_of(tests: Mapping[str, MeasuredModel]) -> dict[str, Curves]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from latentrobust.arguments import Count, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
 from latentrobust.reporting import figures
-from latentrobust.reporting.weights_and_biases import RunLogger
+from latentrobust.reporting.loggers import log_figures, that_shows
 from latentrobust.robustness.criteria import logits_of
 
 
@@ -36,15 +34,14 @@ class ValidationPictures(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw and log, when the module knows its radius; on one process, outside the check before training."""
-        if trainer.sanity_checking or not trainer.is_global_zero or not any(map(shows_images, trainer.loggers)):
+        if trainer.sanity_checking or not trainer.is_global_zero or not any(map(that_shows, trainer.loggers)):
             return
         data: PairData = trainer.datamodule  # type: ignore[attr-defined]
         with torch.no_grad():
             count = min(self.examples, data.examples("validation"))
             pairs = data.first_pairs("validation", count, pl_module.device)
         drawn = self._drawn(pl_module, pairs, data)
-        for logger in trainer.loggers:
-            log_figures(logger, drawn, trainer.global_step)
+        log_figures(trainer.loggers, drawn, trainer.global_step)
 
     def _drawn(self, module: Any, pairs: Batch, data: PairData) -> dict[str, Figure]:
         if hasattr(module, "perturbation_set"):
@@ -65,18 +62,3 @@ class ValidationPictures(pl.Callback):
             said = logits_of(module.model, images).argmax(1).tolist()
         outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said, strict=True)]
         return figures.adversarial_rows(pairs.x.cpu(), images.cpu(), outcomes, "What the validation attack finds")
-
-
-def shows_images(logger: Logger) -> bool:
-    """Whether a logger can show images."""
-    return isinstance(logger, RunLogger | TensorBoardLogger)
-
-
-def log_figures(logger: Logger, drawn: Mapping[str, Figure], step: int) -> None:
-    """Figures to a logger that can show them, at a training step."""
-    if isinstance(logger, RunLogger) and drawn:
-        logger.log_images(drawn, step)
-    elif isinstance(logger, TensorBoardLogger):
-        prefix = f"{logger._prefix}-" if logger._prefix else ""
-        for name, figure in drawn.items():
-            logger.experiment.add_figure(f"{prefix}{name}", figure, global_step=step)

@@ -58,10 +58,11 @@ def _of_set(test: MeasuredSet) -> str:
         )
     if metrics["coverage/tolerance"] >= metrics["quality/no_change"]:
         share = 1 - metrics["quality/pgd_ae"] / max(metrics["quality/no_change"], 1e-12)
+        explained = f"explains {share:.0%} of that difference" if share > 0 else "is farther from them than that"
         return (
             f"{start} is too coarse to speak of coverage: it reproduces perturbations no better than to within"
             f" {metrics['coverage/tolerance']:.2g} (mean squared error), and they differ from the image itself by"
-            f" {metrics['quality/no_change']:.2g}. The nearest point of it explains {share:.0%} of that difference."
+            f" {metrics['quality/no_change']:.2g}. The nearest point of it {explained}."
         )
     low, high = (metrics.get(f"coverage/radius/{end}", metrics["coverage/radius"]) for end in ("low", "high"))
     return (
