@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -88,6 +89,29 @@ def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
     assert (folder / "per_example.csv").read_text() == (whole.folder / "per_example.csv").read_text()
     pictures = {path.name for path in (whole.folder / "figures").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == pictures
+
+
+def test_a_run_in_a_sweep_that_was_killed_in_its_third_model_ends_as_one_left_alone(whole, tmp_path):
+    folder = tmp_path / "sweep"
+    sweep = ["-m", *SEVERAL, f"paths.output_dir={folder}"]
+    third = folder / "0" / "models" / "adversarial" / "checkpoints" / "last.ckpt"
+
+    def kill():
+        deadline = time.time() + 200
+        while not third.is_file() and time.time() < deadline:
+            time.sleep(0.02)
+        os.kill(json.loads((folder / "0" / ".lock").read_text())["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert command("train", *sweep, cwd=tmp_path).returncode == -signal.SIGKILL
+    killer.join()
+    assert not (folder / "0" / "models" / "smoothing").exists()
+    done = command("train", *sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "going on with it" in said
+    assert stable(folder / "0") == stable(whole.folder)
 
 
 def test_what_a_run_is_said_to_measure_and_to_log_is_what_it_does(whole):
