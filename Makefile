@@ -6,17 +6,18 @@ DEMO_ARGS ?=
 DEMO_DIR ?= outputs/demo/latest
 TEST_ARGS ?=
 CAMPAIGN_ARGS ?=
+CHECK_ARGS ?=
 NEWEST_PYTHON ?= python3.13
 NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 READY := $(VENV)/.latentrobust-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage newest campaign lint format notebooks docs clean
+.PHONY: help setup demo test coverage newest campaign lint format notebooks docs docs-check clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
-	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_DIR=folder of the demo, DEMO_ARGS / TEST_ARGS / CAMPAIGN_ARGS=passed on"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@echo "variables: VENV=folder of an existing environment, PIP_ARGS=options for pip, DEMO_DIR=folder of the demo, DEMO_ARGS / TEST_ARGS / CAMPAIGN_ARGS / CHECK_ARGS=passed on"
 
 setup: $(READY)  ## create the virtual environment and install what is missing
 	@echo "ready: . $(BIN)/activate makes python the one with latentrobust; make demo shows what it does"
@@ -52,6 +53,9 @@ docs: $(READY)  ## the pages as a site, in outputs/site (docs/configuration.md i
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[docs]'
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+docs-check: $(READY)  ## run the commands of README and the guides, shortened (about forty minutes; CHECK_ARGS names pages)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/check.py $(CHECK_ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

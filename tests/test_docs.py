@@ -1,6 +1,7 @@
 """What README and docs say can be done: links lead somewhere, commands compose, the first page's code runs."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -8,10 +9,12 @@ import sys
 import warnings
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import nn
 
@@ -72,19 +75,32 @@ def test_links_lead_somewhere(repository, page):
             assert anchor in anchors(there.read_text()), f"{page}: {target}#{anchor}"
 
 
-def commands(text):
-    """Command lines of code blocks, whole, without their comments."""
-    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
-        lines = re.sub(r"\\\n\s*", " ", block).splitlines()
-        yield from (
-            re.sub(r"(?:^|\s)#.*", "", line).strip() for line in lines if line.startswith("python -m latentrobust")
-        )
+@pytest.fixture(scope="module")
+def check():
+    """What ``make docs-check`` runs."""
+    spec = importlib.util.spec_from_file_location("check", Path(__file__).parents[1] / "docs" / "check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_commands_of_readme_and_docs_compose(repository, composed):
+def test_the_check_of_docs_shortens_what_is_long_and_nothing_else(check):
+    GlobalHydra.instance().clear()
+    found = check.shortened("train", ["-m", "experiment=mnist/warp/rts", "seed=1,2", "trainer.max_epochs=10"])
+    assert {"trainer.max_epochs=2", "data.test_size=16", "evaluation.quality.settings.steps=2"} <= set(found)
+    assert not [line for line in found if line.startswith(("seed", "evaluation.robust"))]
+    swept = check.shortened("train", ["-m", "+sweep=figure_2", "from=x"])
+    assert {"seed=1", "data.train_size=600", "task.attack_examples=4"} <= set(swept)
+    assert not [line for line in swept if line.startswith(("method", "evaluation.quality"))]
+    assert "data.test_size=16" not in check.shortened("train", ["data=pairs", "data.root=x"])
+    assert check.run("python -m latentrobust.train trainer=gpu_bf16", Path()) == ("needs a GPU", 0.0)
+    assert {Path(page).stem for page in check.PAGES} <= {Path(page).stem for page in PAGES}
+
+
+def test_commands_of_readme_and_docs_compose(repository, composed, check):
     counted = 0
     for page in PAGES:
-        for line in commands((repository / page).read_text()):
+        for line in check.commands((repository / page).read_text()):
             _, _, module, *arguments = shlex.split(line)
             assert hasattr(
                 importlib.import_module(module + (".__main__" if module == "latentrobust.data" else "")),
@@ -94,7 +110,7 @@ def test_commands_of_readme_and_docs_compose(repository, composed):
             if entry not in ("train", "evaluate"):
                 continue
             given = [
-                quoted_coverage(argument.replace("…", "x").replace("wandb:ENTITY", "wandb"))
+                quoted_coverage(argument.replace("wandb:ENTITY", "wandb"))
                 for argument in arguments
                 if argument != "-m" and not argument.startswith(("hydra", "--"))
             ]
@@ -139,6 +155,12 @@ def test_the_first_pages_code_runs(repository, tmp_path, monkeypatch):
     certificate = known["certificate"]
     assert certificate.radius.shape == (2,)
     assert ((certificate.prediction == -1) == (certificate.radius == 0)).all()
+    known |= {"y": torch.tensor([0, 1])}
+    for block in re.findall(r"```python\n(.*?)```", (repository / "docs" / "own_pairs.md").read_text(), re.DOTALL):
+        # So small a set does not reach as far as one that was learned.
+        exec(block.replace("epochs=100", "epochs=2").replace("coverage=0.9", "coverage=0.5"), known)
+    assert lr.load_perturbation_set("my_set").coverage is not None
+    assert known["results"].metrics["robust/full"] <= known["results"].metrics["accuracy/clean"]
 
 
 def test_the_python_pages_code_runs(repository, tmp_path, monkeypatch):
