@@ -43,12 +43,13 @@ LEFT_OUT = {
     r"submitit_slurm": "needs Slurm",
     r"share push|hub:|data fetch|downloads/": "needs a network or an account",
     r"dashboard ENTITY/PROJECT$": "needs a network or an account",
-    r"best\.pt |checkpoint_best\.pth my_(set --network resnet|model)": "needs a checkpoint of the papers' authors",
+    r"best\.pt |checkpoint_best\.pth my_": "needs a checkpoint of the papers' authors",
 }
 # Keys of what is composed, and the most that they may be.
 SHORT = {
     r"(models\.\w+\.)?trainer\.max_epochs": 2,
     r"trainer\.limit_(train|val)_batches": 2,
+    r"trainer\.check_val_every_n_epoch": 1,
     r"data\.test_size": 16,
     r"data\.train_size": 100,
     r"data\.source\.train": 300,
@@ -123,12 +124,13 @@ def prepare(folder):
             path = folder / "my_faces" / f"person{person % 4}" / f"pose{person}" / f"light{light}.pgm"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((96, 84), 40 * light + person, np.uint8)).save(path)
-    for scene in range(4):
+    for scene in range(12):
         tones = chance.integers(60, 200, (6, 8, 3)).astype(np.uint8)
         for light in range(3):
             path = folder / "my_scenes" / f"scene{scene}" / f"light{light}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((tones * (0.4 + 0.3 * light)).astype(np.uint8)).resize((128, 96)).save(path)
+            shown = Image.fromarray((tones * (0.4 + 0.3 * light)).astype(np.uint8))
+            shown.resize((128, 96)).convert("L").save(path)
     module = folder / "my_package" / "my_module.py"
     module.parent.mkdir()
     (module.parent / "__init__.py").touch()
@@ -141,7 +143,9 @@ def prepare(folder):
     model = build("wide_resnet", depth=10, width=1, classes=10)
     save_model(model, folder / "my_model", image_shape=(3, 32, 32), classes=10, data="cifar10")
     (plan,) = re.findall(r"```yaml\n(# plan.yaml.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
-    (folder / "plan.yaml").write_text(plan)
+    found = OmegaConf.create(plan)
+    found.overrides += shortened("train", found.overrides)
+    OmegaConf.save(found, folder / "plan.yaml")
 
 
 def between(folder):
@@ -151,12 +155,22 @@ def between(folder):
         shutil.copytree(learned, lamps)
 
 
+def _newest(word, folder):
+    """A sweep's folder is named by the time alone: the newest one, where there is no ``latest``."""
+    key, _, path = word.rpartition("=")
+    place = folder / path
+    if not path.endswith("/latest") or place.exists() or not place.parent.is_dir():
+        return word
+    newest = max(place.parent.iterdir()).relative_to(folder)
+    return f"{key}={newest}" if key else str(newest)
+
+
 def run(line, folder):
     """A command in the folder: how it ended, with its last line where it failed, and its seconds."""
     for pattern, reason in LEFT_OUT.items():
         if re.search(pattern, line):
             return reason, 0.0
-    _, _, module, *arguments = shlex.split(line)
+    _, _, module, *arguments = (_newest(word, folder) for word in shlex.split(line))
     entry = module.rpartition(".")[2]
     started = time.perf_counter()
     try:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
-from latentrobust.app import CONF, resolved
+from latentrobust.app import CONF, check_from, resolved
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
@@ -420,3 +420,12 @@ def test_python_attacks_by_default_as_the_command_does(composed):
     }
     paper = composed("evaluate", "data=digits", "perturbation_set=rts", "evaluation/robust=paper", "paths.output_dir=x")
     assert instantiate(paper.evaluation.robust, _convert_="all").only_pgd
+
+
+def test_a_run_to_build_on_is_refused_where_nothing_does_but_in_a_sweep(composed):
+    alone = composed("train", "experiment=fashion_mnist/model", "method=standard", "from=outputs/flow")
+    with pytest.raises(InputError, match="nothing here builds on a run"):
+        check_from(alone)
+    check_from(composed("train", "experiment=fashion_mnist/model", "method=adversarial_la", "from=outputs/flow"))
+    alone.sweep = "figure_2"  # whose other methods need it
+    check_from(alone)

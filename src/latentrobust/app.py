@@ -341,12 +341,13 @@ def _with_twins() -> list[str]:
 
 
 def check_from(cfg: DictConfig) -> None:
-    """Refuse a run to build on where nothing builds on it.
+    """Refuse a run to build on where nothing builds on it; of a sweep's jobs, which share it, some may not need it.
 
     Raises:
         InputError: if ``from`` is given and no part of the configuration refers to it.
     """
-    if cfg.get("from") is not None and "${from}" not in str(OmegaConf.to_container(cfg, resolve=False)):
+    alone = cfg.get("from") is not None and cfg.get("sweep") is None
+    if alone and "${from}" not in str(OmegaConf.to_container(cfg, resolve=False)):
         raise InputError(
             f"from={cfg['from']}: nothing here builds on a run; perturbation_set=trained does, and a CVAE learner"
         )
