@@ -380,8 +380,18 @@ def test_sets_and_models_are_tables_of_their_own(tmp_path, capsys):
     within = [part for part in among(compare(summary), summary, models) if part.metric == "accuracy/clean"]
     assert [(part.first, part.second) for part in within] == [(0, 1)]
     assert [part.difference for part in within] == [part.difference for part in found]
+    assert len(aggregate.by_kind(report(tmp_path, ["accuracy/clean"]), ["accuracy/clean"])) == 1  # blank in the others
+    run(tmp_path, "u1", {"other": 0.1, "radius": 3.0}, "experiment=untested", "learner.spread=1")
+    run(tmp_path, "u2", {"other": 0.1, "radius": 4.0}, "experiment=untested", "learner.spread=2")
+    wanted = ["radius", "accuracy/clean"]
+    parts = aggregate.by_kind(report(tmp_path, wanted), wanted)
+    assert sorted(len(part.rows) for part in parts) == [2, 4]  # models; sets and what has a radius alone
+    wanted = ["quality/pgd_ae", "accuracy/clean"]
+    parts = aggregate.by_kind(report(tmp_path, wanted), wanted)
+    assert sum(len(part.rows) for part in parts) == 6
     (tmp_path / "s2" / "metrics.json").write_text(json.dumps({"quality/pgd_ae": 1.0, "accuracy/clean": 1.0}))
-    assert len(aggregate.by_kind(report(tmp_path), ["*"])) == 1  # one that learned a set and a model joins them
+    parts = aggregate.by_kind(report(tmp_path), ["*"])
+    assert sorted(len(part.rows) for part in parts) == [2, 4]  # one that learned a set and a model joins them
 
 
 @pytest.mark.parametrize(("width", "heads"), [(200, "method"), (40, "row 1")])

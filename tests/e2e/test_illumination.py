@@ -62,7 +62,7 @@ def test_the_chain_learns_trains_attacks_certifies_and_reports(chain):
     report = (chain.folder / "report.html").read_text()
     assert "all pixels of an image at once" in report
     assert "Rendered scenes, not photographs." in report
-    assert "criterion=PixelAccuracy" in report
+    assert "lowering the share of right pixels" in report
     assert "No certificate can reach farther than its draws allow" in report
 
 

@@ -242,17 +242,22 @@ def by_kind(summary: Summary, wanted: Sequence[str]) -> list[Summary]:
 
     Returns:
         The summary itself where all runs are of one kind; else one a kind, whose rows are told apart by what differs
-        within it. What was left out is of no kind.
+        within it. Rows that have nothing of what is wanted stand with the first kind; what was left out is of none.
     """
     kinds: list[tuple[set[str], list[Finished]]] = []
+    bare: list[Finished] = []
     for (_, found), runs in zip(summary.rows, summary.members, strict=True):
-        names, together = set(found) - {COMMON}, list(runs)
+        if not found:
+            bare += runs
+            continue
+        names, together = set(found) - {COMMON} or {COMMON}, list(runs)
         for kind in [kind for kind in kinds if kind[0] & names]:
             kinds.remove(kind)
             names, together = kind[0] | names, kind[1] + together
         kinds.append((names, together))
     if len(kinds) < 2:
         return [summary]
+    kinds[0][1].extend(bare)
     return [summarise(runs, wanted) for _, runs in kinds]
 
 

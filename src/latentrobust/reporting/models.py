@@ -16,7 +16,7 @@ from latentrobust.reporting.html import Cell, Section
 from latentrobust.reporting.measured import MeasuredModel
 from latentrobust.reporting.shown import ShownData
 from latentrobust.robustness.certificates import PixelCertificates
-from latentrobust.robustness.criteria import PixelAccuracy, logits_of
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, logits_of
 from latentrobust.robustness.results import value_at
 from latentrobust.robustness.smoothing import PROMISE
 
@@ -211,7 +211,10 @@ def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
         if test.robust is not None and test.robust.only_pgd:
             parts.append(ONLY_PGD)
         assert test.robust is not None
-        attacks = "; ".join(f"“{name}”: {attack.describe()}" for name, attack in test.robust.attacks.items())
+        attacks = "; ".join(
+            f"“{name}”: {attack.describe()}{_aim(attack.criterion or test.criterion)}"
+            for name, attack in test.robust.attacks.items()
+        )
         parts.append(f"Attacked: the first {len(test.tables['robust']['index'])} test images, by {attacks}.")
     if certified:
         test = certified[0]
@@ -227,6 +230,15 @@ def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
             reach = "; ".join(f"{radius:.3g} for {meaning}" for meaning, radius in table.reach(test.pixels).items())
             parts.append(f"No certificate can reach farther than its draws allow: {reach}.")
     return " ".join(parts)
+
+
+def _aim(criterion: Criterion) -> str:
+    """What an attack is after, where that is not another class."""
+    if isinstance(criterion, Classification):
+        return ""
+    if isinstance(criterion, PixelAccuracy):
+        return f", lowering the share of right pixels{f' to {criterion.threshold:g}' if criterion.threshold else ''}"
+    return f", judged by {criterion!r}"
 
 
 def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, tuple[Figure, str]]:
