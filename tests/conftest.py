@@ -1,10 +1,14 @@
 """Shared helpers: small data, small sets, composed configurations."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("TRACKIO_DIR", os.path.join(tempfile.gettempdir(), f"latentrobust-tests-trackio-{os.getpid()}"))
+if "TRACKIO_DIR" not in os.environ:  # processes of xdist have that of the one that started them
+    os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="latentrobust-trackio-")
+    atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
