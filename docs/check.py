@@ -25,8 +25,8 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
 from latentrobust import save_model
+from latentrobust.again import expanded
 from latentrobust.app import CONF, null_groups, quoted_coverage
-from latentrobust.evaluate import expanded
 from latentrobust.networks.classifiers import build
 from latentrobust.run_folder import flat
 

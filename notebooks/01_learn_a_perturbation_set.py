@@ -33,7 +33,7 @@ from IPython.display import display
 import latentrobust
 from latentrobust.app import CONF
 from latentrobust.reporting import figures
-from latentrobust.train import train
+from latentrobust.runs import train
 
 # %% [markdown]
 # ## Configure

@@ -61,13 +61,28 @@ def test_every_room_is_checked(repository):
 
 
 def test_the_library_does_without_hydra_wandb_and_lightning():
-    """Loading and using a set must not need the training stack (nor torchmetrics, which imports matplotlib)."""
+    """Loading and using a set must not need the training stack (nor torchmetrics, which imports matplotlib): `learn` does."""
     code = (
         "import sys, latentrobust\n"
+        "[getattr(latentrobust, name) for name in latentrobust.__all__ if name != 'learn']\n"
         "heavy = [m for m in ('hydra', 'wandb', 'pytorch_lightning', 'sklearn', 'matplotlib') if m in sys.modules]\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_what_does_not_compose_is_refused_before_pytorch_is_imported(command):
+    """Whoever mistypes an override should not wait ten seconds to be told."""
+    code = (
+        f"import sys\nfrom latentrobust.{command} import main\nsys.argv = ['{command}', 'trainer.max_epoch=3']\n"
+        "try:\n    main()\nexcept SystemExit as refused:\n"
+        "    heavy = [m for m in ('torch', 'pytorch_lightning', 'scipy') if m in sys.modules]\n"
+        "    assert refused.code == 2 and not heavy, (refused.code, heavy)\n"
+        "else:\n    raise AssertionError('not refused')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr
+    assert "did you mean trainer.max_epochs?" in said
 
 
 def test_every_module_can_be_the_first_that_is_imported(repository, tmp_path):

@@ -6,10 +6,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from latentrobust.app import check_trainer
 from latentrobust.errors import InputError
 from latentrobust.modules import made
 from latentrobust.networks.layout import channels_last
+from latentrobust.preflight import check_trainer
 
 OPEN = partial(torch.optim.Adam, lr=0.1, fused=None)
 

@@ -31,8 +31,8 @@ from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD
 from latentrobust.robustness.criteria import Classification
 from latentrobust.robustness.results import Entry
+from latentrobust.runs import train
 from latentrobust.stages import trained_for
-from latentrobust.train import train
 
 from .conftest import compose_in_process
 from .e2e.test_models import TINY_MODEL

@@ -8,9 +8,8 @@ from typing import Any
 
 from latentrobust.app import CONF
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets import store as sets
+from latentrobust.files import MODEL_FOLDER, SET_FOLDER
 from latentrobust.run_folder import effects, flat, of_a_run, own_places, say
-from latentrobust.tasks import store as models
 
 RUN = "run="
 # What an earlier command may have said that is about its training, its folder or its machine.
@@ -35,8 +34,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     folder = Path(named[-1].removeprefix(RUN)).absolute()
     own = [argument for argument in arguments if not argument.startswith(RUN)]
     home, configuration = _earlier(folder)
-    set_here, model_here = home / sets.FOLDER, folder / models.FOLDER
-    several = sorted(path.parent.name for path in home.glob(f"models/*/{models.FOLDER}"))
+    set_here, model_here = home / SET_FOLDER, folder / MODEL_FOLDER
+    several = sorted(path.parent.name for path in home.glob(f"models/*/{MODEL_FOLDER}"))
     if folder == home and several:
         raise InputError(f"{RUN}{folder} holds several models: name one, such as {RUN}{folder}/models/{several[0]}")
     if not set_here.is_dir() and not model_here.is_dir():

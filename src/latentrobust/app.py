@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
-from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.renamed import experiment_now, key_now
 from latentrobust.run_folder import LATEST, SWEEP, flat, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
@@ -37,7 +34,6 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 
 FEW = 24  # options that an error lists
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
-PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _DISK = (
     errno.ENOENT,
     errno.ENOSPC,
@@ -248,9 +244,10 @@ def _leave_nothing(folder: Path) -> None:
 
 def is_bad_input(error: BaseException) -> bool:
     """Whether an exception is the user's to mend: their values, files, overrides or folders."""
-    if isinstance(
-        error, InputError | InstantiationException | HydraException | OmegaConfBaseException | MisconfigurationException
-    ):
+    if isinstance(error, InputError | InstantiationException | HydraException | OmegaConfBaseException):
+        return True
+    lightning = sys.modules.get("lightning_fabric.utilities.exceptions")  # imported where it has raised anything
+    if lightning is not None and isinstance(error, lightning.MisconfigurationException):
         return True
     return isinstance(error, OSError) and error.errno in _DISK
 
@@ -350,46 +347,4 @@ def check_from(cfg: DictConfig) -> None:
     if alone and "${from}" not in str(OmegaConf.to_container(cfg, resolve=False)):
         raise InputError(
             f"from={cfg['from']}: nothing here builds on a run; perturbation_set=trained does, and a CVAE learner"
-        )
-
-
-def check_trainer(cfg: DictConfig) -> None:
-    """Refuse combinations that would fail late or hang.
-
-    Raises:
-        InputError: for float16, a GPU that is not there, strategies that lose results, DDP inside a sweep, or a
-            launcher outside one.
-    """
-    trainer = cfg.trainer
-    accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise InputError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
-    if precision.startswith("16"):
-        raise InputError(
-            f"trainer.precision={precision} loses what float16 cannot hold, and is hundreds of times slower on a CPU:"
-            " use bf16-mixed or 32-true"
-        )
-    if precision not in PRECISIONS:
-        raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
-    elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
-    if precision.startswith("bf16") and on_cpu and (reason := bfloat16_is_slow(torch.device("cpu"))):
-        logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
-    if trainer.get("gradient_clip_val") and precision.startswith("bf16"):
-        for name in ("learner", "task"):
-            if OmegaConf.select(cfg, f"{name}.optimizer.fused") is True:
-                raise InputError(
-                    f"{name}.optimizer.fused=true, and gradients cannot be clipped under trainer.precision={precision}"
-                    f" then: leave {name}.optimizer.fused=null, or trainer.gradient_clip_val=null"
-                )
-    if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
-        raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
-    engine = (cfg.get("launcher") or {}).get("engine")
-    if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
-        raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and str(trainer.get("strategy")).startswith("ddp") and trainer.get("devices", 1) not in (1, "1"):
-        raise InputError(
-            "trainer.strategy=ddp starts its processes by repeating the command, which would repeat the whole sweep:"
-            " start the jobs one by one, each without -m, or use one device a job"
         )

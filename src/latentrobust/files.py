@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import IO, Any, Final
 
 PARTIAL = ".partial"
 """Ending of the hidden files that are not whole yet; a process that was killed may leave one behind."""
+
+SET_FOLDER: Final = "perturbation_set"
+MODEL_FOLDER: Final = "model"
+"""Where a run keeps the set, and a model, that it has made."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -103,6 +105,8 @@ def write_tensors(path: Path, content: Any) -> None:
     Raises:
         OSError: naming ``path``.
     """
+    import torch  # noqa: PLC0415 - most of what writes files does without
+
     buffer = io.BytesIO()  # torch's own writer hides what the disk says
     torch.save(content, buffer)
     with replacing(path) as file:

@@ -12,13 +12,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from latentrobust.app import CONF, check_trainer, resolved
+from latentrobust.app import CONF, resolved
 from latentrobust.arguments import Count, PositiveShare, Seed, validated
 from latentrobust.data.module import PairModule
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError, collecting
 from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.preflight import check_trainer
 from latentrobust.run_folder import run_folder
 from latentrobust.session import run_trainer, session
 from latentrobust.sizes import take_sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -11,18 +12,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation
+from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.run_folder import writes
 from latentrobust.session import Session
 from latentrobust.stages import variants
 from latentrobust.tasks.classification import check_fit
+
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 
 
 def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Session) -> None:
@@ -55,6 +61,48 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
         if cfg.test:
             check_evaluation(cfg, perturbations, names, shared.data)
     check_optimized_metric(cfg, names)
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse combinations that would fail late or hang.
+
+    Raises:
+        InputError: for float16, a GPU that is not there, strategies that lose results, DDP inside a sweep, or a
+            launcher outside one.
+    """
+    trainer = cfg.trainer
+    accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
+    if precision.startswith("16"):
+        raise InputError(
+            f"trainer.precision={precision} loses what float16 cannot hold, and is hundreds of times slower on a CPU:"
+            " use bf16-mixed or 32-true"
+        )
+    if precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
+    elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
+    if precision.startswith("bf16") and on_cpu and (reason := bfloat16_is_slow(torch.device("cpu"))):
+        logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
+    if trainer.get("gradient_clip_val") and precision.startswith("bf16"):
+        for name in ("learner", "task"):
+            if OmegaConf.select(cfg, f"{name}.optimizer.fused") is True:
+                raise InputError(
+                    f"{name}.optimizer.fused=true, and gradients cannot be clipped under trainer.precision={precision}"
+                    f" then: leave {name}.optimizer.fused=null, or trainer.gradient_clip_val=null"
+                )
+    if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
+    engine = (cfg.get("launcher") or {}).get("engine")
+    if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and str(trainer.get("strategy")).startswith("ddp") and trainer.get("devices", 1) not in (1, "1"):
+        raise InputError(
+            "trainer.strategy=ddp starts its processes by repeating the command, which would repeat the whole sweep:"
+            " start the jobs one by one, each without -m, or use one device a job"
+        )
 
 
 def _to_begin(cfg: DictConfig) -> DictConfig:

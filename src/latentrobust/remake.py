@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from latentrobust.errors import InputError, collecting
+from latentrobust.files import MODEL_FOLDER, SET_FOLDER
 from latentrobust.measure import model_test, radii_trained_for
 from latentrobust.parts import stored_part
 from latentrobust.perturbation_sets import PerturbationSet
@@ -49,7 +50,7 @@ def remake_report(folder: str | Path) -> Path:
             quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
             quality.restore(stored_part(folder, "quality")[1])
         if perturbations is not None and cfg.evaluation.get("density") is not None:
-            history = stored_part(folder, "set")[0].get("history") if (folder / sets.FOLDER).is_dir() else None
+            history = stored_part(folder, "set")[0].get("history") if (folder / SET_FOLDER).is_dir() else None
             density = instantiate(cfg.evaluation.density, perturbations=perturbations, history=history, _convert_="all")
             density.restore(stored_part(folder, "density")[1])
         tests, radii = {}, radii_trained_for(cfg)
@@ -63,7 +64,7 @@ def remake_report(folder: str | Path) -> Path:
 
 def stored_in(cfg: DictConfig, folder: Path) -> tuple[PerturbationSet | None, dict[str, nn.Module]]:
     """The set and the models that a run's folder holds, or that its configuration names."""
-    place = folder / sets.FOLDER
+    place = folder / SET_FOLDER
     perturbations = None
     if place.is_dir():
         network = None if is_described(place) else instantiate(cfg.learner, _convert_="all").network
@@ -73,7 +74,7 @@ def stored_in(cfg: DictConfig, folder: Path) -> tuple[PerturbationSet | None, di
     models: dict[str, nn.Module] = {}
     if cfg.get("task") is not None:
         for name, variant in variants(cfg):
-            home = (folder / "models" / name if name else folder) / models_store.FOLDER
+            home = (folder / "models" / name if name else folder) / MODEL_FOLDER
             network = None if is_described(home) else instantiate(variant.model, _convert_="all")
             models[name] = models_store.restore_model(home, network=network)
     elif cfg.get("model") is not None and cfg.get("job_type") == "evaluate":

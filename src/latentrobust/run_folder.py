@@ -21,7 +21,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError
 
 from latentrobust.errors import InputError, one_line
@@ -301,6 +300,8 @@ def _reason(error: BaseException) -> str:
 
 def writes() -> bool:
     """Whether this is the one process of a run that writes to its folder."""
+    from pytorch_lightning.utilities import rank_zero_only  # noqa: PLC0415 - seconds, and commands that read do without
+
     return getattr(rank_zero_only, "rank", 0) == 0
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from latentrobust.app import resolved
 from latentrobust.calibration import restrict_to_active, select_radius
 from latentrobust.errors import InputError, collecting, note
+from latentrobust.files import MODEL_FOLDER, SET_FOLDER
 from latentrobust.interrupts import finishing_steps, requested
 from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
 from latentrobust.networks.registry import origin_of
@@ -71,7 +72,7 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
     """
     if cfg.ckpt_path is not None:
         _check_resumable(cfg.ckpt_path, sets.CHECKPOINT_KEY)
-    folder, place = own.path, own.path / sets.FOLDER
+    folder, place = own.path, own.path / SET_FOLDER
     part = Part(folder, "set", key_of(resolved(cfg), SET_KEYS))
     if part.is_finished and place.is_dir():
         say(f"the set in {place} is finished: it is not learned again")
@@ -181,7 +182,7 @@ def train_model(
             raise InputError("ckpt_path resumes a run with one model; this one trains several")
         _check_resumable(cfg.ckpt_path, models.CHECKPOINT_KEY)
     home = own.path / "models" / name if name else own.path
-    place = home / models.FOLDER
+    place = home / MODEL_FOLDER
     of_set = fingerprint(perturbations) if perturbations is not None else None
     part = Part(own.path, f"model-{name}" if name else "model", key_of(resolved(cfg), MODEL_KEYS, set=of_set))
     if part.is_finished and place.is_dir():
@@ -320,7 +321,7 @@ def _is_same_set(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None,
 def _place(path: str | Path) -> Path:
     """Where a set lies: in the folder of its run, which may be named itself."""
     place = Path(path).resolve()
-    return place.parent if place.name == sets.FOLDER else place
+    return place.parent if place.name == SET_FOLDER else place
 
 
 def _check_resumable(path: str, key: str) -> None:

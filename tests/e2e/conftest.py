@@ -5,8 +5,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from latentrobust import load_model
-from latentrobust.evaluate import evaluate
-from latentrobust.train import train
+from latentrobust.runs import evaluate, train
 
 from ..conftest import compose_in_process
 

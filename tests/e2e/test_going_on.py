@@ -22,11 +22,10 @@ from omegaconf import OmegaConf
 from latentrobust import measure, stages
 from latentrobust.app import describe_error
 from latentrobust.errors import InputError
-from latentrobust.evaluate import evaluate
 from latentrobust.learners.cvae import CVAELearner
 from latentrobust.preflight import check_optimized_metric
+from latentrobust.runs import evaluate, train
 from latentrobust.tasks.classification import ClassificationTask
-from latentrobust.train import train
 
 from ..campaign.configurations import MODEL, SET, SEVERAL
 from ..conftest import compose_in_process
@@ -165,7 +164,7 @@ def test_what_another_process_finished_meanwhile_is_not_moved_aside(tmp_path, mo
     """Both looked before either began; the second gets its turn when the first is done."""
     first = start(tmp_path / "run", *SET, "test=false")
     before = contents(first.folder)
-    monkeypatch.setattr("latentrobust.train.is_done", lambda *_: False)
+    monkeypatch.setattr("latentrobust.runs.is_done", lambda *_: False)
     with pytest.raises(InputError, match="was finished by another process"):
         start(tmp_path / "run", *SET, "test=false")
     with pytest.raises(InputError, match=r"holds a finished run with data\.seed=0\.0, not 3\.0"):

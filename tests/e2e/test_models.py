@@ -12,9 +12,8 @@ import latentrobust
 from latentrobust import load_model
 from latentrobust.app import describe_error, is_bad_input
 from latentrobust.errors import InputError
-from latentrobust.evaluate import evaluate
 from latentrobust.robustness.training import CatastrophicOverfittingError
-from latentrobust.train import train
+from latentrobust.runs import evaluate, train
 
 from ..conftest import SMALL, compose_in_process
 from .conftest import accuracy_by_hand

@@ -12,9 +12,8 @@ from latentrobust import CoverageSettings, RobustSettings, assess
 from latentrobust.data.images import photos
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
-from latentrobust.evaluate import evaluate
 from latentrobust.robustness.attacks import PGD
-from latentrobust.train import train
+from latentrobust.runs import evaluate, train
 
 from ..conftest import compose_in_process
 

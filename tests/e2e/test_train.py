@@ -17,9 +17,8 @@ from latentrobust import load_perturbation_set
 from latentrobust.app import describe_error, is_bad_input
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError
-from latentrobust.evaluate import evaluate
 from latentrobust.report import main as report_main
-from latentrobust.train import train
+from latentrobust.runs import evaluate, train
 
 from ..conftest import SMALL, compose_in_process
 

@@ -12,13 +12,14 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 import latentrobust
 from latentrobust.arguments import Positive, RadiusName, validated
 from latentrobust.errors import InputError
+from latentrobust.files import SET_FOLDER
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
 from latentrobust.networks.flows.base import FlowNetwork
@@ -46,7 +47,6 @@ from latentrobust.transforms.affine import RotationTranslationScale
 
 FORMAT = 1
 CUSTOM = "custom"
-FOLDER: Final = "perturbation_set"
 CHECKPOINT_KEY = "perturbation_set"
 """Where a Lightning checkpoint of a learner keeps the set's configuration; its weights are under ``network.``."""
 
@@ -60,7 +60,6 @@ _LEARNED: dict[str, tuple[Callable[..., Any], type[CVAE] | type[FlowNetwork] | t
 
 __all__ = [
     "CHECKPOINT_KEY",
-    "FOLDER",
     "describe_cvae",
     "describe_latent",
     "load_perturbation_set",
@@ -212,7 +211,7 @@ def load_perturbation_set(
     """
     if path is None:  # what a configuration gives for a run that was not named
         raise InputError("no perturbation set is named: give from=… or perturbation_set.path=…")
-    path = at_hand(path, FOLDER)
+    path = at_hand(path, SET_FOLDER)
     warn_unfinished(path)
     return restore_perturbation_set(path, radius=radius, network=network, of=of)
 
@@ -225,7 +224,7 @@ def restore_perturbation_set(
     of: str | type[PerturbationSet] | None = None,
 ) -> PerturbationSet:
     """`load_perturbation_set` for the run that is still writing it: without looking whether that has finished."""
-    path = stored_at(at_hand(path, FOLDER), FOLDER)
+    path = stored_at(at_hand(path, SET_FOLDER), SET_FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "perturbation set")
     elif path.is_file():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from latentrobust.batch import Batch
-from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
+
+if TYPE_CHECKING:  # Lightning takes seconds, and reports over runs do without
+    from latentrobust.data.module import PairData
 
 
 class ShownData:

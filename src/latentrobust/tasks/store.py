@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 import latentrobust
 from latentrobust.arguments import validated
 from latentrobust.errors import InputError
+from latentrobust.files import MODEL_FOLDER
 from latentrobust.networks.classifiers import build, description_of
 from latentrobust.networks.layout import channels_last, is_channels_last
 from latentrobust.networks.registry import advice, check_size, origin_of
@@ -26,7 +27,6 @@ from latentrobust.perturbation_sets.stored import (
 from latentrobust.remote import at_hand
 
 FORMAT = 1
-FOLDER: Final = "model"
 CHECKPOINT_KEY, PREFIX = "classifier", "model."
 """Where a checkpoint keeps the classifier's configuration, and how its weights' names start there."""
 
@@ -88,14 +88,14 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
         ...     tuple(load_model(place)(torch.rand(2, 1, 28, 28)).shape)
         (2, 3)
     """
-    path = at_hand(path, FOLDER)
+    path = at_hand(path, MODEL_FOLDER)
     warn_unfinished(path)
     return restore_model(path, network=network)
 
 
 def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Module:
     """`load_model` for the run that is still writing it: without looking whether that has finished."""
-    path = stored_at(at_hand(path, FOLDER), FOLDER)
+    path = stored_at(at_hand(path, MODEL_FOLDER), MODEL_FOLDER)
     if path.is_dir():
         configuration, state = read_folder(path, "model")
         if configuration.get("kind") != "classifier":
