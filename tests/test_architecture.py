@@ -61,7 +61,7 @@ def test_every_room_is_checked(repository):
 
 
 def test_the_library_does_without_hydra_wandb_and_lightning():
-    """Loading and using a set must not need the training stack (nor torchmetrics, which imports matplotlib): `learn` does."""
+    """Only `learn` may need the training stack (and nothing torchmetrics, which imports matplotlib)."""
     code = (
         "import sys, latentrobust\n"
         "[getattr(latentrobust, name) for name in latentrobust.__all__ if name != 'learn']\n"
