@@ -426,6 +426,10 @@ def test_a_run_to_build_on_is_refused_where_nothing_does_but_in_a_sweep(composed
     alone = composed("train", "experiment=fashion_mnist/model", "method=standard", "from=outputs/flow")
     with pytest.raises(InputError, match="nothing here builds on a run"):
         check_from(alone)
-    check_from(composed("train", "experiment=fashion_mnist/model", "method=adversarial_la", "from=outputs/flow"))
+    with pytest.raises(InputError, match="nothing here builds on a run"):
+        check_from(alone, alone)  # all jobs of a sweep
+    needs = composed("train", "experiment=fashion_mnist/model", "method=adversarial_la", "from=outputs/flow")
+    check_from(needs)
+    check_from(alone, needs)
     alone.sweep = "figure_2"  # whose other methods need it
     check_from(alone)

@@ -337,14 +337,19 @@ def _with_twins() -> list[str]:
     return sorted(f"experiment={path.parent.relative_to(folder).as_posix()}" for path in folder.glob("*/**/small.yaml"))
 
 
-def check_from(cfg: DictConfig) -> None:
+def check_from(*jobs: DictConfig) -> None:
     """Refuse a run to build on where nothing builds on it; of a sweep's jobs, which share it, some may not need it.
 
+    Args:
+        jobs: the configuration of a run, or of all jobs of a sweep. One job of a sweep alone is not refused.
+
     Raises:
-        InputError: if ``from`` is given and no part of the configuration refers to it.
+        InputError: if ``from`` is given and no part of any configuration refers to it.
     """
-    alone = cfg.get("from") is not None and cfg.get("sweep") is None
-    if alone and "${from}" not in str(OmegaConf.to_container(cfg, resolve=False)):
+    given = next((cfg["from"] for cfg in jobs if cfg.get("from") is not None), None)
+    if given is None or (len(jobs) == 1 and jobs[0].get("sweep") is not None):
+        return
+    if not any("${from}" in str(OmegaConf.to_container(cfg, resolve=False)) for cfg in jobs):
         raise InputError(
-            f"from={cfg['from']}: nothing here builds on a run; perturbation_set=trained does, and a CVAE learner"
+            f"from={given}: nothing here builds on a run; perturbation_set=trained does, and a CVAE learner"
         )

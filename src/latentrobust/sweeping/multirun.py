@@ -14,7 +14,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentrobust.app import describe_error, follow_latest, is_bad_input, leave_out, left_out_groups, resolved
+from latentrobust.app import (
+    check_from,
+    describe_error,
+    follow_latest,
+    is_bad_input,
+    leave_out,
+    left_out_groups,
+    resolved,
+)
 from latentrobust.errors import InputError
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.stages import variants
@@ -70,18 +78,20 @@ def jobs_of(config: DictConfig) -> list[Job]:
     loader = GlobalHydra.instance().config_loader()
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(given))  # type: ignore[arg-type]
-    jobs = []
+    jobs, composed = [], []
     for number, lines in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
         overrides = [follow_latest(line) for line in lines]
         cfg = loader.load_sweep_config(config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
         leave_out(cfg, left_out_groups())
+        composed.append(cfg)
         check_values(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
         own = [line for line in overrides if not line.startswith(("paths.output_dir=", "launcher"))]
         jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
+    check_from(*composed)
     return jobs
 
 
