@@ -21,7 +21,7 @@ def told_and_careless():
     time.sleep(2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_stops_at_once(number):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=f"interrupted by {number.name}"), interruptible():
@@ -46,6 +46,47 @@ def test_what_swallows_the_exception_meets_it_again(monkeypatch):
     monkeypatch.setattr("latentrobust.interrupts.GRACE", 0.2)
     with pytest.raises(Stopped), interruptible():
         told_and_careless()
+
+
+def told_and_putting_away(put_away):
+    try:
+        told(signal.SIGUSR2, 5)
+    except Stopped:
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+            told(number, 0.01)
+        put_away.append("all of it")
+        settle()
+        raise
+
+
+def test_what_is_said_again_disturbs_nobody_who_is_putting_things_away():
+    """Slurm sends one signal before a job's end, another at its end, and so does the worker that had started it."""
+    put_away = []
+    with pytest.raises(Stopped, match="SIGUSR2"), interruptible():
+        told_and_putting_away(put_away)
+    assert put_away
+
+
+def told_twice():
+    with suppress(Stopped):
+        told(signal.SIGTERM, 5)
+    told(signal.SIGINT, 5)
+
+
+def test_a_second_signal_from_the_keyboard_does_disturb():
+    with pytest.raises(Stopped, match="SIGINT"), interruptible():
+        told_twice()
+
+
+def test_submitits_signal_is_left_to_it():
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        with interruptible():
+            told(signal.SIGUSR2, 0.01)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIGUSR2]
 
 
 def test_slurm_is_asked_to_queue_the_job_again(tmp_path):

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGINT, SIGTERM and SIGUSR1 end a run within seconds, whatever it is doing."""
+"""Being told to stop: SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 end a run within seconds, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)  # Windows has no SIGUSR1
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)  # Windows has the first two
 GRACE = 5.0
 """Seconds that a step of training gets to come to its end."""
 
@@ -54,7 +54,9 @@ def interruptible() -> Iterator[None]:
     """Raise `Stopped` in the main thread at a signal; does nothing in another thread, or where it is in force already.
 
     The exception is raised again until `settle` says that somebody has it: Python drops what is raised inside a
-    finaliser, and other code may catch it.
+    finaliser, and other code may catch it. Further signals change nothing, for Slurm sends several where it takes a
+    job's machine away; but a second Ctrl-C does not wait for a step's end. SIGUSR2 is left to submitit in a process
+    that it has started.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _receive:
         yield
@@ -64,7 +66,8 @@ def interruptible() -> Iterator[None]:
     _state.requested, _state.finishing = None, False
     try:
         for number in SIGNALS:
-            signal.signal(number, _receive)
+            if number != getattr(signal, "SIGUSR2", None) or before[number] is signal.SIG_DFL:
+                signal.signal(number, _receive)
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, _insist)
         yield
@@ -110,6 +113,8 @@ def requeue() -> str:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     repeated = _state.requested is not None
+    if repeated and number != signal.SIGINT:
+        return
     _state.requested = number
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, GRACE, GRACE)

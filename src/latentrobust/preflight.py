@@ -24,7 +24,7 @@ from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.run_folder import writes
-from latentrobust.session import Session
+from latentrobust.session import Session, is_shared
 from latentrobust.stages import variants
 from latentrobust.tasks.classification import check_fit
 
@@ -98,7 +98,7 @@ def check_trainer(cfg: DictConfig) -> None:
     if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
         raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and str(trainer.get("strategy")).startswith("ddp") and trainer.get("devices", 1) not in (1, "1"):
+    if sweeping and str(trainer.get("strategy")).startswith("ddp") and is_shared(trainer):
         raise InputError(
             "trainer.strategy=ddp starts its processes by repeating the command, which would repeat the whole sweep:"
             " start the jobs one by one, each without -m, or use one device a job"

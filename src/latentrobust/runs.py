@@ -21,9 +21,15 @@ from latentrobust.files import MODEL_FOLDER, SET_FOLDER
 from latentrobust.measure import check_evaluation, measure
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
-from latentrobust.preflight import check_model, check_optimized_metric, check_run, check_shares, check_trainer
+from latentrobust.preflight import (
+    check_model,
+    check_optimized_metric,
+    check_run,
+    check_shares,
+    check_trainer,
+)
 from latentrobust.run_folder import is_done, read_metrics, run_folder, write_metrics, writes
-from latentrobust.session import session
+from latentrobust.session import is_shared, session
 from latentrobust.sizes import take_sizes
 from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants
 from latentrobust.tasks import store as models_store
@@ -166,7 +172,7 @@ def evaluate(cfg: DictConfig) -> Run:
         if perturbations is None and not models:
             raise InputError("nothing to evaluate: give perturbation_set, model, or both")
         check_optimized_metric(cfg, list(models))
-        if cfg.trainer.get("devices", 1) not in (1, "1"):
+        if is_shared(cfg.trainer):
             check_shares(cfg, shared, ("test",))
         shared.show()
         own.begin()

@@ -171,7 +171,9 @@ def session(cfg: DictConfig, configuration: dict[str, Any], data: PairModule | N
         ".*number of training batches.*",
         ".*does not have many workers.*",
         ".*isn't a pickle.*",
+        ".*recommended to use `self.log\\(.*sync_dist=True.*",  # what is left of these has been gathered already
         ".*`isinstance\\(treespec.*",
+        *([] if is_shared(cfg.trainer) else [".*`srun` command is available on your system but is not used.*"]),
     ):
         warnings.filterwarnings("ignore", noise)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
@@ -182,6 +184,11 @@ def session(cfg: DictConfig, configuration: dict[str, Any], data: PairModule | N
     finally:
         settle()
         shared.close()
+
+
+def is_shared(trainer: DictConfig) -> bool:
+    """Whether a run has several processes, on one machine or on several."""
+    return trainer.get("devices", 1) not in (1, "1") or trainer.get("num_nodes", 1) != 1
 
 
 def run_trainer(trainer: pl.Trainer, run: Callable[[], Any]) -> None:

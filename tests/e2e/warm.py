@@ -18,7 +18,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-IMPORTED = ("train", "evaluate", "report", "learning")
+IMPORTED = ("runs", "report", "learning", "remake")
 
 
 def warm(module, arguments, cwd, environment, timeout=300):

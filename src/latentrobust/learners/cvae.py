@@ -145,7 +145,7 @@ class CVAELearner(Scheduled):
         values = {"train/excess": excess} if self.spread else {}
         values |= {"train/loss": loss.detach() / len(batch.index), "train/reconstruction": reconstruction}
         values |= {"train/kl": kl}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index), sync_dist=True)
         self.log_rate(beta=beta)
         # DDP averages over processes, and Lightning over accumulated batches.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches

@@ -129,7 +129,7 @@ class VAEGANLearner(pl.LightningModule):
         }  # fmt: skip
         self.log_dict(
             {name: value.detach() for name, value in values.items()},
-            on_step=False, on_epoch=True, batch_size=len(y),
+            on_step=False, on_epoch=True, batch_size=len(y), sync_dist=True,
         )  # fmt: skip
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

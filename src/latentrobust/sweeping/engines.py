@@ -50,6 +50,10 @@ def start(engine: str, folder: str | Path, workers: int, options: Mapping[str, A
 
 
 EXTRAS = {"submitit": "cluster"}
+AT_ONCE = ("slurm_max_num_timeout",)
+"""Options that submitit takes when an executor is made, and not afterwards."""
+NO_GPUS = "Invalid generic resource"
+"""In what ``sbatch`` says where a partition has no GPUs of the kind that was asked for."""
 
 
 class Worker:
@@ -77,12 +81,14 @@ def _submitit(cluster: str) -> Callable[[Path, int, dict[str, Any]], bool]:
         if cluster == "local":
             _share_cores(workers)
         try:
-            executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster=cluster)
+            begins = {name: options.pop(name) for name in AT_ONCE if name in options}
+            executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster=cluster, **begins)
             executor.update_parameters(name=folder.name, **options)
             with executor.batch():
                 jobs = [executor.submit(Worker(), str(folder)) for _ in range(workers)]
         except (RuntimeError, NameError, TypeError, OSError) as error:  # no sbatch, an unknown option, …
-            raise InputError(f"launcher=submitit_{cluster}: {error}") from None
+            hint = ": launcher.options.gpus_per_node=null asks for no GPU" if NO_GPUS in str(error) else ""
+            raise InputError(f"launcher=submitit_{cluster}: {error}{hint}") from None
         if cluster == "local":
             for job in jobs:
                 job.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latentrobust.errors import InputError
-from latentrobust.interrupts import interruptible
+from latentrobust.interrupts import Stopped, interruptible
 from latentrobust.lock import FAILED, FolderLock
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import SWEEP, write_text
@@ -80,9 +81,24 @@ def running(command: Sequence[str], sweep: Sweep, claims: Path) -> Iterator[subp
         finally:
             if process.poll() is None:
                 process.terminate()  # it writes its checkpoint, and the next worker goes on from there
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE)
+                _wait(process)
                 process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Until a job that was told to stop has ended, `GRACE` seconds at most, or Ctrl-C comes once more.
+
+    Slurm says more than once that it will end a job, and does in the end; that is no reason to hurry.
+    """
+    until = time.monotonic() + GRACE
+    with suppress(subprocess.TimeoutExpired):
+        while True:
+            try:
+                process.wait(max(until - time.monotonic(), 0))
+                return
+            except Stopped as again:
+                if again.signal == signal.SIGINT:
+                    return
 
 
 def last_words(claims: Path, code: int) -> str:
