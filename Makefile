@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.latentrobust-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage newest campaign lint format notebooks docs docs-check clean
+.PHONY: help setup demo test coverage newest campaign lint format notebooks docs docs-check gallery clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -56,6 +56,9 @@ docs: $(READY)  ## the pages as a site, in outputs/site (docs/configuration.md i
 
 docs-check: $(READY)  ## run the commands of README and the guides, shortened (about forty minutes; CHECK_ARGS names pages)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/check.py $(CHECK_ARGS)
+
+gallery: $(READY)  ## run what docs/gallery.md shows, and renew its pictures (about an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/gallery.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

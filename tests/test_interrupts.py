@@ -95,7 +95,7 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path):
     code = "from latentrobust.interrupts import requeue; print(requeue())"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
 
-    def ask(**more):
+    def ask(code=code, **more):
         run = [sys.executable, "-c", code]
         return subprocess.check_output(run, cwd=tmp_path, env={**environment, **more}, text=True).strip()
 
@@ -103,6 +103,14 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path):
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
     assert ask(SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2") == "job 5_2 is queued again"
     assert "is no number of a job" in ask(SLURM_JOB_ID="17; rm -rf x")
+    code = (
+        "import os, signal, time\n"
+        "from latentrobust.interrupts import interruptible, queued_again\n"
+        "with interruptible(), queued_again():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    time.sleep(5)"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        ask(code)
+    assert "job 17 is queued again" in ended.value.output
 
 
 def test_without_slurm_nothing_is_asked(monkeypatch):

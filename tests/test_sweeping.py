@@ -92,6 +92,34 @@ def test_a_job_that_dies_without_a_word_is_tried_again_and_then_given_up(tmp_pat
     assert capsys.readouterr().out.count("job 0 of 1") == 1  # its own word is believed
 
 
+STOPPED = """
+import pathlib, sys
+place = pathlib.Path(sys.argv[1])
+place.mkdir(exist_ok=True)
+(place / "config.yaml").write_text(sys.argv[2])
+(place / "FAILED").write_text("interrupted by SIGTERM")
+sys.exit(130)
+"""
+
+
+def test_a_job_that_was_told_to_stop_goes_on_and_not_for_ever(tmp_path, capsys):
+    """Slurm tells whoever is there before it takes a machine away; the job has not failed."""
+    sweep = make(tmp_path / "s", 1)
+    job = sweep.jobs[0]
+    text = OmegaConf.to_yaml(OmegaConf.create(configuration(0)))
+    stop = [sys.executable, "-c", STOPPED, str(sweep.place(job)), text]
+    commands = [stop, fake()(sweep, job)]
+    assert work(sweep.folder, command=lambda *_: commands.pop(0)) == []
+    assert "job 0 was told to stop: it goes on" in capsys.readouterr().err
+    other = make(tmp_path / "t", 1)
+    stop[3] = str(other.place(other.jobs[0]))
+    subprocess.run(stop, check=False)
+    assert other.state(other.jobs[0]).name == "STOPPED"
+    assert len(work(other.folder, command=lambda *_: stop)) == 1
+    assert other.state(other.jobs[0]).detail == "told to stop 3 times"
+    assert other.state(other.jobs[0]).name == "FAILED"
+
+
 def test_fifty_jobs_three_workers_and_a_killer(tmp_path):
     sweep = make(tmp_path / "s", 50)
     script = (

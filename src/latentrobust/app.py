@@ -229,8 +229,12 @@ def _without_latest(path: str) -> str:
 
 
 def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
-    """Under Slurm, where SIGUSR1 announces the end of the job's time: the next job goes on in the same folder."""
-    if stopped.signal.name == "SIGUSR1" and cfg.get("requeue") and "SLURM_JOB_ID" in os.environ and writes():
+    """Under Slurm, where SIGUSR1 announces the end of the job's time: the next job goes on in the same folder.
+
+    A worker that has started this run asks for itself.
+    """
+    alone = "SLURM_JOB_ID" in os.environ and SWEEP not in os.environ
+    if stopped.signal.name == "SIGUSR1" and cfg.get("requeue") and alone and writes():
         say(f"{requeue()}; it goes on in {cfg.paths.output_dir} where the command names paths.output_dir")
 
 

@@ -111,6 +111,18 @@ def requeue() -> str:
     return f"job {job} is queued again" if done.returncode == 0 else f"job {job} could not be queued again: {said}"
 
 
+@contextmanager
+def queued_again() -> Iterator[None]:
+    """Under Slurm, where SIGUSR1 announces the end of the job's time and stops the body: ask for another job."""
+    try:
+        yield
+    except Stopped as stopped:
+        if stopped.signal.name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
+            settle()
+            print(requeue(), flush=True)
+        raise
+
+
 def _receive(number: int, frame: FrameType | None) -> None:
     repeated = _state.requested is not None
     if repeated and number != signal.SIGINT:

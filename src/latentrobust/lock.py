@@ -102,6 +102,11 @@ def died(folder: Path) -> str | None:
     return _words(holder) if holder is not None and holder_of(folder) is None else None
 
 
+def was_stopped(reason: str) -> bool:
+    """Whether a run that is not DONE was told to stop, by what its marker says: it did not fail, and may go on."""
+    return reason.startswith("interrupted")
+
+
 def how_it_ended(folder: Path) -> str:
     """What is known of a run that is not DONE, in words."""
     marker = folder / FAILED

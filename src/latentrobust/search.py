@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from latentrobust.errors import InputError
-from latentrobust.interrupts import interruptible
+from latentrobust.interrupts import interruptible, queued_again
 from latentrobust.streams import speaking_as
 from latentrobust.sweeping.plan import read_plan
 from latentrobust.sweeping.search import Search
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("plan", help="YAML: metric, direction, parameters, overrides, trials, …")
     parser.add_argument("folder", help="of the search; new, or to go on with")
     parser.add_argument("--trials", type=int, help="instead of the plan's number")
-    with speaking_as("search", "; repeat the command to go on"), interruptible():
+    with speaking_as("search", "; repeat the command to go on"), interruptible(), queued_again():
         chosen = parser.parse_args(arguments)
         plan = read_plan(chosen.plan)
         if chosen.trials is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from latentrobust.interrupts import interruptible
+from latentrobust.interrupts import interruptible, queued_again
 from latentrobust.streams import FAILED, speaking_as
 from latentrobust.sweeping.jobs import State, Sweep
 from latentrobust.sweeping.work import work
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands.add_parser(name, help=text, description=text).add_argument("folder", help="of a sweep")
     with speaking_as("sweep"), interruptible():
         chosen = parser.parse_args(arguments)
-        failed = chosen.command == "work" and bool(work(chosen.folder))
+        with queued_again():
+            failed = chosen.command == "work" and bool(work(chosen.folder))
         _show(Sweep(chosen.folder))
     if failed:
         sys.exit(FAILED)

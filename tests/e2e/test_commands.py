@@ -218,6 +218,18 @@ def test_workers_do_what_one_process_does(tmp_path, launcher):
         assert (tmp_path / "sweep" / "1" / "DONE").is_file()
 
 
+def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):
+    listed = command(
+        "train", "-m", *TINY, "test=false", "seed=1,2", "paths.output_dir=sweep", "launcher=manual", cwd=tmp_path
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert "2 jobs in sweep" in listed.stdout
+    assert not (tmp_path / "sweep" / "0").exists()
+    worked = command("sweep", "work", "sweep", cwd=tmp_path)
+    assert worked.returncode == 0, worked.stderr
+    assert "2 jobs: 2 done" in worked.stdout
+
+
 def test_a_sweep_with_a_wrong_value_begins_no_job(tmp_path):
     done = command("train", "-m", *TINY, "trainer.max_epochs=1,none", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentrobust.files import natural
-from latentrobust.lock import FAILED, died, holder_of
+from latentrobust.lock import FAILED, died, holder_of, was_stopped
 from latentrobust.run_folder import DONE, of_a_run, read_metrics, write_csv, writes
 
 
@@ -45,6 +45,8 @@ def write_sweep_table(folder: Path) -> Path:
         state = next((marker for marker in (DONE, FAILED) if (run / marker).is_file()), None)
         if state is None:
             state = "RUNNING" if holder_of(run) else "DIED" if died(run) else "UNFINISHED"
+        elif state == FAILED and was_stopped((run / FAILED).read_text(errors="replace")):
+            state = "STOPPED"
         # Not resolved: what is stored may ask for variables of whoever looks at it.
         configuration = of_a_run(run) or {}
         row: dict[str, Any] = {"run": run.name, "state": state}

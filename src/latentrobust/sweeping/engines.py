@@ -24,7 +24,8 @@ def check(engine: str, workers: int) -> None:
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise InputError(f"launcher.workers must be a positive number, got {workers!r}")
     module = engine.partition("_")[0]
-    _module(module, EXTRAS.get(module, module))
+    if engine != MANUAL:
+        _module(module, EXTRAS.get(module, module))
     if engine == "submitit_slurm" and shutil.which("sbatch") is None:
         raise InputError("launcher=submitit_slurm, but there is no sbatch here: submit from a machine of the cluster")
 
@@ -33,13 +34,13 @@ def start(engine: str, folder: str | Path, workers: int, options: Mapping[str, A
     """Start workers on a sweep's folder.
 
     Args:
-        engine: ``joblib``, ``submitit_local``, ``submitit_slurm`` or ``ray``.
+        engine: ``joblib``, ``submitit_local``, ``submitit_slurm``, ``ray``, or ``manual``, which starts nobody.
         folder: of the sweep.
         workers: how many.
         options: of the engine, such as Slurm's partition.
 
     Returns:
-        Whether they have ended; under Slurm they have only been submitted.
+        Whether they have ended; under Slurm they have only been submitted, and ``manual`` leaves them to the user.
 
     Raises:
         InputError: as `check`, or for options that the engine does not know.
@@ -49,6 +50,7 @@ def start(engine: str, folder: str | Path, workers: int, options: Mapping[str, A
     return ENGINES[engine](Path(folder).absolute(), workers, given)
 
 
+MANUAL = "manual"
 EXTRAS = {"submitit": "cluster"}
 AT_ONCE = ("slurm_max_num_timeout",)
 """Options that submitit takes when an executor is made, and not afterwards."""
@@ -115,6 +117,7 @@ ENGINES: dict[str, Callable[[Path, int, dict[str, Any]], bool]] = {
     "submitit_local": _submitit("local"),
     "submitit_slurm": _submitit("slurm"),
     "ray": _ray,
+    MANUAL: lambda *_: False,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
-from latentrobust.lock import FAILED, died, holder_of
+from latentrobust.lock import FAILED, died, holder_of, was_stopped
 from latentrobust.run_folder import CONFIG, DONE, effects, of_a_run, write_text
 
 NAME = "jobs.json"
@@ -147,9 +147,10 @@ class Sweep:
             return self._done(job)
         if (holder := holder_of(place) or (None if claimed else holder_of(self.claims(job)))) is not None:
             return State("RUNNING", holder)
-        for marker in (place / FAILED, self.claims(job) / FAILED):
+        for marker in (self.claims(job) / FAILED, place / FAILED):
             if marker.is_file():
-                return State("FAILED", marker.read_text(errors="replace").strip())
+                reason = marker.read_text(errors="replace").strip()
+                return State("STOPPED" if was_stopped(reason) else "FAILED", reason)
         if (killed := died(place)) is not None:
             return State("DIED", killed)
         return State("UNFINISHED" if of_a_run(place) is not None else "OPEN")

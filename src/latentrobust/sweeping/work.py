@@ -16,6 +16,7 @@ from latentrobust.interrupts import Stopped, interruptible
 from latentrobust.lock import FAILED, FolderLock
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import SWEEP, write_text
+from latentrobust.streams import INTERRUPTED
 from latentrobust.sweeping.jobs import Job, Sweep
 
 Command = Callable[[Sweep, Job], Sequence[str]]
@@ -24,7 +25,7 @@ POLL = 2.0
 """Seconds between two looks at the jobs that other workers have."""
 
 ATTEMPTS = 3
-"""How often one worker begins a job whose process dies without a word, as of too little memory."""
+"""How often one worker begins a job that something else ends: too little memory, or a signal."""
 
 OUTPUT = "output.txt"
 # A job is nobody's rank, whoever has started its worker.
@@ -38,8 +39,8 @@ GRACE = 60.0
 def work(folder: str | Path, poll: float = POLL, command: Command | None = None) -> list[Job]:
     """Run every job of a sweep that nobody has finished or is running, and wait for those of other workers.
 
-    A job that failed before this worker began is tried again, once; one that was interrupted goes on where it was. A
-    job of a worker that was killed is taken over.
+    A job that failed before this worker began is tried again, once; one that was told to stop goes on where it was,
+    also one of another worker. A job of a worker that was killed is taken over.
 
     Args:
         folder: of the sweep.
@@ -117,7 +118,7 @@ class _Worker:
         """Whether it is to be begun, or gone on with."""
         if state == "FAILED":  # before this worker began: a second try
             return self.sweep.failed_at(job) < self.started
-        return state in ("OPEN", "DIED", "UNFINISHED")
+        return state in ("OPEN", "DIED", "UNFINISHED", "STOPPED")
 
     def run(self, job: Job) -> bool:
         """Run a job; False where another worker has it."""
@@ -145,14 +146,18 @@ class _Worker:
             lock.release()
 
     def _failed(self, job: Job, claims: Path, code: int) -> None:
-        """Say why; a job that left no word of its own is marked, unless it was killed and may be tried again."""
+        """Say why; a job that left no word of its own is marked, unless it was ended from outside and may go on."""
         marked = (self.sweep.place(job) / FAILED).is_file()
-        if not marked and code < 0:
+        stopped = code == INTERRUPTED
+        if stopped or (not marked and code < 0):
             self.deaths[job.number] = self.deaths.get(job.number, 0) + 1
             if self.deaths[job.number] < ATTEMPTS:
-                print(f"job {job.number} was killed by signal {-code}: it goes on", file=sys.stderr, flush=True)
+                how = "told to stop" if stopped else f"killed by signal {-code}"
+                print(f"job {job.number} was {how}: it goes on", file=sys.stderr, flush=True)
                 return
-        if not marked:
+        if stopped:
+            write_text(claims / FAILED, f"told to stop {ATTEMPTS} times\n")
+        elif not marked:
             write_text(claims / FAILED, f"{last_words(claims, code)}\n")
         why = self.sweep.state(job, claimed=True).detail
         print(f"latentrobust {self.sweep.app}: job {job.number} failed: {why}", file=sys.stderr, flush=True)
