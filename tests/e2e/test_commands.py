@@ -218,6 +218,22 @@ def test_workers_do_what_one_process_does(tmp_path, launcher):
         assert (tmp_path / "sweep" / "1" / "DONE").is_file()
 
 
+def test_what_slurm_refuses_leaves_nothing(tmp_path):
+    for name in ("sbatch", "srun"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(
+            "#!/bin/sh\necho 'sbatch: error: Invalid generic resource (gres) specification' >&2\nexit 1\n"
+        )
+        program.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    options = ["seed=1,2", "launcher=submitit_slurm", "paths.output_dir=sweep"]
+    refused = command("train", "-m", *TINY, *options, cwd=tmp_path, PATH=path)
+    assert refused.returncode == 2
+    assert "launcher.options.gpus_per_node=null asks for no GPU" in refused.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):
     listed = command(
         "train", "-m", *TINY, "test=false", "seed=1,2", "paths.output_dir=sweep", "launcher=manual", cwd=tmp_path

@@ -51,6 +51,7 @@ def start(engine: str, folder: str | Path, workers: int, options: Mapping[str, A
 
 
 MANUAL = "manual"
+SUBMITTED = ".submitit"
 EXTRAS = {"submitit": "cluster"}
 AT_ONCE = ("slurm_max_num_timeout",)
 """Options that submitit takes when an executor is made, and not afterwards."""
@@ -84,7 +85,7 @@ def _submitit(cluster: str) -> Callable[[Path, int, dict[str, Any]], bool]:
             _share_cores(workers)
         try:
             begins = {name: options.pop(name) for name in AT_ONCE if name in options}
-            executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster=cluster, **begins)
+            executor = submitit.AutoExecutor(folder=folder / SUBMITTED / "%j", cluster=cluster, **begins)
             executor.update_parameters(name=folder.name, **options)
             with executor.batch():
                 jobs = [executor.submit(Worker(), str(folder)) for _ in range(workers)]

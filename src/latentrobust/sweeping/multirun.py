@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from latentrobust.preflight import check_optimized_metric
 from latentrobust.stages import variants
 from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
-from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
+from latentrobust.sweeping.jobs import NAME, Job, Sweep, fingerprint
 from latentrobust.values import check_values
 
 
@@ -46,14 +47,15 @@ class FixedJobs(Callback):
         """
         if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
             return
-        name = str(config.hydra.job.config_name)
+        name, place = str(config.hydra.job.config_name), Path(config.hydra.sweep.dir)
+        is_new = not place.exists()
         try:
             launcher = _plain(config.get("launcher"))
             if launcher.get("engine"):
                 engines.check(str(launcher["engine"]), launcher.get("workers", 1))
             elif launcher.get("workers", 1) != 1 or launcher.get("options"):
                 raise InputError("launcher=basic runs one job after the other: choose launcher=joblib for workers")
-            sweep = Sweep.create(config.hydra.sweep.dir, name, jobs_of(config), bool(config.paths.get("overwrite")))
+            sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")))
             if not launcher.get("engine"):
                 return
             options = launcher.get("options") or {}
@@ -64,9 +66,17 @@ class FixedJobs(Callback):
             if not is_bad_input(error):
                 traceback.print_exc()
                 sys.exit(FAILED)
+            if is_new:
+                _take_back(place)
             print(f"latentrobust {name}: {describe_error(error)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
         sys.exit(_tell(sweep, ended))
+
+
+def _take_back(folder: Path) -> None:
+    """Remove a sweep's folder that this command has made, if it holds no more than the list and what was submitted."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {NAME, engines.SUBMITTED}:
+        shutil.rmtree(folder)
 
 
 def jobs_of(config: DictConfig) -> list[Job]:
