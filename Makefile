@@ -54,7 +54,7 @@ docs: $(READY)  ## the pages as a site, in outputs/site (docs/configuration.md i
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
-docs-check: $(READY)  ## run the commands of README and the guides, shortened (about forty minutes; CHECK_ARGS names pages)
+docs-check: $(READY)  ## run the commands of README and the guides, shortened (about an hour; CHECK_ARGS names pages)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/check.py $(CHECK_ARGS)
 
 gallery: $(READY)  ## run what docs/gallery.md shows, and renew its pictures (about an hour)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # In an order in which what a page needs of another one is there.
 GUIDES = (
     "training", "attacks", "own_pairs", "flows", "corruptions", "lights", "cluster", "dashboards", "sharing",
-    "commands",
+    "gallery", "commands",
 )  # fmt: skip
 PAGES = ("README.md", *(f"docs/{name}.md" for name in GUIDES))
 LEFT_OUT = {
@@ -44,6 +44,7 @@ LEFT_OUT = {
     r"dashboard ENTITY/PROJECT$": "needs a network or an account",
     r"best\.pt |checkpoint_best\.pth my_": "needs a checkpoint of the papers' authors",
 }
+DEMO = "python -m latentrobust.train experiment=demo paths.output_dir=outputs/demo/latest"  # what make demo runs
 # Keys of what is composed, and the most that they may be.
 SHORT = {
     r"(models\.\w+\.)?trainer\.max_epochs": 2,
@@ -71,7 +72,8 @@ def commands(text):
     for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
         lines = re.sub(r"\\\n\s*", " ", block).splitlines()
         bare = (re.sub(r"(?:^|\s)#.*", "", line).strip() for line in lines)
-        yield from (line.replace("…", "latest") for line in bare if line.startswith("python -m latentrobust"))
+        told = (DEMO if line == "make demo" else line for line in bare)
+        yield from (line.replace("…", "latest") for line in told if line.startswith("python -m latentrobust"))
 
 
 def shortened(entry, arguments):
@@ -178,6 +180,8 @@ def run(line, folder):
             arguments += shortened(entry, arguments)
         elif entry == "search":
             arguments += ["--trials", "1"]
+        elif entry == "benchmark":
+            arguments = [*arguments[:1], "--seconds", "0.2"]  # each loop has tests of its own; all of them take minutes
         elif "corrupt" in arguments:
             arguments += ["--kinds", "brightness"]
     except Exception as error:  # it does not even compose

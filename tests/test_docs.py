@@ -93,6 +93,8 @@ def test_the_check_of_docs_shortens_what_is_long_and_nothing_else(check):
     assert {"seed=1", "data.train_size=600", "task.attack_examples=4"} <= set(swept)
     assert not [line for line in swept if line.startswith(("method", "evaluation.quality"))]
     assert "data.test_size=16" not in check.shortened("train", ["data=pairs", "data.root=x"])
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    assert check.DEMO.replace("python -m", "").replace("outputs/demo/latest", "$(DEMO_DIR)") in makefile
     assert check.run("python -m latentrobust.train trainer=gpu_bf16", Path()) == ("needs a GPU", 0.0)
     assert {Path(page).stem for page in check.PAGES} <= {Path(page).stem for page in PAGES}
 
