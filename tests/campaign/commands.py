@@ -62,7 +62,8 @@ def start(module, arguments, folder, environment=None, limit_bytes=None):
         environment: variables to set.
         limit_bytes: of memory that it may take beyond what this process has.
     """
-    importlib.import_module(f"latentrobust.{module}")
+    for needed in ("runs", module):  # commands import the first only after composing; a fork has it at once
+        importlib.import_module(f"latentrobust.{needed}")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"command-{time.monotonic_ns()}.log"
     sys.stdout.flush()
