@@ -13,11 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from latentrobust.errors import InputError
+from latentrobust.interrupts import Stopped
 from latentrobust.lock import FolderLock
 from latentrobust.sweep import main, status
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
-from latentrobust.sweeping.work import work
+from latentrobust.sweeping.work import running, work
 
 # Stands in for a training: one process per folder at a time, a while of work, and a note of having finished.
 FAKE = """
@@ -118,6 +119,38 @@ def test_a_job_that_was_told_to_stop_goes_on_and_not_for_ever(tmp_path, capsys):
     assert len(work(other.folder, command=lambda *_: stop)) == 1
     assert other.state(other.jobs[0]).detail == "told to stop 3 times"
     assert other.state(other.jobs[0]).name == "FAILED"
+
+
+WAITS = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1], "put away").touch()
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(30)
+"""
+
+
+def stopped_at_work(sweep, claims, number):
+    with running([sys.executable, "-c", WAITS, str(claims)], sweep, claims):
+        while not (claims / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_is_told_to_stop_waits_for_its_job(tmp_path, monkeypatch, number):
+    """Longer than a step of training may take: the job writes its checkpoint."""
+    monkeypatch.setattr("latentrobust.interrupts.GRACE", 0.2)
+    sweep = make(tmp_path / "s", 1)
+    claims = sweep.claims(sweep.jobs[0])
+    claims.mkdir(parents=True)
+    with pytest.raises(Stopped):
+        stopped_at_work(sweep, claims, number)
+    assert (claims / "put away").exists()
 
 
 def test_fifty_jobs_three_workers_and_a_killer(tmp_path):

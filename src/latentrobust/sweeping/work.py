@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latentrobust.errors import InputError
-from latentrobust.interrupts import Stopped, interruptible
+from latentrobust.interrupts import Stopped, interruptible, settle
 from latentrobust.lock import FAILED, FolderLock
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import SWEEP, write_text
@@ -82,6 +82,7 @@ def running(command: Sequence[str], sweep: Sweep, claims: Path) -> Iterator[subp
         finally:
             if process.poll() is None:
                 process.terminate()  # it writes its checkpoint, and the next worker goes on from there
+                settle()  # or it would be said again every few seconds, and look like another Ctrl-C
                 _wait(process)
                 process.kill()
 
