@@ -89,6 +89,15 @@ def test_a_fused_optimiser_that_was_asked_for_cannot_clip_in_half_precision():
         check_trainer(configured(gradient_clip_val=1.0, precision="bf16-mixed", accelerator="cpu"))
 
 
+def test_machines_with_clocks_of_their_own_need_a_folder_that_is_named():
+    cfg = configured(accelerator="cpu", num_nodes=2)
+    cfg.paths = {"output_dir": "outputs/digits/2026-11-27_13-09-00-123456"}
+    with pytest.raises(InputError, match=r"trainer\.num_nodes=2: .*give paths\.output_dir"):
+        check_trainer(cfg)
+    cfg.paths.output_dir = "outputs/two"
+    check_trainer(cfg)
+
+
 def test_a_cpu_that_only_emulates_bfloat16_is_named(monkeypatch, caplog):
     for able, said in (({"avx512_bf16": True}, 0), ({}, 1)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"architecture": "x86_64", **able})

@@ -23,7 +23,7 @@ from latentrobust.measure import check_evaluation
 from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
-from latentrobust.run_folder import writes
+from latentrobust.run_folder import NAMED_BY_TIME, writes
 from latentrobust.session import Session, is_shared
 from latentrobust.stages import variants
 from latentrobust.tasks.classification import check_fit
@@ -67,8 +67,8 @@ def check_trainer(cfg: DictConfig) -> None:
     """Refuse combinations that would fail late or hang.
 
     Raises:
-        InputError: for float16, a GPU that is not there, strategies that lose results, DDP inside a sweep, or a
-            launcher outside one.
+        InputError: for float16, a GPU that is not there, strategies that lose results, DDP inside a sweep, a
+            launcher outside one, or several machines without a folder that all of them know.
     """
     trainer = cfg.trainer
     accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
@@ -94,6 +94,11 @@ def check_trainer(cfg: DictConfig) -> None:
                 )
     if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
+    if trainer.get("num_nodes", 1) != 1 and NAMED_BY_TIME.fullmatch(Path(str(cfg.paths.output_dir)).name):
+        raise InputError(
+            f"trainer.num_nodes={trainer.num_nodes}: each machine would name the run's folder by its own clock:"
+            " give paths.output_dir=… on a disk that all of them see"
+        )
     engine = (cfg.get("launcher") or {}).get("engine")
     if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
         raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
