@@ -9,12 +9,14 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from latentrobust.batch import Batch
-from latentrobust.graphs import GraphedLoss, GraphWarning, Recorder
+from latentrobust.graphs import RARE, GraphedLoss, GraphedPass, GraphWarning, Recorder
 from latentrobust.keys import Purpose
 from latentrobust.learners.cvae import CVAELearner
 from latentrobust.networks import classifiers, cvae, flows
-from latentrobust.perturbation_sets import CVAESet
+from latentrobust.perturbation_sets import CVAESet, FlowSet, PixelBall
+from latentrobust.robustness.attacks import latent_autoattack
 from latentrobust.robustness.objectives import Standard, Trades
+from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.robustness.training import Adversarial, FastAdversarial, RecordedSearches, Setting
 from latentrobust.schedules import PiecewiseLinear
 
@@ -182,3 +184,105 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert recorder([x]) is None
+    torch.cuda.manual_seed(1)  # and random numbers come as before
+    one = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(1)
+    torch.testing.assert_close(torch.rand(3, device="cuda"), one)
+
+
+@on_gpu
+def test_random_numbers_go_on_after_a_recording_that_failed():
+    found = []
+    for fails in (False, True):
+        torch.cuda.manual_seed(7)
+        torch.rand(5, device="cuda")
+        if fails:
+            with pytest.warns(GraphWarning):
+                Recorder(lambda x: x * float(x.max()))([torch.ones(3, device="cuda")])
+        found.append(torch.rand(4, device="cuda"))
+    torch.testing.assert_close(*found)
+
+
+def test_without_a_gpu_a_pass_is_the_function_itself():
+    own = GraphedPass(lambda u, x: (u * x, x))
+    u, x = torch.rand(3, requires_grad=True), torch.rand(3)
+    for _ in range(RARE + 2):
+        product, same = own(u, x)
+    assert same is x
+    torch.testing.assert_close(torch.autograd.grad(product.sum(), u)[0], x)
+
+
+@on_gpu
+def test_a_recorded_pass_has_the_functions_values_and_gradients():
+    weight = torch.rand(4, 3, device="cuda")
+    own = GraphedPass(lambda u, x: ((u @ weight + x).sin(), (u.detach() + 1)))
+    kept = []
+    for number in range(RARE + 4):
+        u = torch.rand(5, 4, device="cuda", requires_grad=True)
+        x = torch.rand(5, 3, device="cuda")
+        values, more = own(u, x)
+        (gradient,) = torch.autograd.grad((values * (number + 1)).square().sum(), u)
+        expected = (u @ weight + x).sin()
+        torch.testing.assert_close(values, expected)
+        torch.testing.assert_close(more, u.detach() + 1)
+        kept.append((gradient, torch.autograd.grad((expected * (number + 1)).square().sum(), u)[0]))
+        with torch.no_grad():  # another recording in the same memory
+            torch.testing.assert_close(own(u.detach(), x)[0], expected.detach())
+    for gradient, expected in kept:  # later calls have not written over them
+        torch.testing.assert_close(gradient, expected)
+    assert len(own._made) == 2
+
+
+def evaluated(kind):
+    torch.manual_seed(3)
+    if kind == "flow":
+        network = flows.build("glow", image_shape=[1, 8, 8], levels=1, steps=2, hidden=8)
+        network.initialized.fill_(True)
+        perturbations, side = FlowSet(network, "l2", 3.0), 8
+    elif kind == "pixels":
+        perturbations, side = PixelBall((1, 12, 12), "linf", 0.1), 12
+    else:
+        perturbations, side = small_set(), 12
+        with torch.no_grad():  # parts that start as the identity would leave images alone
+            for weight in perturbations.network.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        perturbations.set_radius(4.0)
+    model = classifiers.build("lenet5" if kind == "cvae" else "standard_cnn", image_shape=[1, side, side]).to("cuda")
+    x = torch.rand(37, 1, side, side, generator=torch.Generator().manual_seed(1)).to("cuda")
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    return model, perturbations.to("cuda").eval(), x, y
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", ["cvae", "flow", "pixels"])
+def test_recorded_attacks_find_what_others_find(kind):
+    model, perturbations, x, y = evaluated(kind)
+    radius, found = perturbations.ball.radius, {}
+    for recorded in (False, True):
+        attack = latent_autoattack(
+            steps=10, restarts=2, targets=2, draws=8, refinements=8, chunk=24, checks=False, cuda_graphs=recorded
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", GraphWarning)
+            found[recorded] = attack(model, perturbations, x, y, radii=[radius / 4, radius])
+    one, other = found[False], found[True]
+    assert (one.fooled != other.fooled).float().mean() < 0.1  # walks that round otherwise may end elsewhere
+    assert int(other.fooled.sum()) > 0
+    torch.testing.assert_close(perturbations.at(x).decode(other.offsets), other.images, rtol=1e-3, atol=1e-3)
+
+
+@on_gpu
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("kind", ["cvae", "flow", "pixels"])
+def test_recorded_votes_are_those_of_others(kind, adaptive):
+    model, perturbations, x, _ = evaluated(kind)
+    found = []
+    for recorded in (False, True):
+        smoothed = SmoothedModel(model, perturbations, 0.5, batch=40, cuda_graphs=recorded)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", GraphWarning)
+            found.append(smoothed.certify(x[:5], n0=20, n=1000, adaptive=adaptive, targets=[0.2]))
+    one, other = found
+    assert torch.equal(one.draws, other.draws)
+    assert int((one.counts - other.counts).abs().max()) <= 5  # of a thousand, at near ties

@@ -11,10 +11,11 @@ shapes again. Where a function cannot be recorded, that is said once, and it run
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 WARM_UP = 3  # runs before recording: libraries choose their algorithms, and allocate what they keep
 KEPT = 2  # recordings of one function, each with memory of its own; beyond them the oldest is dropped
+RARE = 8  # calls with one shape up to which a pass is not worth its recording
 
 Key = Hashable
 Result = TypeVar("Result")
@@ -89,13 +91,13 @@ class Recorder(Generic[Result]):
         key = (_signature(inputs), self._weights(), torch.is_autocast_enabled("cuda"))
         if key not in self._recordings:
             try:
-                made = self._record([value.detach().clone() for value in inputs])
+                with _recovering(inputs[0].device):
+                    made = self._record([value.detach().clone() for value in inputs])
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 self._failed = True
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"runs without a CUDA graph: {reason}", GraphWarning, stacklevel=2)
+                _warn(error)
                 return None
             while len(self._recordings) >= KEPT:
                 self._recordings.pop(next(iter(self._recordings)))
@@ -196,6 +198,73 @@ class _Replayed(torch.autograd.Function):
         return None, None, *(None if gradient is None else next(scaled) for gradient in ctx.gradients)
 
 
+class GraphedPass:
+    """A function that is differentiated in its first tensor alone, whose passes are recordings on a GPU.
+
+    For networks that stay as they are while it is used. Shapes that come often are recorded, in memory that all
+    recordings share, so that a backward pass has to follow its forward pass before another one begins.
+
+    Args:
+        function: tensors to one that may be differentiated, and one that may not.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.function = function
+        self._calls: Counter[Key] = Counter()
+        self._made: dict[Key, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._pool: Any = None
+        self._failed = False
+
+    def __call__(self, u: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        """What the function makes of them."""
+        if self._failed or not u.is_cuda or not _records.get():
+            return self.function(u, *rest)
+        differentiated = u.requires_grad and torch.is_grad_enabled()
+        key = _signature((u, *rest)), differentiated, torch.is_autocast_enabled("cuda")
+        self._calls[key] += 1
+        if key not in self._made and self._calls[key] > RARE:
+            self._record(key, differentiated, u, *rest)
+        found = self._made.get(key)
+        if found is None:
+            return self.function(u, *rest)
+        values, fixed = found(_Kept.apply(u), *rest)
+        return values.clone(), fixed.detach().clone()  # the next call writes over its own
+
+    def _record(self, key: Key, differentiated: bool, u: Tensor, *rest: Tensor) -> None:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        own = tuple(value.detach().clone() for value in (u, *rest))
+        own[0].requires_grad_(differentiated)
+        try:
+            with _recovering(u.device), _uncached(), torch.set_grad_enabled(differentiated):
+                recorded = torch.cuda.make_graphed_callables(
+                    self.function, own, num_warmup_iters=WARM_UP, allow_unused_input=True, pool=self._pool
+                )
+        except RuntimeError as error:
+            self._failed = True
+            _warn(error)
+            return
+        self._made[key] = cast("Callable[..., tuple[Tensor, Tensor]]", recorded)
+
+
+class _Kept(torch.autograd.Function):
+    """The same tensor; its gradient is a copy, since that of a recording is written over by the next one."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        return u.view_as(u)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+
+def _warn(error: RuntimeError) -> None:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    warnings.warn(f"runs without a CUDA graph: {reason}", GraphWarning, stacklevel=3)
+
+
 def _signature(inputs: Sequence[Tensor]) -> Key:
     return tuple((tuple(value.shape), value.stride(), value.dtype, value.device) for value in inputs)
 
@@ -226,6 +295,25 @@ def _uncached() -> Iterator[None]:
     on, narrow = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     with torch.autocast("cuda", narrow, enabled=on, cache_enabled=False):
         yield
+
+
+@contextmanager
+def _recovering(device: torch.device) -> Iterator[None]:
+    """Random numbers of this device come as before, also where recording fails: PyTorch leaves a generator behind that
+    takes the recording to be going on, and refuses to draw."""
+    state = torch.cuda.get_rng_state(device)
+    try:
+        with warnings.catch_warnings():
+            # The runs before a recording are of another stream, as they have to be.
+            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+            yield
+    except BaseException:
+        torch.cuda.synchronize(device)
+        fresh = torch.Generator(device)
+        fresh.set_state(state)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].graphsafe_set_state(fresh)
+        raise
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from latentrobust.benchmark.certification import certify
 from latentrobust.benchmark.corruptions import corruptions
 from latentrobust.benchmark.cvaes import training
 from latentrobust.benchmark.flows import flow
-from latentrobust.benchmark.measuring import Conditions, Row, compiles
+from latentrobust.benchmark.measuring import Conditions, Row
 from latentrobust.benchmark.pairs import data
 from latentrobust.benchmark.unets import unet
+from latentrobust.networks.compiled import compiles
 from latentrobust.networks.precision import bfloat16_is_slow
 
 LOOPS: dict[str, Callable[..., list[Row]]] = {

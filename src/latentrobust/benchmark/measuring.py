@@ -194,15 +194,6 @@ def row(loop: str, shape: list[int], on: Conditions, ours: float, plain: float) 
     }
 
 
-def compiles(device: torch.device) -> bool:
-    """Whether ``torch.compile`` works here; on a CPU it needs a C++ compiler."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception:  # whatever the tool chain says
-        return False
-    return True
-
-
 def done(device: torch.device, samples: int) -> int:
     """The number of samples, once the device has finished them."""
     if device.type == "cuda":

@@ -94,6 +94,7 @@ class CertifySettings:
         batch: images that go through the model at once.
         attack_steps: of a search at each radius for the worst case of the *smoothed* model, which the certificates are
             reported beside (`attack_smoothed`); 0 for none. Models of a class per pixel are not attacked.
+        cuda_graphs: as for `SmoothedModel`.
 
     Example:
         >>> settings = CertifySettings(radii=["p50", "p75"], target="p75", n=1000)
@@ -111,6 +112,7 @@ class CertifySettings:
     examples: Count | None = None
     batch: Count = 512
     attack_steps: Natural = 10
+    cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         if _empty(self.radii):
@@ -286,7 +288,9 @@ class Assessor:
         assert self.certify is not None
         assert self.certificate_table is not None
         settings = self.certify
-        smoothed = SmoothedModel(self.model, self.perturbations, self.sigma, batch=settings.batch)
+        smoothed = SmoothedModel(
+            self.model, self.perturbations, self.sigma, batch=settings.batch, cuda_graphs=settings.cuda_graphs
+        )
         indices = batch.index.tolist()
         known: dict[int, dict[str, float]] = {}
         if self._journal is None and self._journal_path is not None:

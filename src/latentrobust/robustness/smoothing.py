@@ -8,7 +8,8 @@ outside the set, and nothing about a deployed model that sees only a perturbed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 
 from latentrobust.arguments import Count, NonNegative, Positive, Probability, validated
 from latentrobust.errors import InputError
+from latentrobust.graphs import Recorder, recording
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_deterministic, check_images
-from latentrobust.robustness.criteria import answer
+from latentrobust.robustness.criteria import answer, logits_of
 from latentrobust.robustness.inputs import as_images, as_model, check_keys, check_set
 from latentrobust.robustness.memory import halved
+from latentrobust.robustness.passes import bears_recording, holding, tensors_of
 from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
@@ -46,6 +49,7 @@ PROMISE = (
     " It promises nothing outside the set, nor for a model that only sees the perturbed image and conditions on it."
 )
 ABSTAIN = -1
+OFTEN = 16  # passes of one shape from which on a recording of them pays
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class SmoothedModel:
         sigma: standard deviation of the noise, in the unit of ``u``; the noise is not cut to the set's ball.
         batch: images that go through the model at once, draws and examples together; halved where they do not fit
             into memory.
+        cuda_graphs: record passes on a GPU, which starts their kernels together then. None for models and sets of this
+            package; True for your own too, whose passes have to do nothing but start kernels.
 
     Raises:
         InputError: for a ``sigma`` that is not positive, or a set that needs labels.
@@ -154,6 +160,7 @@ class SmoothedModel:
         sigma: Positive,
         *,
         batch: Count = 512,
+        cuda_graphs: bool | None = None,
     ) -> None:
         model, perturbations = as_model(model), check_set(perturbations)
         if perturbations.needs_label:
@@ -161,6 +168,8 @@ class SmoothedModel:
                 "a set that needs the true label cannot be certified: the certificate would know the answer"
             )
         self.model, self.perturbations, self.sigma, self.batch = model, perturbations, sigma, batch
+        self.cuda_graphs = cuda_graphs
+        self._recorders: dict[bool, Recorder[tuple[Tensor, Tensor]]] | None = None  # while the model is frozen
 
     @validated
     def predict(
@@ -180,7 +189,7 @@ class SmoothedModel:
         check_prediction_budget(n, alpha)
         x = as_images(x, self.model, self.perturbations)
         keys = _keys(x, keys)
-        with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+        with self._asked():
             check_images(x)
             parts = []
             for part in _parts(len(x), self.batch):
@@ -226,7 +235,7 @@ class SmoothedModel:
         x = as_images(x, self.model, self.perturbations)
         levels = [level_for(radius, self.sigma) for radius in (0.0, *targets)]
         keys = _keys(x, keys)
-        with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+        with self._asked():
             check_images(x)
             parts = [
                 self._certify(x[part].clone(), keys[part], n0, procedure, levels) for part in _parts(len(x), self.batch)
@@ -234,6 +243,15 @@ class SmoothedModel:
             check_deterministic(self.model, x[: self.batch])
         prediction, radius, p_lower, counts, draws = (torch.cat(column) for column in zip(*parts, strict=True))
         return Certificate(prediction, radius, p_lower, counts, draws, self.sigma, procedure)
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
+            self._recorders = {} if bears_recording(self.model, self.perturbations, self.cuda_graphs) else None
+            try:
+                yield
+            finally:
+                self._recorders = None
 
     def _certify(
         self, x: Tensor, keys: Tensor, n0: int, procedure: Procedure, levels: Sequence[float]
@@ -271,11 +289,15 @@ class SmoothedModel:
         counts: Tensor | None = None
         sound, first = torch.ones((), dtype=torch.bool, device=keys.device), start
         while first < stop:
-            last = min(first + max(self.batch // len(keys), 1), stop)
+            at_once = max(self.batch // len(keys), 1)
+            last = min(first + at_once, stop)
             images = min(self.batch, (last - first) * len(keys))
+            draws = torch.arange(first, last, device=keys.device)
             try:
-                new = self._vote(s, keys, first, last, around)
+                often = stop - start >= OFTEN * at_once and len(draws) == at_once
+                new = self._vote_together(s, keys, draws, around) if often else self._vote(s, keys, draws, around)
             except torch.OutOfMemoryError:
+                self._recorders = None
                 if images == 1:
                     raise
                 new = None
@@ -292,7 +314,27 @@ class SmoothedModel:
             )
         return counts
 
-    def _vote(self, s: SetAt, keys: Tensor, first: int, last: int, around: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _vote_together(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`_vote`, its kernels recorded and started together where that can be."""
+        if self._recorders is None or not keys.is_cuda or len(keys) > self.batch:
+            return self._vote(s, keys, draws, around)
+        centred = around is None
+        inputs = [keys, draws, *([] if around is None else [around]), *tensors_of(s)]
+        if centred not in self._recorders:
+
+            def recorded(keys: Tensor, draws: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+                rest = iter(tensors)
+                around = None if centred else next(rest)
+                return self._vote(holding(s, rest), keys, draws, around)
+
+            self._recorders[centred] = Recorder(recorded)
+        found = self._recorders[centred](inputs)
+        if found is None:
+            return self._vote(s, keys, draws, around)
+        counts, sound = found.replay(inputs)
+        return counts.clone(), sound.clone()
+
+    def _vote(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same of draws that go through the model together, as many examples as fit beside each other.
 
         And whether all images and logits were finite: a model may answer with a class all the same.
@@ -301,15 +343,13 @@ class SmoothedModel:
             parts = []
             for part in _parts(len(keys), self.batch):
                 index = torch.arange(len(keys), device=keys.device)[part]
-                parts.append(
-                    self._vote(s.select(index), keys[part], first, last, None if around is None else around[part])
-                )
+                parts.append(self._vote(s.select(index), keys[part], draws, None if around is None else around[part]))
             return torch.cat([counts for counts, _ in parts]), torch.stack([sound for _, sound in parts]).all()
-        draws = torch.arange(first, last, device=keys.device)
         u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
         u = u if around is None else u + around
         images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
-        logits = answer(self.model, images)
+        # While kernels are recorded, what fails is not the model's fault, and the runs before have asked it.
+        logits = (logits_of if recording() else answer)(self.model, images)
         if logits.dim() < 2 or len(logits) != len(images):
             raise InputError(
                 f"the model must return logits [B, classes, …] for {len(images)} images, got {list(logits.shape)}"

@@ -20,6 +20,7 @@ from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled
 from latentrobust.networks import layout
+from latentrobust.networks.compiled import compiled
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack, Found
@@ -58,6 +59,7 @@ class ClassificationTask(Scheduled):
         select_on: ``"clean"``, ``"perturbed"`` or ``"robust"``: the accuracy by which the best checkpoint is chosen.
         channels_last: lay the model's weights out as convolutions like them best; None for networks of this package.
         cuda_graphs: record the adversary's search on a GPU, and start its kernels together.
+        torch_compile: train through ``torch.compile``, which fuses what lies between convolutions.
         seed: of perturbations, drawn by (seed, epoch, example).
 
     Raises:
@@ -82,6 +84,7 @@ class ClassificationTask(Scheduled):
         select_on: Literal["clean", "perturbed", "robust"] = "robust",
         channels_last: bool | None = None,
         cuda_graphs: bool = True,
+        torch_compile: bool = False,
         seed: Seed = 0,
     ) -> None:
         super().__init__(optimizer, scheduler, cuda_graphs)
@@ -100,6 +103,8 @@ class ClassificationTask(Scheduled):
         if self.augmentation.mixup is not None and type(objective) is not Standard:
             raise InputError("mixup changes images and labels together, which only objective=standard is made for")
         self.model = layout.channels_last(model, channels_last)
+        self.torch_compile = torch_compile
+        self._steps_of = (self.model,)  # the model as steps call it; in a tuple, for it has the model's own weights
         self.training_perturbation, self.objective = training_perturbation, objective
         # In a tuple, so that checkpoints and DDP leave the frozen set alone.
         self._set = (perturbations,)
@@ -148,6 +153,7 @@ class ClassificationTask(Scheduled):
         if self.perturbations is not None:
             self.perturbations.to(self.device)
         self.check_epochs(self.trainer)
+        self._steps_of = (compiled(self.model, self.device) if self.torch_compile else self.model,)
 
     def check_epochs(self, trainer: pl.Trainer) -> None:
         """Refuse a training in which something that was asked for never happens.
@@ -187,16 +193,15 @@ class ClassificationTask(Scheduled):
         """Perturb, then one step of the objective."""
         keys = random.example_keys(self.seed, batch.index, Purpose.TRAINING, batch.epoch)
         batch = self._augmented(batch, keys)
-        setting = Setting(
-            self.model, self.perturbations, batch, keys, self.objective.attack_loss, searches=self.searches
-        )
+        (model,) = self._steps_of
+        setting = Setting(model, self.perturbations, batch, keys, self.objective.attack_loss, searches=self.searches)
         images, targets = self.training_perturbation(setting)
         keys = _keys_of_draws(keys, len(images) // len(keys))
         images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, Purpose.AFTER))
         if self.augmentation.mixup is not None:
             targets = F.one_hot(targets, self._outputs).to(images.dtype)
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
-        step = self.objective(self.model, batch.x, images, targets, keys)
+        step = self.objective(model, batch.x, images, targets, keys)
         loss = step.loss.mean()
         right = self.criterion.accuracy(
             step.logits.detach(), repeated(batch.labels, len(images) // len(batch))

@@ -18,9 +18,10 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_images, check_model, check_offsets
-from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy, logits_of
+from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_keys, check_set
 from latentrobust.robustness.memory import halved
+from latentrobust.robustness.passes import Passes
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.transforms import random
 
@@ -53,11 +54,14 @@ class Attack(ABC):
             `PixelAccuracy` where labels are ``[B, H, W]``.
         chunk: examples attacked at once, which bounds memory; halved where they do not fit into it.
         checks: warn about models whose figures would mean little.
+        cuda_graphs: record passes on a GPU, which starts their kernels together then. None for models and sets of this
+            package; True for your own too, whose passes have to do nothing but start kernels.
     """
 
     criterion: Criterion | None = None
     chunk: Count = 256
     checks: bool = True
+    cuda_graphs: bool | None = None
 
     def describe(self) -> str:
         """The attack in words, for a report: its name and what it spends."""
@@ -118,19 +122,21 @@ class Attack(ABC):
                 check_images(x)
                 self.check()
             start, size = 0, self.chunk
+            passes = Passes(model, perturbations, self.cuda_graphs)
             while start < len(x):
                 part = slice(start, start + size)
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
                 batch = whole.at(part).map(Tensor.clone)
                 problem: Problem | None = None
                 try:
-                    problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y))
+                    problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y), passes)
                     if self.checks and start == 0:
                         check_model(model, batch.x, batch.labels)
                         widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
                         check_offsets(model, problem.s, widest, batch.labels, problem.keys)
                     found.append(self._attack(problem, perturbations.ball, chosen, told))
                 except torch.OutOfMemoryError:
+                    passes.clear()
                     if len(batch.x) == 1:
                         raise
                 else:
@@ -172,9 +178,15 @@ class Problem:
     """One chunk of examples under attack, and the worst image found for each so far. Starts at the set's centre."""
 
     def __init__(
-        self, model: nn.Module, perturbations: PerturbationSet, batch: Batch, keys: Tensor, criterion: Criterion
+        self,
+        model: nn.Module,
+        perturbations: PerturbationSet,
+        batch: Batch,
+        keys: Tensor,
+        criterion: Criterion,
+        passes: Passes,
     ) -> None:
-        self.model, self.criterion, self.batch, self.keys = model, criterion, batch, keys
+        self.criterion, self.batch, self.keys, self.passes = criterion, batch, keys, passes
         x, y = batch.x, batch.labels
         self.s = perturbations.at(x, y)
         shape = (len(x), *perturbations.ball.shape)
@@ -242,12 +254,12 @@ class Search:
 
     def __call__(self, u: Tensor) -> Tensor:
         """The loss at offsets ``u [N, *shape]``: ``[N]``."""
-        images = self.s.decode(u)
-        logits = _float(logits_of(self.problem.model, images))
+        logits, images = self.problem.passes(self.s, u, len(self.problem.score))
+        logits = _float(logits)
         y = self.problem.batch.labels[self.index]
         with torch.no_grad():
             self._score = self.problem.criterion(logits.detach(), y)
-            self.problem.record(self.index, u.detach(), images.detach(), logits.detach(), self._score)
+            self.problem.record(self.index, u.detach(), images, logits.detach(), self._score)
         return self.loss(logits, y, self.index)
 
     def narrow(self) -> Tensor | None:

@@ -159,7 +159,7 @@ def _unit(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
 class WorstOf(Attack):
     """Several attacks one after the other, each on what the others left standing: the worst case over all.
 
-    The members' own criterion, chunk and checks are not used; this attack's are.
+    The members' own criterion, chunk, checks and cuda_graphs are not used; this attack's are.
 
     Example:
         >>> from latentrobust.perturbation_sets import PixelBall
@@ -205,6 +205,7 @@ def latent_autoattack(
     criterion: Criterion | None = None,
     chunk: Count = 256,
     checks: bool = True,
+    cuda_graphs: bool | None = None,
 ) -> WorstOf:
     """The ready-made strong evaluation: PGD, APGD on cross-entropy and on the targeted loss, random search.
 
@@ -219,6 +220,7 @@ def latent_autoattack(
         criterion: when an image counts as fooling; by the labels by default.
         chunk: examples at once.
         checks: warn about models whose figures would mean little.
+        cuda_graphs: as for every attack.
 
     Example:
         >>> latent_autoattack(steps=20, restarts=2, targets=3)  # a short one, for a CPU
@@ -230,4 +232,4 @@ def latent_autoattack(
         APGD(steps=steps, loss="targeted_dlr", targets=targets),
         RandomSearch(draws=draws, refinements=refinements),
     ]
-    return WorstOf(attacks=members, criterion=criterion, chunk=chunk, checks=checks)
+    return WorstOf(attacks=members, criterion=criterion, chunk=chunk, checks=checks, cuda_graphs=cuda_graphs)
