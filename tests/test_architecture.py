@@ -18,7 +18,7 @@ ALLOWED = {
     "learners": {"perturbation_sets", "networks", "transforms", "data", "run_folder"},
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "benchmark": {"learners", "perturbation_sets", "robustness", "networks", "transforms", "data"},
-    "sweeping": {"app", "values", "interrupts", "lock", "preflight", "reporting", "run_folder", "stages"},
+    "sweeping": {"app", "values", "interrupts", "lock", "preflight", "refusals", "reporting", "run_folder", "stages"},
     "sharing": {"perturbation_sets", "robustness", "reporting", "run_folder"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},
 }

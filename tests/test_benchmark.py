@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentrobust.benchmark import attack, certify, main, measuring
+from latentrobust.benchmark import attack, certify, costs, main, measuring
 from latentrobust.benchmark import flows as benchmark_flow
 from latentrobust.benchmark import unets as benchmark_unets
 from latentrobust.benchmark.measuring import Conditions
@@ -47,6 +47,36 @@ def test_attack_and_certify_measure_what_they_say(monkeypatch):
     assert rows["certify_adaptive"]["draws_ratio"] > 7
     gaps = [value for name, value in rows["certify_adaptive"].items() if name.startswith("gap_at")]
     assert all(abs(gap) <= 0.005 for gap in gaps)
+
+
+def test_costs_are_of_what_grows(monkeypatch, capsys):
+    axes = (
+        costs.AXES[0]._replace(sizes=(2, 4, 8)),
+        costs.AXES[2]._replace(sizes=(1, 2, 3), arguments=lambda size: (2, 2, size)),
+        costs.AXES[4]._replace(sizes=(20, 40, 80), arguments=lambda size: (2, size)),
+    )
+    monkeypatch.setattr(costs, "AXES", axes)
+    asked = []
+    monkeypatch.setattr(costs, "step_memory", lambda *call: asked.append(call) or measuring.Memory(1.0, 2.0))
+    rows = costs.cost(HERE)
+    assert [row["loop"] for row in rows[:3]] == [f"cost/attack/examples={size}" for size in (2, 4, 8)]
+    assert [row["loop"].rpartition("=")[0] for row in rows[3::3]] == ["cost/attack/radii", "cost/certify/draws"]
+    for first in (0, 3, 6):
+        assert rows[first]["ratio"] == 1
+    for row, (_, device, *arguments) in zip(rows, asked, strict=True):
+        assert device == HERE.device
+        images, size = arguments[0], int(row["loop"].rpartition("=")[2])
+        assert row["shape"] == [images, 1, 42, 42]
+        grows = size if "examples" in row["loop"] else size * images
+        assert row["seconds"] == pytest.approx(grows / row["samples_per_second"], rel=0.02, abs=1e-3)
+    assert "a ratio of 1 is a cost in proportion" in capsys.readouterr().out
+
+
+def test_no_image_of_the_costs_is_fooled():
+    asked = costs.Attacked(HERE.device, 3, 4, 2)
+    found = asked.attack(asked.model, asked.set, asked.x, asked.y, radii=asked.radii)
+    assert not found.fooled.any()
+    assert found.queries[-1].tolist() == [1 + 2 * 5] * 3  # the centre, and all steps at both radii
 
 
 def test_training_steps_of_cvaes_are_measured(monkeypatch, capsys):

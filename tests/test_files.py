@@ -4,9 +4,9 @@ import stat
 
 import pytest
 
-from latentrobust.app import describe_error
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import disk_of, read_json, read_text, remove_partial, replacing
+from latentrobust.refusals import describe_error
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -98,6 +98,18 @@ def test_machines_with_clocks_of_their_own_need_a_folder_that_is_named():
     check_trainer(cfg)
 
 
+def test_tasks_of_srun_need_a_folder_that_is_named(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    cfg = configured(accelerator="cpu", devices=2)
+    cfg.paths = {"output_dir": "outputs/digits/2026-11-27_13-09-00-123456"}
+    with pytest.raises(InputError, match=r"srun has started 2 tasks: each would name .*give paths\.output_dir"):
+        check_trainer(cfg)
+    for shared, tasks, folder in ((1, "2", cfg.paths.output_dir), (2, "1", cfg.paths.output_dir), (2, "2", "named")):
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        cfg.trainer.devices, cfg.paths.output_dir = shared, folder
+        check_trainer(cfg)
+
+
 def test_a_cpu_that_only_emulates_bfloat16_is_named(monkeypatch, caplog):
     for able, said in (({"avx512_bf16": True}, 0), ({}, 1)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"architecture": "x86_64", **able})

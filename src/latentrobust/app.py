@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import logging
 import os
 import re
@@ -16,14 +15,12 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from latentrobust.errors import InputError, one_line
-from latentrobust.files import FULL, disk_of
+from latentrobust.errors import InputError
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
+from latentrobust.refusals import describe_error, is_bad_input, leave_nothing
 from latentrobust.renamed import experiment_now, key_now
 from latentrobust.run_folder import LATEST, SWEEP, flat, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
@@ -34,20 +31,6 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 
 FEW = 24  # options that an error lists
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
-_DISK = (
-    errno.ENOENT,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EISDIR,
-)
 
 
 def _started(pattern: str) -> str:
@@ -116,7 +99,7 @@ def run_app(
                 raise
             failures.append(error)  # past Hydra, which would print lines of its own
             if is_bad_input(error):
-                _leave_nothing(Path(HydraConfig.get().runtime.output_dir))
+                leave_nothing(Path(HydraConfig.get().runtime.output_dir))
             return None
 
     try:
@@ -236,40 +219,6 @@ def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
     alone = "SLURM_JOB_ID" in os.environ and SWEEP not in os.environ
     if stopped.signal.name == "SIGUSR1" and cfg.get("requeue") and alone and writes():
         say(f"{requeue()}; it goes on in {cfg.paths.output_dir} where the command names paths.output_dir")
-
-
-def _leave_nothing(folder: Path) -> None:
-    """Remove the folder and the empty log that Hydra has made for a run that was refused before it wrote anything."""
-    log = folder / "app.log"
-    if writes() and [*folder.iterdir()] == [log] and not log.stat().st_size:
-        log.unlink()
-        folder.rmdir()
-
-
-def is_bad_input(error: BaseException) -> bool:
-    """Whether an exception is the user's to mend: their values, files, overrides or folders."""
-    if isinstance(error, InputError | InstantiationException | HydraException | OmegaConfBaseException):
-        return True
-    lightning = sys.modules.get("lightning_fabric.utilities.exceptions")  # imported where it has raised anything
-    if lightning is not None and isinstance(error, lightning.MisconfigurationException):
-        return True
-    return isinstance(error, OSError) and error.errno in _DISK
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception as one line, with its cause where that says more."""
-    cause = error.__cause__
-    if isinstance(error, InputError):
-        return one_line(error)
-    if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
-        return one_line(cause)
-    if isinstance(error, InstantiationException) and cause is not None:
-        key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "").partition(": ")[2]
-        return one_line(f"{cause} {f'(in {key})' if key else ''}")
-    if isinstance(error, OSError) and error.errno in _DISK and error.filename:
-        disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
-        return f"cannot use {error.filename}: {error.strerror}{disk}"
-    return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
 
 
 def explained(name: str, error: BaseException) -> str:

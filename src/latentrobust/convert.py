@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from latentrobust.app import CONF, is_bad_input
+from latentrobust.app import CONF
 from latentrobust.calibration import calibrate
 from latentrobust.data.images.pickles import NUMBERS
 from latentrobust.data.module import PairModule
@@ -42,6 +42,7 @@ from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
 from latentrobust.published import beside, read_published
+from latentrobust.refusals import is_bad_input
 from latentrobust.streams import BAD_INPUT, prepare_streams
 from latentrobust.tasks.store import load_model, save_model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -94,10 +95,10 @@ def check_trainer(cfg: DictConfig) -> None:
                 )
     if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
-    if trainer.get("num_nodes", 1) != 1 and NAMED_BY_TIME.fullmatch(Path(str(cfg.paths.output_dir)).name):
+    if (among := _with_own_clocks(trainer)) and NAMED_BY_TIME.fullmatch(Path(str(cfg.paths.output_dir)).name):
         raise InputError(
-            f"trainer.num_nodes={trainer.num_nodes}: each machine would name the run's folder by its own clock:"
-            " give paths.output_dir=… on a disk that all of them see"
+            f"{among} would name the run's folder by its own clock: give paths.output_dir=… on a disk that all of"
+            " them see"
         )
     engine = (cfg.get("launcher") or {}).get("engine")
     if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
@@ -212,3 +213,11 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
 
 def _is_among(name: str, patterns: Any) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _with_own_clocks(trainer: DictConfig) -> str:
+    """Who would each read the clock: processes that this one has not started, and that know nothing of its name."""
+    if trainer.get("num_nodes", 1) != 1:
+        return f"trainer.num_nodes={trainer.num_nodes}: each machine"
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # of srun; submitit's worker has one
+    return f"srun has started {tasks} tasks: each" if is_shared(trainer) and tasks != "1" else ""

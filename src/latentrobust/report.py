@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentrobust.app import is_bad_input
 from latentrobust.errors import InputError, one_line
+from latentrobust.refusals import is_bad_input
 from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import Comparison, among, compare
 from latentrobust.reporting.figures import write_figure

@@ -183,7 +183,7 @@ def test_corrupted_images_are_what_their_manifest_says(tmp_path):
 def test_a_name_that_is_too_long_is_one_line(tmp_path):
     with pytest.raises(OSError, match="File name too long") as error:
         (tmp_path / ("x" * 300)).write_bytes(io.BytesIO().getvalue())
-    from latentrobust.app import describe_error, is_bad_input  # noqa: PLC0415
+    from latentrobust.refusals import describe_error, is_bad_input  # noqa: PLC0415
 
     assert is_bad_input(error.value)
     assert "\n" not in describe_error(error.value)

@@ -20,10 +20,10 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from latentrobust import measure, stages
-from latentrobust.app import describe_error
 from latentrobust.errors import InputError
 from latentrobust.learners.cvae import CVAELearner
 from latentrobust.preflight import check_optimized_metric
+from latentrobust.refusals import describe_error
 from latentrobust.runs import evaluate, train
 from latentrobust.tasks.classification import ClassificationTask
 

@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 
 import latentrobust
 from latentrobust import load_model
-from latentrobust.app import describe_error, is_bad_input
 from latentrobust.errors import InputError
+from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.robustness.training import CatastrophicOverfittingError
 from latentrobust.runs import evaluate, train
 

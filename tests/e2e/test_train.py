@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentrobust import load_perturbation_set
-from latentrobust.app import describe_error, is_bad_input
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError
+from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.report import main as report_main
 from latentrobust.runs import evaluate, train
 

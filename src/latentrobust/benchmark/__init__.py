@@ -15,6 +15,7 @@ from rich.table import Table
 from latentrobust.benchmark.attacks import attack
 from latentrobust.benchmark.certification import certify
 from latentrobust.benchmark.corruptions import corruptions
+from latentrobust.benchmark.costs import cost
 from latentrobust.benchmark.cvaes import training
 from latentrobust.benchmark.flows import flow
 from latentrobust.benchmark.measuring import Conditions, Row
@@ -31,6 +32,7 @@ LOOPS: dict[str, Callable[..., list[Row]]] = {
     "certify": certify,
     "flow": flow,
     "unet": unet,
+    "cost": cost,
 }
 WIDTH = 120
 WITHOUT_MODELS = ("data", "corruptions")  # nothing in them has a precision to choose

@@ -15,17 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentrobust.app import (
-    check_from,
-    describe_error,
-    follow_latest,
-    is_bad_input,
-    leave_out,
-    left_out_groups,
-    resolved,
-)
+from latentrobust.app import check_from, follow_latest, leave_out, left_out_groups, resolved
 from latentrobust.errors import InputError
 from latentrobust.preflight import check_optimized_metric
+from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.stages import variants
 from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from latentrobust.app import CONF, describe_error, follow_latest, leave_out, null_groups, quoted_coverage, resolved
+from latentrobust.app import CONF, follow_latest, leave_out, null_groups, quoted_coverage, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
 from latentrobust.lock import FolderLock, holder_of
+from latentrobust.refusals import describe_error
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, read_metrics, write_csv, write_text
 from latentrobust.streams import BAD_INPUT

@@ -1,0 +1,77 @@
+"""Bad input: which errors are the user's to mend, the line that says so, and no folder left behind."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+from latentrobust.errors import InputError, one_line
+from latentrobust.files import FULL, disk_of
+from latentrobust.lock import FAILED
+from latentrobust.run_folder import CONFIG, NAMED_BY_TIME, writes
+
+_DISK = (
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
+)
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether an exception is the user's to mend: their values, files, overrides or folders."""
+    if isinstance(error, InputError | InstantiationException | HydraException | OmegaConfBaseException):
+        return True
+    lightning = sys.modules.get("lightning_fabric.utilities.exceptions")  # imported where it has raised anything
+    if lightning is not None and isinstance(error, lightning.MisconfigurationException):
+        return True
+    return isinstance(error, OSError) and error.errno in _DISK
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception as one line, with its cause where that says more."""
+    cause = error.__cause__
+    if isinstance(error, InputError):
+        return one_line(error)
+    if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
+        return one_line(cause)
+    if isinstance(error, InstantiationException) and cause is not None:
+        key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "").partition(": ")[2]
+        return one_line(f"{cause} {f'(in {key})' if key else ''}")
+    if isinstance(error, OSError) and error.errno in _DISK and error.filename:
+        disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
+        return f"cannot use {error.filename}: {error.strerror}{disk}"
+    return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
+
+
+def leave_nothing(folder: Path) -> None:
+    """Remove the folder that Hydra has made for a run that was refused before it made anything.
+
+    And the folders above it that are empty then. In a folder that the user named, all but an empty log may be of an
+    earlier run, and stays.
+    """
+    there, own = [*folder.iterdir()], NAMED_BY_TIME.fullmatch(folder.name)
+    log = folder / "app.log"
+    unneeded = {log.name, CONFIG, FAILED} if own else {log.name} if log in there and not log.stat().st_size else set()
+    if not writes() or not {path.name for path in there} <= unneeded:
+        return
+    for path in there:
+        path.unlink()
+    folder.rmdir()
+    if own and folder.is_relative_to(Path.cwd()):
+        with suppress(OSError):  # one that holds something
+            for parent in folder.parents[: len(folder.parts) - len(Path.cwd().parts) - 1]:
+                parent.rmdir()
