@@ -233,6 +233,34 @@ def test_a_recorded_pass_has_the_functions_values_and_gradients():
     assert len(own._made) == 2
 
 
+@on_gpu
+def test_a_function_without_a_gradient_is_recorded_without_one():
+    own = GraphedPass(lambda u, x: ((u.detach() * x).sign(), x))
+    for _ in range(RARE + 4):
+        u, x = torch.rand(5, device="cuda", requires_grad=True), torch.rand(5, device="cuda")
+        values, _ = own(u, x)
+        assert not values.requires_grad
+        torch.testing.assert_close(values, (u * x).sign().detach())
+    assert own._made
+
+
+@on_gpu
+def test_memory_of_recordings_is_given_back():
+    weight = torch.rand(512, 512, device="cuda")
+    left = []
+    for _ in range(3):
+        own = GraphedPass(lambda u, x: ((u @ weight @ weight).sin() + x, x))
+        for _ in range(RARE + 2):
+            u, x = torch.rand(4096, 512, device="cuda", requires_grad=True), torch.rand(4096, 512, device="cuda")
+            torch.autograd.grad(own(u, x)[0].sum(), u)
+        assert own._made
+        own.clear()
+        del own, u, x
+        torch.cuda.empty_cache()
+        left.append(torch.cuda.memory_reserved())
+    assert left[2] <= left[0]
+
+
 def evaluated(kind):
     torch.manual_seed(3)
     if kind == "flow":

@@ -99,7 +99,7 @@ def run_app(
                 raise
             failures.append(error)  # past Hydra, which would print lines of its own
             if is_bad_input(error):
-                leave_nothing(Path(HydraConfig.get().runtime.output_dir))
+                leave_nothing(Path(HydraConfig.get().runtime.output_dir), _names_a_folder())
             return None
 
     try:
@@ -219,6 +219,15 @@ def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:
     alone = "SLURM_JOB_ID" in os.environ and SWEEP not in os.environ
     if stopped.signal.name == "SIGUSR1" and cfg.get("requeue") and alone and writes():
         say(f"{requeue()}; it goes on in {cfg.paths.output_dir} where the command names paths.output_dir")
+
+
+def _names_a_folder() -> bool:
+    """Whether the command line says where the run's folder is."""
+    given = HydraConfig.get().overrides
+    return any(
+        line.lstrip("+~").startswith(("paths.output_dir", "paths.root", "hydra.run", "hydra.job"))
+        for line in (*given.task, *given.hydra)
+    )
 
 
 def explained(name: str, error: BaseException) -> str:

@@ -10,6 +10,7 @@ shapes again. Where a function cannot be recorded, that is said once, and it run
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -202,7 +203,8 @@ class GraphedPass:
     """A function that is differentiated in its first tensor alone, whose passes are recordings on a GPU.
 
     For networks that stay as they are while it is used. Shapes that come often are recorded, in memory that all
-    recordings share, so that a backward pass has to follow its forward pass before another one begins.
+    recordings share, so that a backward pass has to follow its forward pass before another one begins. `clear` gives
+    the memory back.
 
     Args:
         function: tensors to one that may be differentiated, and one that may not.
@@ -213,22 +215,32 @@ class GraphedPass:
         self._calls: Counter[Key] = Counter()
         self._made: dict[Key, Callable[..., tuple[Tensor, Tensor]]] = {}
         self._pool: Any = None
-        self._failed = False
+        self._flat = False  # whether the function has no gradient
+        self.failed = False
 
     def __call__(self, u: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         """What the function makes of them."""
-        if self._failed or not u.is_cuda or not _records.get():
+        if self.failed or not u.is_cuda or not _records.get():
             return self.function(u, *rest)
-        differentiated = u.requires_grad and torch.is_grad_enabled()
+        differentiated = u.requires_grad and torch.is_grad_enabled() and not self._flat
         key = _signature((u, *rest)), differentiated, torch.is_autocast_enabled("cuda")
         self._calls[key] += 1
         if key not in self._made and self._calls[key] > RARE:
             self._record(key, differentiated, u, *rest)
         found = self._made.get(key)
         if found is None:
-            return self.function(u, *rest)
-        values, fixed = found(_Kept.apply(u), *rest)
+            values, fixed = self.function(u, *rest)
+            self._flat = self._flat or (differentiated and not values.requires_grad)
+            return values, fixed
+        values, fixed = found(_Kept.apply(u) if differentiated else u.detach(), *rest)
         return values.clone(), fixed.detach().clone()  # the next call writes over its own
+
+    def clear(self) -> None:
+        """Give the memory of all recordings back."""
+        if self._made or self._pool is not None:
+            self._made.clear()
+            self._pool = None
+            gc.collect()  # PyTorch keeps a recording's graphs and tensors in a circle
 
     def _record(self, key: Key, differentiated: bool, u: Tensor, *rest: Tensor) -> None:
         if self._pool is None:
@@ -241,10 +253,13 @@ class GraphedPass:
                     self.function, own, num_warmup_iters=WARM_UP, allow_unused_input=True, pool=self._pool
                 )
         except RuntimeError as error:
-            self._failed = True
+            self.failed = True
             _warn(error)
-            return
-        self._made[key] = cast("Callable[..., tuple[Tensor, Tensor]]", recorded)
+        else:
+            self._made[key] = cast("Callable[..., tuple[Tensor, Tensor]]", recorded)
+        if self.failed:  # the function itself fitted into memory before: it gets back what recordings took
+            self.clear()
+            torch.cuda.empty_cache()
 
 
 class _Kept(torch.autograd.Function):
@@ -299,8 +314,8 @@ def _uncached() -> Iterator[None]:
 
 @contextmanager
 def _recovering(device: torch.device) -> Iterator[None]:
-    """Random numbers of this device come as before, also where recording fails: PyTorch leaves a generator behind that
-    takes the recording to be going on, and refuses to draw."""
+    """Where recording fails, random numbers of this device go on: PyTorch leaves a generator behind that takes the
+    recording to be going on, and refuses to draw."""
     state = torch.cuda.get_rng_state(device)
     try:
         with warnings.catch_warnings():

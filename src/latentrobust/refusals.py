@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -15,6 +16,7 @@ from latentrobust.files import FULL, disk_of
 from latentrobust.lock import FAILED
 from latentrobust.run_folder import CONFIG, NAMED_BY_TIME, writes
 
+LOG = "app.log"
 _DISK = (
     errno.ENOENT,
     errno.ENOSPC,
@@ -57,21 +59,29 @@ def describe_error(error: BaseException) -> str:
     return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
 
 
-def leave_nothing(folder: Path) -> None:
+def leave_nothing(folder: Path, named: bool) -> None:
     """Remove the folder that Hydra has made for a run that was refused before it made anything.
 
-    And the folders above it that are empty then. In a folder that the user named, all but an empty log may be of an
-    earlier run, and stays.
+    And the folders above it that are empty then, up to where the command was given. In a folder that the user named,
+    all but an empty log may be of an earlier run, and stays.
+
+    Args:
+        folder: of the run.
+        named: whether the user named it, or a folder above it.
     """
-    there, own = [*folder.iterdir()], NAMED_BY_TIME.fullmatch(folder.name)
-    log = folder / "app.log"
-    unneeded = {log.name, CONFIG, FAILED} if own else {log.name} if log in there and not log.stat().st_size else set()
-    if not writes() or not {path.name for path in there} <= unneeded:
-        return
-    for path in there:
-        path.unlink()
-    folder.rmdir()
-    if own and folder.is_relative_to(Path.cwd()):
-        with suppress(OSError):  # one that holds something
-            for parent in folder.parents[: len(folder.parts) - len(Path.cwd().parts) - 1]:
+    with suppress(OSError):  # what stays in the way, stays
+        start = Path(HydraConfig.get().runtime.cwd).resolve()
+        folder = folder.resolve()
+        if not writes() or folder == start or start.is_relative_to(folder):
+            return
+        there = {path.name: path for path in folder.iterdir()}
+        empty = {LOG} if LOG in there and not there[LOG].stat().st_size else set()
+        own = not named and NAMED_BY_TIME.fullmatch(folder.name) is not None
+        if not set(there) <= ({LOG, CONFIG, FAILED} if own else empty):
+            return
+        for path in there.values():
+            path.unlink()
+        folder.rmdir()
+        if own and folder.is_relative_to(start):
+            for parent in folder.parents[: len(folder.parts) - len(start.parts) - 1]:
                 parent.rmdir()

@@ -59,6 +59,24 @@ def test_bad_input_exits_with_2_and_one_line(tmp_path, module, arguments, messag
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_refused_takes_nothing_of_an_earlier_run_along(tmp_path):
+    earlier = tmp_path / "outputs" / "digits" / "rts" / "2024-01-02_03-04-05-678901"
+    earlier.mkdir(parents=True)
+    for name in ("app.log", "config.yaml", "FAILED"):
+        (earlier / name).write_text("of before")
+    (tmp_path / "outputs" / "evaluate").mkdir()
+    named = command("train", *TINY, "learner.likelihood=poisson", f"paths.output_dir={earlier}", cwd=tmp_path)
+    other = command("train", *TINY, "learner.likelihood=poisson", cwd=tmp_path)
+    assert (named.returncode, other.returncode) == (2, 2)
+    assert {path.name for path in earlier.iterdir()} >= {"app.log", "config.yaml", "FAILED"}
+    assert [path.name for path in earlier.parent.iterdir()] == [earlier.name]
+    here = command(
+        "train", *TINY, "learner.likelihood=poisson", "paths.output_dir=.", cwd=tmp_path / "outputs" / "evaluate"
+    )
+    assert here.returncode == 2
+    assert "poisson" in here.stderr  # the folder that one stands in is there still
+
+
 def test_an_output_folder_without_space_stops_with_one_line(tmp_path):
     """A file-size limit stands in for a full disk: every write past it fails."""
     run = (

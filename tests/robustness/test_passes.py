@@ -67,6 +67,11 @@ def test_models_of_this_package_may_be_recorded_and_others_where_they_are_said_t
     assert not bears_recording(model, perturbations, None)
     hook.remove()
     assert bears_recording(model, perturbations, None)
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not bears_recording(model, perturbations, None)
+    hook.remove()
+    model.forward = torch.zeros_like  # somebody's patch
+    assert not bears_recording(model, perturbations, None)
 
 
 def test_a_set_whose_network_is_somebodys_own_is_not_recorded():

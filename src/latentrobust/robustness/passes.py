@@ -27,20 +27,23 @@ At = TypeVar("At", bound=SetAt)
 def bears_recording(model: nn.Module, perturbations: PerturbationSet, wanted: bool | None) -> bool:
     """Whether passes may be recorded: as ``wanted``, or, for None, where all parts are known to do nothing else.
 
-    Parts are known if they are layers of PyTorch, or of this package, and nobody has put a hook on them.
+    Parts are known if they are layers of PyTorch, or of this package, as they come: without hooks, and with the
+    ``forward`` of their class.
     """
     if wanted is not None:
         return wanted
     parts = [*model.modules(), *perturbations.modules()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return all(
-        type(part).__module__.startswith(_KNOWN) and not any(getattr(part, hook, None) for hook in hooks)
+    return not nn.modules.module._has_any_global_hook() and all(
+        type(part).__module__.startswith(_KNOWN)
+        and "forward" not in vars(part)
+        and not any(getattr(part, hook, None) for hook in hooks)
         for part in parts
     )
 
 
 class Passes:
-    """Images and logits at offsets, for all searches of one attack.
+    """Images and logits at offsets, for all searches of one attack; used in a ``with``, whose end frees recordings.
 
     Args:
         model: frozen, as long as this is used.
@@ -54,6 +57,12 @@ class Passes:
         self._recorded: GraphedPass | None = None
         self._filled: tuple[SetAt, int, SetAt] | None = None
 
+    def __enter__(self) -> Passes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
     def __call__(self, s: SetAt, u: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         """Logits, which may be differentiated in ``u [N, *shape]``, and images, which may not.
 
@@ -62,7 +71,7 @@ class Passes:
             u: their offsets.
             whole: examples in the chunk. Recordings are for shares of it; what is missing is filled up and cut off.
         """
-        if not (self._records and u.is_cuda):
+        if not (self._records and u.is_cuda) or (self._recorded is not None and self._recorded.failed):
             return self._pass(s, u)
         at, full = self._filled_up(s, u, whole)
         if self._recorded is None:
@@ -71,7 +80,9 @@ class Passes:
         return (logits, images) if full is u else (logits[: len(u)], images[: len(u)])
 
     def clear(self) -> None:
-        """Give the memory of all recordings back, and record no more: for what does not fit into memory."""
+        """Give the memory of all recordings back, and record no more: at the end, or where memory is short."""
+        if self._recorded is not None:
+            self._recorded.clear()
         self._records, self._recorded, self._filled = False, None, None
 
     def _pass(self, s: SetAt, u: Tensor) -> tuple[Tensor, Tensor]:

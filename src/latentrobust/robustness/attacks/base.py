@@ -117,12 +117,16 @@ class Attack(ABC):
             keys = random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.ASSESSMENT)
         check_keys(keys, x)
         whole, found = Batch.of(x, y, x_tilde, offset), []
-        with frozen(model, perturbations), torch.inference_mode(False), torch.no_grad():
+        with (
+            frozen(model, perturbations),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            Passes(model, perturbations, self.cuda_graphs) as passes,
+        ):
             if self.checks:
                 check_images(x)
                 self.check()
             start, size = 0, self.chunk
-            passes = Passes(model, perturbations, self.cuda_graphs)
             while start < len(x):
                 part = slice(start, start + size)
                 # Tensors made under inference mode cannot take part in a gradient; clones can.
@@ -136,7 +140,6 @@ class Attack(ABC):
                         check_offsets(model, problem.s, widest, batch.labels, problem.keys)
                     found.append(self._attack(problem, perturbations.ball, chosen, told))
                 except torch.OutOfMemoryError:
-                    passes.clear()
                     if len(batch.x) == 1:
                         raise
                 else:
@@ -145,6 +148,7 @@ class Attack(ABC):
                 if told is not None and problem is not None:
                     told(-problem.searched)
                 del problem
+                passes.clear()
                 size = halved(len(batch.x), "chunk")
         return Found(
             tuple(chosen),

@@ -155,7 +155,8 @@ class TrainingPerturbation(ABC):
         images = repeated(at.batch.x, self.draws).unflatten(0, (self.draws, -1)).clone()
         chosen = (random.uniform(random.fold_in(at.keys, Purpose.CHOICE)) < self.ratio).nonzero()[:, 0]
         if len(chosen):
-            images[:, chosen] = self.perturb(at.select(chosen)).unflatten(0, (self.draws, -1))
+            some = at.select(chosen)._replace(searches=None)  # another number each time: nothing to record
+            images[:, chosen] = self.perturb(some).unflatten(0, (self.draws, -1))
         return Perturbed(images.flatten(0, 1), labels)
 
 
