@@ -1,5 +1,6 @@
 """Recorded steps: the same losses, gradients and images; and nothing in them that would wait for a GPU."""
 
+import contextlib
 import copy
 import warnings
 from functools import partial
@@ -210,6 +211,79 @@ def test_without_a_gpu_a_pass_is_the_function_itself():
         product, same = own(u, x)
     assert same is x
     torch.testing.assert_close(torch.autograd.grad(product.sum(), u)[0], x)
+
+
+@pytest.fixture
+def graphed(monkeypatch):
+    """A GPU as far as `GraphedPass` looks at one. What it would record is called as it is, and counted; or it fails."""
+    told = {"recorded": 0, "fails": False}
+
+    def make(function, inputs, **_):
+        told["recorded"] += 1
+        assert inputs[0].requires_grad is torch.is_grad_enabled()
+        if told["fails"]:
+            raise RuntimeError("cannot be captured")
+        return function
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr("latentrobust.graphs._recovering", lambda device: contextlib.nullcontext())
+    return told
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_passes_that_come_often_are_recorded_once_for_each_shape(graphed, flat):
+    own = GraphedPass((lambda u, x: ((u * x).detach().sign(), x)) if flat else (lambda u, x: (u * x, x)))
+    for number in range(RARE + 3):
+        for count in (3, 4):
+            u, x = torch.rand(count, requires_grad=True), torch.rand(count)
+            values, same = own(u, x)
+            assert values.requires_grad is not flat
+            assert not same.requires_grad
+            torch.testing.assert_close(same, x)
+            if not flat:
+                torch.testing.assert_close(torch.autograd.grad(values.sum(), u)[0], x)
+        assert graphed["recorded"] == (0 if number < RARE else 2) or flat
+    assert graphed["recorded"] == 2
+    with torch.no_grad():
+        own(torch.rand(3), torch.rand(3))
+    assert graphed["recorded"] == 2  # passes without a gradient are counted apart
+    own.clear()
+    assert not own._made
+
+
+def test_a_pass_that_cannot_be_recorded_runs_as_it_is_and_says_so_once(graphed):
+    graphed["fails"] = True
+    own = GraphedPass(lambda u, x: (u * x, x))
+    u, x = torch.rand(3, requires_grad=True), torch.rand(3)
+    for _ in range(RARE):
+        own(u, x)
+    with pytest.warns(GraphWarning, match="cannot be captured"):
+        torch.testing.assert_close(own(u, x)[0], u * x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(own(u, x)[0], u * x)
+    assert graphed["recorded"] == 1
+
+
+def test_a_whole_attack_goes_through_recordings(graphed):
+    """As on a GPU, up to the recording itself: filled up where examples drop out, cut off again, freed at the end."""
+    torch.manual_seed(2)
+    model = classifiers.build("lenet5", image_shape=[1, 12, 12]).eval()
+    ball = PixelBall((1, 12, 12), "linf", 0.2)
+    x = torch.rand(19, 1, 12, 12)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    radii = [0.05, 0.1, 0.2]
+    options = {"steps": 6, "restarts": 2, "targets": 2, "draws": 6, "refinements": 6, "chunk": 16, "checks": False}
+    plain, found = (
+        latent_autoattack(**options, cuda_graphs=on)(model, ball, x, y, radii=radii) for on in (False, True)
+    )
+    assert graphed["recorded"] > 2
+    assert 0 < int(found.fooled[1].sum()) < 19
+    for one, other in zip(plain[1:], found[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @on_gpu
