@@ -65,7 +65,9 @@ class Session:
         if prefix not in self._loggers:
             named = {"prefix": prefix} if prefix else {}
             self._loggers[prefix] = [
-                instantiate(logger, **named, _convert_="all") for logger in (cfg.logger or {}).values()
+                instantiate(logger, **named, _convert_="all")
+                for logger in (cfg.logger or {}).values()
+                if logger is not None
             ]
             for logger in self._loggers[prefix]:
                 if isinstance(logger, RunLogger):

@@ -77,6 +77,15 @@ def test_what_was_refused_takes_nothing_of_an_earlier_run_along(tmp_path):
     assert "poisson" in here.stderr  # the folder that one stands in is there still
 
 
+def test_a_logger_may_be_left_out(tmp_path):
+    done = command(
+        "train", *TINY, "logger.csv=null", "test=false", f"paths.output_dir={tmp_path / 'run'}", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "DONE").is_file()
+    assert not (tmp_path / "run" / "logs").exists()
+
+
 def test_an_output_folder_without_space_stops_with_one_line(tmp_path):
     """A file-size limit stands in for a full disk: every write past it fails."""
     run = (

@@ -118,7 +118,7 @@ class Search:
                 cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
             leave_out(cfg, without)
             check_values(cfg)
-            if self.plan.prune is not None and "csv" not in (cfg.get("logger") or {}):
+            if self.plan.prune is not None and (cfg.get("logger") or {}).get("csv") is None:
                 raise InputError("prune looks at what a run logs to its folder: drop prune, or logger=none")
             return resolved(cfg)
         except InputError:
