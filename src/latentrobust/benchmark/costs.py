@@ -85,7 +85,7 @@ AXES = (
 
 
 def cost(on: Conditions) -> list[Row]:
-    """A row for each size: what grows a second, beside what of the smallest; in proportion where the ratio is 1."""
+    """A row for each size: what grows, per second, beside the smallest size; in proportion where the ratio is 1."""
     print("  cost: “plain” is the smallest size, so a ratio of 1 is a cost in proportion to the size", flush=True)
     rows = []
     for name, sizes, make, arguments, by_image in AXES:
