@@ -286,6 +286,41 @@ def test_a_whole_attack_goes_through_recordings(graphed):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_all_votes_of_a_certificate_go_through_recordings(graphed, monkeypatch, adaptive):
+    """Of several batches, the last one smaller: one recorded function serves the set at each of them."""
+    replayed = []
+
+    class Recorded:
+        def __init__(self, function):
+            self.function = function
+
+        def __call__(self, inputs):
+            return self
+
+        def replay(self, inputs):
+            replayed.append([len(tensor) for tensor in inputs[:2]])
+            return self.function(*inputs)
+
+    monkeypatch.setattr("latentrobust.robustness.smoothing.Recorder", Recorded)
+    torch.manual_seed(2)
+    model, perturbations = (
+        classifiers.build("lenet5", image_shape=[1, 12, 12]).eval(),
+        PixelBall((1, 12, 12), "l2", 1.0),
+    )
+    x = torch.rand(11, 1, 12, 12)
+    found = []
+    for wanted in (False, True):
+        smoothed = SmoothedModel(model, perturbations, 0.05, batch=8, cuda_graphs=wanted)
+        found.append(smoothed.certify(x, n0=8, n=400, adaptive=adaptive, targets=[0.02]))
+        assert bool(replayed) is wanted
+        assert smoothed._recorder is None  # weights may change from here on
+    assert torch.equal(found[0].counts, found[1].counts)
+    assert torch.equal(found[0].draws, found[1].draws)
+    assert replayed[0] == [8, 1]
+    assert [3, 2] in replayed
+
+
 @on_gpu
 def test_a_recorded_pass_has_the_functions_values_and_gradients():
     weight = torch.rand(4, 3, device="cuda")

@@ -35,7 +35,7 @@ LOOPS: dict[str, Callable[..., list[Row]]] = {
     "cost": cost,
 }
 WIDTH = 120
-WITHOUT_MODELS = ("data", "corruptions")  # nothing in them has a precision to choose
+IN_FLOAT32 = ("data", "corruptions", "cost")  # whatever precision is chosen
 
 
 def _number(value: float) -> str:
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in chosen.loops or LOOPS:
         print(f"measuring {name}", flush=True)
-        rows += LOOPS[name](replace(on, bf16=False) if name in WITHOUT_MODELS else on)
+        rows += LOOPS[name](replace(on, bf16=False) if name in IN_FLOAT32 else on)
     console = Console()
     console.width = max(console.width, WIDTH)  # a cut name would tell nothing
     console.print(_table(rows))

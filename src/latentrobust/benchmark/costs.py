@@ -92,11 +92,10 @@ def cost(on: Conditions) -> list[Row]:
         print(f"  cost/{name}", flush=True)
         steps = [make(on.device, *arguments(size)) for size in sizes]
         rates = in_turns(on.seconds, *(step.step for step in steps))
-        units = [rate if by_image else rate * size for rate, size in zip(rates, sizes, strict=True)]
-        for size, unit in zip(sizes, units, strict=True):
-            found = row(f"cost/{name}={size}", [size if by_image else arguments(size)[0], *SHAPE], on, unit, units[0])
-            memory = step_memory(make, on.device, *arguments(size))
-            images = size if by_image else arguments(size)[0]
-            seconds = size / unit if by_image else images * size / unit
-            rows.append(found | {"peak_memory_mb": round(memory.whole, 1), "seconds": round(seconds, 4)})
+        units = [rate * (1 if by_image else size) for rate, size in zip(rates, sizes, strict=True)]
+        for size, rate, unit in zip(sizes, rates, units, strict=True):
+            images = arguments(size)[0]
+            memory = step_memory(make, on.device, *arguments(size)).whole
+            found = row(f"cost/{name}={size}", [images, *SHAPE], on, unit, units[0])
+            rows.append(found | {"peak_memory_mb": round(memory, 1), "seconds": round(images / rate, 4)})
     return rows

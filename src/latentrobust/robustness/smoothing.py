@@ -169,7 +169,8 @@ class SmoothedModel:
             )
         self.model, self.perturbations, self.sigma, self.batch = model, perturbations, sigma, batch
         self.cuda_graphs = cuda_graphs
-        self._recorders: dict[bool, Recorder[tuple[Tensor, Tensor]]] | None = None  # while the model is frozen
+        self._records = False  # only while the model is frozen
+        self._recorder: Recorder[tuple[Tensor, Tensor]] | None = None
 
     @validated
     def predict(
@@ -247,11 +248,11 @@ class SmoothedModel:
     @contextmanager
     def _asked(self) -> Iterator[None]:
         with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
-            self._recorders = {} if bears_recording(self.model, self.perturbations, self.cuda_graphs) else None
+            self._records = bears_recording(self.model, self.perturbations, self.cuda_graphs)
             try:
                 yield
             finally:
-                self._recorders = None
+                self._records, self._recorder = False, None
 
     def _certify(
         self, x: Tensor, keys: Tensor, n0: int, procedure: Procedure, levels: Sequence[float]
@@ -294,10 +295,10 @@ class SmoothedModel:
             images = min(self.batch, (last - first) * len(keys))
             draws = torch.arange(first, last, device=keys.device)
             try:
-                often = stop - start >= OFTEN * at_once and len(draws) == at_once
-                new = self._vote_together(s, keys, draws, around) if often else self._vote(s, keys, draws, around)
+                often = around is None and stop - start >= OFTEN * at_once and len(draws) == at_once
+                new = self._vote_together(s, keys, draws) if often else self._vote(s, keys, draws, around)
             except torch.OutOfMemoryError:
-                self._recorders = None
+                self._records, self._recorder = False, None
                 if images == 1:
                     raise
                 new = None
@@ -314,27 +315,20 @@ class SmoothedModel:
             )
         return counts
 
-    def _vote_together(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`_vote`, its kernels recorded and started together where that can be."""
-        if self._recorders is None or not keys.is_cuda or len(keys) > self.batch:
-            return self._vote(s, keys, draws, around)
-        centred = around is None
-        inputs = [keys, draws, *([] if around is None else [around]), *tensors_of(s)]
-        if centred not in self._recorders:
-
-            def recorded(keys: Tensor, draws: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-                rest = iter(tensors)
-                around = None if centred else next(rest)
-                return self._vote(holding(s, rest), keys, draws, around)
-
-            self._recorders[centred] = Recorder(recorded)
-        found = self._recorders[centred](inputs)
+    def _vote_together(self, s: SetAt, keys: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """`_vote` around the centre, its kernels recorded and started together where that can be."""
+        if not self._records or not keys.is_cuda or len(keys) > self.batch:
+            return self._vote(s, keys, draws)
+        if self._recorder is None:
+            self._recorder = Recorder(lambda keys, draws, *tensors: self._vote(holding(s, iter(tensors)), keys, draws))
+        inputs = [keys, draws, *tensors_of(s)]
+        found = self._recorder(inputs)
         if found is None:
-            return self._vote(s, keys, draws, around)
+            return self._vote(s, keys, draws)
         counts, sound = found.replay(inputs)
         return counts.clone(), sound.clone()
 
-    def _vote(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _vote(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same of draws that go through the model together, as many examples as fit beside each other.
 
         And whether all images and logits were finite: a model may answer with a class all the same.
