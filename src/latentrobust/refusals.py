@@ -14,9 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import FULL, disk_of
 from latentrobust.lock import FAILED
-from latentrobust.run_folder import CONFIG, NAMED_BY_TIME, writes
+from latentrobust.run_folder import APP_LOG, CONFIG, NAMED_BY_TIME, writes
 
-LOG = "app.log"
 _DISK = (
     errno.ENOENT,
     errno.ENOSPC,
@@ -75,9 +74,9 @@ def leave_nothing(folder: Path, named: bool) -> None:
         if not writes() or folder == start or start.is_relative_to(folder):
             return
         there = {path.name: path for path in folder.iterdir()}
-        empty = {LOG} if LOG in there and not there[LOG].stat().st_size else set()
+        empty = {APP_LOG} if APP_LOG in there and not there[APP_LOG].stat().st_size else set()
         own = not named and NAMED_BY_TIME.fullmatch(folder.name) is not None
-        if not set(there) <= ({LOG, CONFIG, FAILED} if own else empty):
+        if not set(there) <= ({APP_LOG, CONFIG, FAILED} if own else empty):
             return
         for path in there.values():
             path.unlink()

@@ -29,7 +29,7 @@ from latentrobust.interrupts import interruptible, requested, settle
 from latentrobust.lock import FAILED, FolderLock, holder_of, how_it_ended
 
 LOG = logging.getLogger(__name__)
-DONE, CONFIG = "DONE", "config.yaml"
+DONE, CONFIG, APP_LOG = "DONE", "config.yaml", "app.log"
 EARLIER = ".earlier"
 """Where a run's folder keeps what earlier runs left there, a numbered folder each."""
 
@@ -264,7 +264,7 @@ class RunFolder:
         self._lock.release()
 
     def _holds_something(self) -> bool:
-        return self.path.exists() and any(path.name != "app.log" for path in self.path.iterdir())
+        return self.path.exists() and any(path.name != APP_LOG for path in self.path.iterdir())
 
 
 @contextmanager
