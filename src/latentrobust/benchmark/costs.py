@@ -86,7 +86,8 @@ AXES = (
 
 def cost(on: Conditions) -> list[Row]:
     """A row for each size: what grows, per second, beside the smallest size; in proportion where the ratio is 1."""
-    print("  cost: “plain” is the smallest size, so a ratio of 1 is a cost in proportion to the size", flush=True)
+    print("  cost: “plain” is the smallest size, so a ratio of 1 is a cost in proportion to the size")
+    print("  and each size is run once more in a process of its own, whose memory is measured", flush=True)
     rows = []
     for name, sizes, make, arguments, by_image in AXES:
         print(f"  cost/{name}", flush=True)
