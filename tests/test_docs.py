@@ -86,7 +86,7 @@ def check():
 
 def test_the_check_of_docs_shortens_what_is_long_and_nothing_else(check):
     GlobalHydra.instance().clear()
-    found = check.shortened("train", ["-m", "experiment=mnist/warp/rts", "seed=1,2", "trainer.max_epochs=10"])
+    found = check.shortened("train", ["-m", "experiment=mnist/rts", "seed=1,2", "trainer.max_epochs=10"])
     assert {"trainer.max_epochs=2", "data.test_size=16", "evaluation.quality.settings.steps=2"} <= set(found)
     assert not [line for line in found if line.startswith(("seed", "evaluation.robust"))]
     swept = check.shortened("train", ["-m", "+sweep=figure_2", "from=x"])

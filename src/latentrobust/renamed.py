@@ -8,18 +8,20 @@ _TWINS = {"synthetic_illumination": "multi_illumination", "cifar10c/small": "cif
 _SETS = {
     "multi_illumination/mip5": "multi_illumination/set",
     "multi_illumination/cvae": "multi_illumination/set",
-    "mnist/rts_1": "mnist/rts data.draws_per_example=1",
-    "mnist/rts_5": "mnist/rts data.draws_per_example=5",
+    "mnist/warp/rts": "mnist/rts",
+    "mnist/warp/model": "mnist/model",
+    "mnist/rts_1": "mnist/rts/paper data.draws_per_example=1",
+    "mnist/rts_5": "mnist/rts/paper data.draws_per_example=5",
     "cifar10/low_data/flow": "cifar10/flow regime=low_data",
     "cifar10/no_augmentation/flow": "cifar10/flow regime=low_data augmentation@learner.augmentation=none",
     "cifar10/full/vae_gan": "cifar10/vae_gan",
     "cifar10/low_data/vae_gan": "cifar10/vae_gan regime=low_data data.batch_size=500",
 }
-_MODELS = {"mnist/warp": "mnist/warp/model", "fashion_mnist": "fashion_mnist/model", "cifar100": "cifar100/model",
+_MODELS = {"mnist/warp": "mnist/model", "fashion_mnist": "fashion_mnist/model", "cifar100": "cifar100/model",
            "svhn": "svhn/model", "cifar10c": "cifar10c/model", "multi_illumination": "multi_illumination/model",
            "cifar10/full": "cifar10/model", "cifar10/low_data": "cifar10/model regime=low_data",
            "cifar10/no_augmentation": "cifar10/model regime=low_data image_augmentation@task.augmentation=none",
-           "cifar10/table_8": "cifar10/model", "mnist": "mnist/model"}  # fmt: skip
+           "cifar10/table_8": "cifar10/model", "mnist": "mnist/model/paper"}  # fmt: skip
 _STEPS = "training_perturbation.steps=2 training_perturbation.relative_step=0.75"
 _WEAKER = "training_perturbation.stages.second.radius=1 training_perturbation.stages.second.relative_step=0.75"
 _METHODS = {
@@ -62,7 +64,7 @@ def experiment_now(old: str) -> str | None:
     if name in _SETS:
         return f"experiment={_SETS[name]}{size}"
     if (pairing := re.fullmatch(r"cifar10c/cvae_(centred|original_perturbed|perturbed_only)", name)) is not None:
-        return f"experiment=cifar10c/set data.pairing={pairing[1]}{size}"
+        return f"experiment=cifar10c/set/paper data.pairing={pairing[1]}{size}"
     if name in _LENET:
         return f"experiment=mnist/lenet method={name.rpartition('/')[2]}"
     family, _, row = name.rpartition("/")

@@ -12,9 +12,9 @@ from ..conftest import compose_in_process
 from .test_commands import TINY, command, one_line
 from .test_train import TIMES
 
-PLAIN = ["print_config=false", "callbacks.progress=null"]
+PLAIN = ["print_config=false", "report=false", "callbacks.progress=null"]
 OVER = [
-    "experiment=mnist/model", "method=smoothing", "data=digits", "data/perturbation=linf", "data.test_size=12",
+    "experiment=mnist/model/paper", "method=smoothing", "data=digits", "data/perturbation=linf", "data.test_size=12",
     "model=lenet5", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2",
     "task.validation_attack.steps=1", "task.attack_examples=4", "evaluation/robust=paper",
     "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=6", "evaluation.certify.n=40",
@@ -76,7 +76,9 @@ def test_what_the_new_command_says_takes_the_place_of_what_the_old_one_said(made
     assert "data=mnist" in found
     assert not {"data=digits", "data.test_size=12", "evaluation.robust.examples=6"} & set(found)
     assert "data/perturbation=linf" not in found  # of the data that are no more
-    assert {"evaluation.certify.n=40", "from=set", "method=smoothing", "name=mnist/smoothing/evaluate"} <= set(found)
+    assert {"evaluation.certify.n=40", "from=set", "method=smoothing", "name=mnist/paper/smoothing/evaluate"} <= set(
+        found
+    )
     assert [part for part in found if part.startswith("model")] == ["model=trained", f"model.path={made}/model"]
     assert not any(part.startswith(("trainer", "callbacks")) for part in found)
 

@@ -55,7 +55,7 @@ MEASURED = [
 
 
 def start(folder, *overrides, entry="train", base=TINY_MODEL):
-    cfg = compose_in_process(entry, *base, *overrides, f"paths.output_dir={folder}")
+    cfg = compose_in_process(entry, *base, "report=false", *overrides, f"paths.output_dir={folder}")
     return (train if entry == "train" else evaluate)(cfg)
 
 
@@ -67,7 +67,7 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One adversarially trained model that many tests look at and none changes."""
-    return start(tmp_path_factory.mktemp("runs") / "model")
+    return start(tmp_path_factory.mktemp("runs") / "model", "report=true")
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -311,7 +311,14 @@ def test_evaluating_a_model_needs_an_evaluation_of_models(finished, run):
     with pytest.raises(InputError, match="choose evaluation=model"):
         run("e", *path, "perturbation_set=pixel_ball", "print_config=false", entry="evaluate", base=[])
     with pytest.raises(InputError, match="untrained network"):
-        run("u", "experiment=mnist/model", "method=adversarial", "perturbation_set.path=x", entry="evaluate", base=[])
+        run(
+            "u",
+            "experiment=mnist/model/paper",
+            "method=adversarial",
+            "perturbation_set.path=x",
+            entry="evaluate",
+            base=[],
+        )
 
 
 def test_a_set_and_a_model_are_measured_together(finished, run):
