@@ -37,6 +37,7 @@ SMALL = [
     "evaluation.quality.detail=8",
     "evaluation.quality.coverage.steps=2",
     "print_config=false",
+    "report=false",
     "callbacks.progress=null",
 ]
 

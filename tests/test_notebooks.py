@@ -24,10 +24,18 @@ def test_script_and_notebook_hold_the_same_cells(repository, name):
 
 # What takes long in them, and what the suite runs in its place; their pictures were made with the first.
 SHORTER = {
-    "01_learn_a_perturbation_set": {"max_epochs=16": "max_epochs=4"},
-    "02_train_and_certify": {"epochs=12": "epochs=3", "steps=20, restarts=2, draws=20": "steps=5, restarts=1, draws=5"},
-    "03_your_own_pairs": {"epochs=10": "epochs=4"},
-}
+    "01_learn_a_perturbation_set": {"trainer.max_epochs=16": "trainer.max_epochs=4"},
+    "02_train_and_certify": {
+        'first_pairs("test", 96)': 'first_pairs("test", 24)', "epochs=12": "epochs=2",
+        "PGD(steps=20, relative_step=0.2, restarts=2)": "PGD(steps=6, relative_step=0.4)",
+        "steps=20, restarts=2, draws=20": "steps=5, restarts=1, draws=5",
+        "[:48]": "[:8]", "examples=32": "examples=4",
+    },
+    "03_your_own_pairs": {
+        "train=90": "train=60", "    epochs=10,": "    epochs=4,", "range(10)": "range(4)",
+        "PGD(steps=20, relative_step=0.1)": "PGD(steps=6, relative_step=0.4)",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.slow

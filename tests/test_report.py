@@ -213,6 +213,7 @@ def test_the_page_of_a_sweep_is_one_file_that_says_who_leads(tmp_path):
     figures = tmp_path / "b0" / "figures"
     figures.mkdir()
     Image.new("RGB", (700, 300), "red").save(figures / "samples.png")
+    (tmp_path / "b0" / "report.html").write_text("a report")
     (tmp_path / "b0" / "logs").mkdir()
     (tmp_path / "b0" / "logs" / "metrics.csv").write_text("epoch,val/accuracy/clean\n0,0.5\n1,0.7\n")
     (tmp_path / "c3" / "metrics.json").write_text(json.dumps({"radius": 1.0}))
@@ -222,6 +223,7 @@ def test_the_page_of_a_sweep_is_one_file_that_says_who_leads(tmp_path):
         "accuracy/clean: experiment=b has the most, 7", "ahead of 2 of 2 others by more than chance over seeds",
         "12 finished runs in 3 rows; 1 left out", "&lt;no&gt; such thing",
         "accuracy/clean is missing in 1 runs of rows that have it: c3", "Training: accuracy", "../b0/report.html",
+        "../a0/metrics.json",
     ):  # fmt: skip
         assert part in page, part
     assert page.count("data:image/png;base64,") == 2  # curves, and the picture of a row that has one

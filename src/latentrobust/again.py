@@ -15,7 +15,7 @@ RUN = "run="
 # What an earlier command may have said that is about its training, its folder or its machine.
 _NOT_AGAIN = (
     "name", "paths.output_dir", "paths.overwrite", "callbacks", "logger", "launcher", "tags", "optimized_metric",
-    "print_config", "requeue", "trainer", "debug", "test", "ckpt_path", "models", "hydra", "sweep",
+    "print_config", "report", "requeue", "trainer", "debug", "test", "ckpt_path", "models", "hydra", "sweep",
 )  # fmt: skip
 
 

@@ -101,8 +101,9 @@ def measure(
 ) -> tuple[dict[str, float], list[pl.LightningModule]]:
     """Test the set and the models as ``cfg.evaluation`` says.
 
-    Writes ``metrics.json``, ``per_example.csv``, ``figures/`` and ``report.html``. Warnings about the figures are noted
-    (`errors.collecting`), with the name of the model that they are about, and logged.
+    Writes ``metrics.json``, ``per_example.csv`` and, unless ``cfg.report`` is false, ``figures/`` and ``report.html``.
+    Warnings about the figures are noted (`errors.collecting`), with the name of the model that they are about, and
+    logged.
 
     Args:
         cfg: the run's configuration.
@@ -150,7 +151,8 @@ def measure(
             write_csv(folder / "per_example.csv", per_example)  # what was measured first, then pictures of it
         write_metrics(folder, metrics, warnings)
         sentences = in_short(quality, tests)
-        figures = write_run_report(folder, shown, shared.configuration, sections, warnings, sentences)
+        drawn = cfg.get("report", True)  # which runs of before there was a choice do not have
+        figures = write_run_report(folder, shown, shared.configuration, sections, warnings, sentences) if drawn else {}
         Part(folder, SHOWN, {}).finish(*shown.kept())
         # Behind the last training step, so that final values stand at the right end of their curves.
         steps = [int(value) for key, value in metrics.items() if key.rpartition("/")[2] == "steps"]
@@ -175,7 +177,7 @@ def measure(
         for message in warnings:
             LOG.warning(message)
             print(f"warning: {message}")
-        print(f"report: {folder / 'report.html'}")
+        print(f"report: {folder / 'report.html'}" if drawn else f"report: python -m latentrobust.report {folder}")
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
 
 

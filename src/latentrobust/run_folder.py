@@ -48,7 +48,7 @@ JOURNALS = "certificates*.jsonl"
 WITHOUT_EFFECT = (
     "paths.output_dir", "paths.root", "paths.data_dir", "paths.overwrite", "print_config", "callbacks.progress",
     "callbacks.pictures", "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue",
-    "launcher",
+    "launcher", "report",
 )  # fmt: skip
 
 

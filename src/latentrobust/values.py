@@ -29,6 +29,7 @@ TOP: dict[str, Any] = {
     "tags": Sequence[str],
     "test": bool,
     "print_config": bool | Literal["full"],
+    "report": bool,
     "requeue": bool,
     "job_type": str,
     "ckpt_path": str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -64,6 +65,7 @@ def start(module, arguments, folder, environment=None, limit_bytes=None):
     """
     for needed in ("runs", module):  # commands import the first only after composing; a fork has it at once
         importlib.import_module(f"latentrobust.{needed}")
+    gc.freeze()  # a fork that counts what was imported would copy it
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"command-{time.monotonic_ns()}.log"
     sys.stdout.flush()

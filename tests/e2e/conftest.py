@@ -14,7 +14,7 @@ from ..conftest import compose_in_process
 def run(tmp_path_factory):
     def start(name, *overrides, entry="train"):
         folder = tmp_path_factory.mktemp(name.replace("/", "_"))
-        cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
+        cfg = compose_in_process(entry, "report=false", *overrides, f"paths.output_dir={folder}")
         return (train if entry == "train" else evaluate)(cfg)
 
     yield start

@@ -35,7 +35,7 @@ GRID = [
 
 @pytest.fixture(scope="module")
 def learned(run):
-    return run("set", "experiment=cifar10c/set", "size=small", *SET)
+    return run("set", "experiment=cifar10c/set/paper", "size=small", "report=true", *SET)
 
 
 def test_a_set_of_corruptions_has_norms_and_pictures_by_kind(learned):
@@ -57,7 +57,7 @@ def test_a_set_of_corruptions_has_norms_and_pictures_by_kind(learned):
 def test_other_pairings_are_learned(run, pairing):
     metrics = run(
         pairing,
-        "experiment=cifar10c/set",
+        "experiment=cifar10c/set/paper",
         "size=small",
         f"data.pairing={pairing}",
         *SET,
@@ -76,6 +76,7 @@ def augmented(run, learned):
         f"from={learned.folder}",
         *MODEL,
         *GRID,
+        "report=true",
     )
 
 
@@ -130,7 +131,7 @@ def test_a_stored_model_is_compared_with_a_baseline_on_files(augmented, learned,
         "again", *TWIN, "method=data_augmentation", f"from={learned.folder}",
         *photos, *GRID, "model=trained", f"model.path={augmented.folder}", "evaluation.robust=null",
         f"paths.data_dir={tmp_path}", f"+data.root={tmp_path}", "data.test_images=archive",
-        f"evaluation.accuracy.corruptions.baseline={augmented.folder}", entry="evaluate",
+        f"evaluation.accuracy.corruptions.baseline={augmented.folder}", "report=true", entry="evaluate",
     )  # fmt: skip
     metrics = again.metrics
     # The files hold what was generated for the first run: of other test images, the first five are the same.

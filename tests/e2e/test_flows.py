@@ -35,7 +35,7 @@ LENET = ["experiment=mnist/lenet", *CLASSIFIER]
 
 @pytest.fixture(scope="module")
 def flow(run):
-    return run("flow", *FLOW, "logger=wandb", "logger.wandb.offline=true")
+    return run("flow", *FLOW, "report=true", "logger=wandb", "logger.wandb.offline=true")
 
 
 def test_a_flow_is_learned_measured_and_stored(flow):

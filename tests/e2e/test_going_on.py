@@ -29,19 +29,19 @@ from latentrobust.tasks.classification import ClassificationTask
 
 from ..campaign.configurations import MODEL, SET, SEVERAL
 from ..conftest import compose_in_process
-from .test_commands import ENVIRONMENT, command, one_line
+from .test_commands import ENVIRONMENT, begin, command, one_line
 from .test_train import contents, stable
 
 
 def start(folder, *overrides, entry="train"):
-    cfg = compose_in_process(entry, *overrides, f"paths.output_dir={folder}")
+    cfg = compose_in_process(entry, "report=false", *overrides, f"paths.output_dir={folder}")
     return (train if entry == "train" else evaluate)(cfg)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of a set and three models that was left alone."""
-    yield start(tmp_path_factory.mktemp("runs") / "whole", *SEVERAL)
+    yield start(tmp_path_factory.mktemp("runs") / "whole", *SEVERAL, "report=true")
     GlobalHydra.instance().clear()
 
 
@@ -66,17 +66,17 @@ def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as broken:
         broken.setattr(stages.models, "save_model", lambda *a, **k: cut() if len(fits) == 3 else save(*a, **k))
         with pytest.raises(CutError):
-            start(folder, *SEVERAL)
+            start(folder, *SEVERAL, "report=true")
     assert (folder / "FAILED").read_text().startswith("CutError")
     assert len(fits) == 3  # the set, two models
     with monkeypatch.context() as broken:
         broken.setattr(measure, "per_example_table", cut)
         with pytest.raises(CutError):
-            start(folder, *SEVERAL)
+            start(folder, *SEVERAL, "report=true")
     assert len(fits) == 6  # the end of the second, the third and the fourth
     tests = counted(monkeypatch, measure, "run_trainer")
     capsys.readouterr()
-    again = start(folder, *SEVERAL)
+    again = start(folder, *SEVERAL, "report=true")
     assert len(fits) == 6
     assert not tests
     assert "holds this run, unfinished (it ended with: CutError" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_every_part_is_done_once(whole, tmp_path, monkeypatch, capsys):
 
 def test_a_run_in_a_sweep_that_was_killed_in_its_third_model_ends_as_one_left_alone(whole, tmp_path):
     folder = tmp_path / "sweep"
-    sweep = ["-m", *SEVERAL, f"paths.output_dir={folder}"]
+    sweep = ["-m", *SEVERAL, "report=false", f"paths.output_dir={folder}"]
     third = folder / "0" / "models" / "adversarial" / "checkpoints" / "last.ckpt"
 
     def kill():
@@ -275,8 +275,7 @@ def test_a_best_checkpoint_elsewhere_is_not_followed(tmp_path):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    arguments = [sys.executable, "-m", "latentrobust.train", *SET, "trainer.max_epochs=3000", "paths.output_dir=run"]
-    first = subprocess.Popen(arguments, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    first = begin("train", *SET, "trainer.max_epochs=3000", "paths.output_dir=run", cwd=tmp_path)
     try:
         while not (tmp_path / "run" / ".lock").is_file():
             time.sleep(0.1)
@@ -286,35 +285,32 @@ def test_two_runs_in_one_folder(tmp_path):
             assert one_line(second.stderr), second.stderr
             assert f"is in use by process {first.pid}" in second.stderr
     finally:
-        first.send_signal(signal.SIGTERM)
-        _, errors = first.communicate(timeout=60)
-    assert first.returncode == 130, errors
-    assert "interrupted by SIGTERM" in errors
+        os.kill(first.pid, signal.SIGTERM)
+        stopped = first.wait()
+    assert stopped.returncode == 130, stopped.stderr
+    assert "interrupted by SIGTERM" in stopped.stderr
     assert (tmp_path / "run" / "FAILED").read_text() == "interrupted by SIGTERM\n"
     assert not (tmp_path / "run" / ".lock").exists()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_either_process_ends_both(tmp_path, rank):
-    arguments = [sys.executable, "-m", "latentrobust.train", *SET, "trainer=ddp", "trainer.accelerator=cpu"]
-    arguments += ["trainer.max_epochs=5000", "paths.output_dir=run"]
-    first = subprocess.Popen(arguments, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.time() + 120
-        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and time.time() < deadline:
-            time.sleep(0.1)
-        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-        os.kill(first.pid if rank == 0 else int(children[0]), signal.SIGTERM)
-        asked = time.time()
-        _, errors = first.communicate(timeout=60)
-    finally:
-        first.kill()
+    options = [*SET, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=5000", "paths.output_dir=run"]
+    first = begin("train", *options, cwd=tmp_path)
+    deadline = time.time() + 120
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and time.time() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(first.pid if rank == 0 else int(children[0]), signal.SIGTERM)
+    asked = time.time()
+    stopped = first.wait()
     assert time.time() - asked < 10
-    assert first.returncode in (1, 130), errors
-    assert "Traceback" not in errors
+    assert stopped.returncode in (1, 130), stopped.stderr
+    assert "Traceback" not in stopped.stderr
     assert (tmp_path / "run" / "FAILED").is_file()
-    time.sleep(1)
-    assert not any(_runs(int(child)) for child in children)
+    while any(_runs(int(child)) for child in children):
+        assert time.time() - asked < 15
+        time.sleep(0.1)
 
 
 def _runs(process):
@@ -345,7 +341,7 @@ def test_torchrun_makes_one_folder(tmp_path):
 
 def test_a_terminal_without_unicode_and_a_closed_pipe_fail_nothing(tmp_path):
     shown = [option for option in SET if "progress" not in option and "print_config" not in option]
-    run = f"{sys.executable} -m latentrobust.train {' '.join(shown)} paths.output_dir=run | head -c 10"
+    run = f"{sys.executable} -m latentrobust.train {' '.join(shown)} report=false paths.output_dir=run | head -c 10"
     run += "; exit ${PIPESTATUS[0]}"
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run(

@@ -33,7 +33,7 @@ EPOCHS = [f"models.{name}.trainer.{key}=1" for name in MODELS for key in ("max_e
 
 @pytest.fixture(scope="module")
 def chain(run):
-    return run("chain", "experiment=synthetic_illumination/chain", *TINY, *NETWORK, *FEW, *EPOCHS)
+    return run("chain", "experiment=synthetic_illumination/chain", "report=true", *TINY, *NETWORK, *FEW, *EPOCHS)
 
 
 def pixels_by_hand(chain, name):

@@ -31,7 +31,8 @@ def stable(folder):
 
 
 def start(folder, *overrides, entry="train"):
-    cfg = compose_in_process(entry, *(SMALL if entry == "train" else []), *overrides, f"paths.output_dir={folder}")
+    base = SMALL if entry == "train" else ["report=false"]
+    cfg = compose_in_process(entry, *base, *overrides, f"paths.output_dir={folder}")
     return (train if entry == "train" else evaluate)(cfg)
 
 
@@ -43,7 +44,7 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One plain run that many tests look at and none changes."""
-    return start(tmp_path_factory.mktemp("runs") / "finished")
+    return start(tmp_path_factory.mktemp("runs") / "finished", "report=true")
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -184,7 +185,7 @@ def test_overfitting_three_batches_lowers_the_loss(run):
 
 
 def test_tensorboard_shows_what_a_run_ends_with(run):
-    finished = run("tb", "logger=tensorboard")
+    finished = run("tb", "logger=tensorboard", "report=true")
     board = EventAccumulator(str(finished.folder / "tensorboard"), {"images": 0, "tensors": 0, "scalars": 0})
     board.Reload()
     tags = board.Tags()
@@ -203,7 +204,9 @@ def test_tensorboard_shows_what_a_run_ends_with(run):
 
 def test_trackio_shows_what_a_run_ends_with(run):
     storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
-    finished = run("trackio", "logger=trackio", "logger.trackio.project=e2e", "logger.trackio.name=a/run")
+    finished = run(
+        "trackio", "report=true", "logger=trackio", "logger.trackio.project=e2e", "logger.trackio.name=a/run"
+    )
     rows = storage.get_logs("e2e", "a-run")
     kinds = {name: value["_type"] for row in rows for name, value in row.items() if isinstance(value, dict)}
     assert sum("val/draws" in row for row in rows) == 2
@@ -240,6 +243,19 @@ def test_a_report_is_made_again_from_the_run_s_folder_alone(finished, tmp_path, 
         report_main([str(moved)])
     assert stopped.value.code == 2
     assert "has not kept what it found" in capsys.readouterr().err
+
+
+def test_a_run_without_a_report_can_have_one_later(run, finished, capsys):
+    numbers = run("numbers", "report=false").folder
+    assert f"report: python -m latentrobust.report {numbers}\n" in capsys.readouterr().out
+    assert (numbers / "DONE").is_file()
+    assert stable(numbers) == stable(finished.folder)
+    assert not (numbers / "report.html").exists()
+    assert not (numbers / "figures").exists()
+    report_main([str(numbers)])
+    pictures = {path.name: path.read_bytes() for path in (finished.folder / "figures").iterdir()}
+    assert {path.name: path.read_bytes() for path in (numbers / "figures").iterdir()} == pictures
+    assert (numbers / "report.html").is_file()
 
 
 def test_a_bring_your_own_network_trains(run, monkeypatch, tmp_path):

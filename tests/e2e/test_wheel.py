@@ -39,7 +39,8 @@ def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
     ).stdout.split()
     assert all(path.startswith(str(site)) for path in shown)
     done = subprocess.run(
-        [sys.executable, "-m", "latentrobust.train", *SMALL, "trainer.limit_train_batches=2", "data.test_size=8"],
+        [sys.executable, "-m", "latentrobust.train", *SMALL, "trainer.limit_train_batches=2", "data.test_size=8",
+         "report=true"],
         cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

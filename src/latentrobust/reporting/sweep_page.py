@@ -241,10 +241,11 @@ def _curves(summary: Summary, starts: Sequence[str], label: str) -> Figure | Non
 
 
 def _runs(summary: Summary, home: Path) -> Iterator[dict[str, Any]]:
-    """The first run of each row: a picture, and where its report is."""
+    """The first run of each row: a picture, and where its report is, or its numbers."""
     for place, runs in enumerate(summary.members[:MOST_RUNS]):
         run = runs[0]
-        link = os.path.relpath(run.folder / "report.html", home)
+        page = run.folder / "report.html"
+        link = os.path.relpath(page if page.is_file() else run.folder / "metrics.json", home)  # of report=false
         seeds = ", ".join(f"{key}={value:g}" for key, value in run.seeds.items() if key == "seed")
         says = f"{label_of(summary, place)}; {seeds}" if seeds else label_of(summary, place)
         yield {"name": run.folder.name, "link": link, "says": says, "picture": _picture(run.folder / "figures")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch.nn import functional as F
 
@@ -13,6 +15,7 @@ TEST = 297
 SPLIT_SEED = 0  # of the data set: every run tests on the same digits
 
 
+@lru_cache(maxsize=4)
 @validated
 def digits(side: Side = 28) -> Images:
     """8×8 digits (Alpaydin & Kaynak 1998, UCI) upsampled bilinearly to ``side``: 1,500 to learn from, 297 to test on.
