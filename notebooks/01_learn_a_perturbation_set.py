@@ -43,7 +43,6 @@ from latentrobust.runs import train
 run_folder = tempfile.mkdtemp()
 overrides = [
     "experiment=digits/rts",
-    "data.canvas=28",
     "data.perturbation.shift=0",
     "data.perturbation.scale=0",
     "data.test_size=32",
