@@ -99,6 +99,16 @@ def test_a_run_leaves_what_it_promises(finished):
     assert {"val/accuracy/clean", "val/accuracy/perturbed", "val/accuracy/robust", "train/loss"} <= columns
 
 
+@pytest.mark.parametrize(
+    ("selected_on", "epoch"), [("clean", 4), ("robust", 3)]
+)  # attacked after the second and fourth
+def test_of_equal_validations_the_later_model_is_kept(run, selected_on, epoch):
+    options = [f"task.select_on={selected_on}", "task.attack_every_n_epochs=2", "task.optimizer.lr=1e-12"]
+    options += ["trainer.max_epochs=5", "trainer.limit_train_batches=1", "test=false"]
+    folder = run("equal", *options).folder
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == epoch
+
+
 def test_the_stored_model_is_the_one_that_was_measured(finished, run):
     model = load_model(finished.folder)
     x = torch.rand(3, 1, 28, 28)

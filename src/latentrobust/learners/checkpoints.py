@@ -43,14 +43,23 @@ class AveragedWeights(EMAWeightAveraging):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`ModelCheckpoint` that, resumed in another folder, takes the best checkpoint so far along.
+    """`ModelCheckpoint` that prefers the later of equals, and takes the best so far along into another folder.
 
-    Lightning forgets it there, and a run whose best epoch came before the interruption would end with a worse one. It
-    is looked for beside the checkpoint that is resumed from: what that says of other places is not followed.
+    Equal validation accuracies are common on a few hundred examples. The later model has trained longer, at a lower
+    learning rate and in a larger radius: the accuracy that selects it may not see that, an attack does.
+
+    Lightning forgets the best checkpoint where a run is resumed in another folder, and a run whose best epoch came
+    before the interruption would end with a worse one. It is looked for beside the checkpoint that is resumed from:
+    what that says of other places is not followed.
     """
 
     resumed_from: Path | None = None
     """The checkpoint that the training goes on from: set by whoever starts it."""
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        """Whether a value is among the best, or equal to the worst of them."""
+        better = super().check_monitor_top_k(trainer, current)  # all processes agree on it
+        return better or (current is not None and bool(current == self.best_k_models.get(self.kth_best_model_path)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Adopt the saved state, its file copied into this run's folder."""
