@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CAMPAIGNS = ("kills", "disks", "values", "files", "figures", "mutants")
 # Cases in the short form, which the suite runs, and in the long one.
 SIZES = {
-    "short": {"kills": {"set": 1}, "stops": {"model": 1}, "twice": 1, "disks": (200,), "values": 6, "files": 200,
+    "short": {"kills": {"set": 1}, "stops": {"model": 1}, "twice": 1, "disks": (200,), "values": 16, "files": 200,
               "votes": 100_000, "certificates": 2_000, "steps": 400, "draws": 80_000, "mutants": 0},
     "long": {"kills": {"set": 10, "model": 10, "flow": 10, "several": 10, "evaluation": 5},
              "elsewhere": {"set": 5, "several": 5},

@@ -273,14 +273,14 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path):
 
 def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):
     listed = command(
-        "train", "-m", *TINY, "test=false", "seed=1", "paths.output_dir=sweep", "launcher=manual", cwd=tmp_path
+        "train", "-m", *TINY, "test=false", "seed=1,2", "paths.output_dir=sweep", "launcher=manual", cwd=tmp_path
     )
     assert listed.returncode == 0, listed.stderr
-    assert "1 jobs in sweep" in listed.stdout
+    assert "2 jobs in sweep" in listed.stdout
     assert not (tmp_path / "sweep" / "0").exists()
     worked = command("sweep", "work", "sweep", cwd=tmp_path)
     assert worked.returncode == 0, worked.stderr
-    assert "1 jobs: 1 done" in worked.stdout
+    assert "2 jobs: 2 done" in worked.stdout
 
 
 def test_a_sweep_with_a_wrong_value_begins_no_job(tmp_path):

@@ -111,8 +111,6 @@ def test_from_a_folder_to_a_set_and_a_robust_model(sets, tmp_path, layout):
         with pytest.raises(InputError, match=r"data pairs has no labels, so a set can be learned"):
             train(cfg)
         return
-    if layout == "mixed":
-        return  # labelled as the groups are
     with pytest.warns(UserWarning, match="do not reach"):
         trained = train(cfg)
     assert {"accuracy/clean", "accuracy/perturbed", "robust/full", "certified/p50"} <= set(trained.metrics)
