@@ -97,6 +97,22 @@ def test_pgd_error_of_a_linear_decoder_matches_its_closed_form():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-2)
 
 
+def test_what_a_set_contains_has_no_pgd_error():
+    """Of a ball that holds the perturbed images: steps of one length, as published, measure their own length."""
+    perturbations = PixelBall((1, 4, 4), "l2", 1.0)
+    x = torch.full((3, 1, 4, 4), 0.5)
+    x_tilde, observed = x + 0.1 * torch.rand_like(x), torch.zeros_like(x)
+    found = {
+        halving: pgd_error(
+            perturbations.at(x), x_tilde, observed, perturbations.ball, squared_error,
+            **QualitySettings(halving=halving).search,
+        ).values
+        for halving in (True, False)
+    }  # fmt: skip
+    assert (found[True] < 1e-8).all()
+    assert found[False].mean() > 1e-6
+
+
 def test_log_likelihood_is_the_log_mean_exp_of_draws(small_set, monkeypatch):
     x, x_tilde, keys = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8).round(), example_keys(0, torch.arange(2))
     s = small_set.at(x)

@@ -117,6 +117,33 @@ def test_a_schedule_changes_with_the_epoch():
         training.Schedule({"a": training.Unperturbed()}, {"b": 1})
 
 
+def test_joint_parts_perturb_each_image_with_their_own_ratio():
+    """Ordinary perturbations and the adversary's, of the same images, in the order of the parts."""
+    at = setting()
+    joint = training.Joint({"ordinary": training.PairedData(), "adversary": training.Adversarial(steps=3)})
+    images, targets = joint(at)
+    assert joint.draws == 2
+    assert torch.equal(images[:20], at.batch.x_tilde)
+    assert torch.equal(images[20:], training.Adversarial(steps=3)(at).images)
+    assert torch.equal(targets, at.batch.y.repeat(2))
+    assert torch.equal(joint.perturb(at), images)
+    half = training.Joint({"never": training.PairedData(0.0), "noise": training.Gaussian(sigma=0.02, draws=3)})
+    assert torch.equal(half(at).images[:20], at.batch.x)
+    assert len(half(at).images) == 80 == half.draws * 20
+    with pytest.raises(InputError, match="two parts or more"):
+        training.Joint({"alone": training.PairedData()})
+
+
+def test_a_curriculum_grows_the_adversary_of_a_joint_perturbation():
+    joint = training.Joint({"ordinary": training.PairedData(), "adversary": training.Adversarial(steps=3)})
+    grown = training.Curriculum(joint, values=[0, 0, 1], epochs=[0, 1, 3])
+    assert len(grown(setting(epoch=1)).images) == 20
+    at = setting(epoch=2)
+    later = grown(at).images
+    assert torch.equal(later[:20], at.batch.x_tilde)
+    assert torch.equal(later[20:], training.Adversarial(steps=3)(at._replace(scale=0.5)).images)
+
+
 class Masked(nn.Module):
     """Right about one-step adversarial images and wrong about the others: what overfitting to one step looks like."""
 

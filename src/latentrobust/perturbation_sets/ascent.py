@@ -52,6 +52,45 @@ class FixedStep:
         """Nothing is remembered."""
 
 
+class Halving:
+    """Normalised gradient steps from the best offsets so far, half as long after each step that does not help.
+
+    Steps of one length circle a maximum at about that length; these arrive. Where `FixedStep` only ever improves, this
+    walks the same way.
+
+    Args:
+        ball: where the search stays.
+        relative_step: length of the first step as a share of the radius.
+    """
+
+    def __init__(self, ball: LatentBall, relative_step: float) -> None:
+        self.ball, self.length = ball, relative_step * ball.radius
+        self._best: tuple[Tensor, ...] | None = None  # lengths of the next steps; offsets, values and gradients
+
+    def next(self, u: Tensor, value: Tensor, gradient: Tensor, project: Projection) -> Tensor:
+        """From the better of these offsets and the best before."""
+        if self._best is None:
+            lengths = torch.full_like(value, self.length)
+        else:
+            lengths, *before = self._best
+            better = value > before[1]
+            lengths = torch.where(better, lengths, lengths / 2)
+            u, gradient = (
+                torch.where(self._spread(better), now, then) for now, then in ((u, before[0]), (gradient, before[2]))
+            )
+            value = torch.where(better, value, before[1])
+        self._best = lengths, u, value, gradient
+        return project(u + self._spread(lengths) * self.ball.steepest(gradient, 1.0))
+
+    def select(self, chosen: Tensor) -> None:
+        """Forget all examples but these."""
+        if self._best is not None:
+            self._best = tuple(each[chosen] for each in self._best)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape, *[1] * len(self.ball.shape))
+
+
 def climb(objective: Objective, start: Tensor, rule: Rule, steps: int, *, evaluate_last: bool = True) -> Tensor:
     """Walk ``steps`` gradient steps from ``start``, which is projected first, and return the last iterate.
 
@@ -132,6 +171,7 @@ def projected_ascent(
     steps: int,
     relative_step: float,
     project: Projection | None = None,
+    rule: type[FixedStep | Halving] = FixedStep,
 ) -> Ascent:
     """Maximise ``objective`` over the ball by normalised gradient steps from ``start``, example by example.
 
@@ -142,6 +182,7 @@ def projected_ascent(
         steps: gradient steps; the objective is evaluated ``steps + 1`` times.
         relative_step: step length as a share of the radius (the paper's ε/20 is 0.05).
         project: to the ball and whatever else limits the search (`SetAt.project`); None for the ball alone.
+        rule: how long the steps are.
 
     Returns:
         The best of all iterates, the start included, so that more steps never give less.
@@ -149,7 +190,7 @@ def projected_ascent(
     project = project or ball.project
     start = project(start.detach())
     best = _Best(objective, start, ball, project)
-    climb(best, start, FixedStep(ball, relative_step), steps)
+    climb(best, start, rule(ball, relative_step), steps)
     return best.found
 
 

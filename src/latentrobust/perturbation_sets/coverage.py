@@ -22,7 +22,7 @@ from latentrobust.arguments import Count, Natural, Positive, validated
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets.ascent import frozen, projected_ascent
+from latentrobust.perturbation_sets.ascent import Halving, frozen, projected_ascent
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.transforms import random
@@ -45,7 +45,7 @@ class CoverageSettings:
     Args:
         pairs: measure about so many: all pairs of the first examples; null for all pairs.
         steps: of the search for the nearest point at each radius; it begins at the encoder's guess.
-        relative_step: step length as a share of the radius.
+        relative_step: length of its first steps as a share of the radius; they are halved where they do not help.
         tolerance: δ, a mean squared error; null for that of the stored set, or twice the median reconstruction error.
 
     Example:
@@ -170,7 +170,7 @@ def covering_radii(
         if steps and radius > 0 and bool((value > tolerance).any()):
             found = projected_ascent(
                 lambda v, error=error: -error(v), start, ball, steps=steps, relative_step=relative_step,  # type: ignore[misc]
-                project=partial(part.project, ball=ball),
+                project=partial(part.project, ball=ball), rule=Halving,
             )  # fmt: skip
             start, value = found.offsets, -found.values
         nearest[rows] = start.to(nearest.dtype)

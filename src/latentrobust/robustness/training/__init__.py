@@ -6,6 +6,7 @@ evaluation mode with frozen weights, so they neither move its running statistics
 
 from latentrobust.robustness.training.adversarial import Adversarial, CatastrophicOverfittingError, FastAdversarial
 from latentrobust.robustness.training.base import (
+    Joint,
     PairedData,
     Perturbed,
     RecordedSearches,
@@ -23,6 +24,7 @@ __all__ = [
     "Curriculum",
     "FastAdversarial",
     "Gaussian",
+    "Joint",
     "PairedData",
     "Perturbed",
     "RandomizedLA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +88,11 @@ class RecordedSearches:
     def __init__(self, wanted: Callable[[], bool]) -> None:
         self.wanted = wanted
         self._recorder: tuple[Any, Recorder[Tensor]] | None = None
+        self._of_parts: dict[str, RecordedSearches] = {}
+
+    def of(self, part: str) -> RecordedSearches:
+        """Those of one among several searches of a step, which would take turns to throw each other's away."""
+        return self._of_parts.setdefault(part, RecordedSearches(self.wanted))
 
     def __call__(self, search: Search, at: Setting) -> Tensor:
         """What the search makes of a setting: images ``[N, *image]``."""
@@ -108,7 +113,7 @@ class RecordedSearches:
         return search(at) if found is None else found.replay([at.keys, *parts.values()]).clone()
 
     def __getstate__(self) -> dict[str, Any]:  # recordings belong to their process
-        return {"wanted": self.wanted, "_recorder": None}
+        return {"wanted": self.wanted, "_recorder": None, "_of_parts": {}}
 
 
 def checked_norm(norm: Norm | None) -> Norm | None:
@@ -185,6 +190,37 @@ class PairedData(TrainingPerturbation):
         if at.batch.x_tilde is None:
             raise InputError("training_perturbation=paired_data needs pairs, and the data has none")
         return at.batch.x_tilde
+
+
+@validated
+class Joint(TrainingPerturbation):
+    """Several perturbations of each image in one batch, whose losses are averaged.
+
+    Ordinary perturbations beside an adversary's keep a model right on what the data shows while it becomes robust to
+    what a search finds: the "avg" strategy of Tramèr & Boneh (2019), with one adversary or several.
+
+    Args:
+        parts: name to perturbation.
+    """
+
+    def __init__(self, parts: Mapping[str, TrainingPerturbation]) -> None:
+        super().__init__(draws=sum(part.draws for part in parts.values()) or 1)
+        if len(parts) < 2:
+            raise InputError(f"training_perturbation=joint needs two parts or more, got {list(parts)}")
+        self.parts = dict(parts)
+
+    def __call__(self, at: Setting) -> Perturbed:
+        """The parts one after the other, each with its own ratio."""
+        each = [part(own) for part, own in self._settings(at)]
+        return Perturbed(torch.cat([part.images for part in each]), torch.cat([part.targets for part in each]))
+
+    def perturb(self, at: Setting) -> Tensor:
+        """All images perturbed by each part."""
+        return torch.cat([part.perturb(own) for part, own in self._settings(at)])
+
+    def _settings(self, at: Setting) -> Iterator[tuple[TrainingPerturbation, Setting]]:
+        for name, part in self.parts.items():
+            yield part, at if at.searches is None else at._replace(searches=at.searches.of(name))
 
 
 @validated
