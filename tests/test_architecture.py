@@ -25,6 +25,7 @@ ALLOWED = {
 EVERYWHERE = {
     "graphs",
     "arguments",
+    "arrays",
     "batch",
     "errors",
     "files",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ class Batch:
         x_tilde: the same examples perturbed, as ``x``; or None.
         offset: the perturbations' own parameters ``[B, *offset]`` where the data knows them; or None.
         epoch: in which the batch was drawn.
+        first: bool ``[B]``: whether each pair is the first one of its example, where an example may have several of a
+            kind; or None.
     """
 
     x: Tensor
@@ -33,6 +35,7 @@ class Batch:
     x_tilde: Tensor | None = None
     offset: Tensor | None = None
     epoch: int = 0
+    first: Tensor | None = None
 
     @classmethod
     def of(
@@ -47,6 +50,13 @@ class Batch:
         """Examples that come without a number or kind: they are counted from ``first``, and of kind 0."""
         index = torch.arange(first, first + len(x), device=x.device)
         return cls(x, index, torch.zeros_like(index), y, x_tilde, offset)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """Several batches as one, all with the same fields."""
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(cls)}
+        together = {name: torch.cat(each) for name, each in columns.items() if isinstance(each[0], Tensor)}
+        return dataclasses.replace(parts[0], **together)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -89,8 +99,11 @@ class Batch:
 def asked_once(batch: Batch, first_kinds: Tensor, asked: Tensor) -> Tensor:
     """Which pairs of a batch are the first of their image: bool ``[B]``; notes them in ``asked``, bool ``[N]``.
 
-    An image is asked by a pair of its first kind (``first_kinds [N]``), and once even if it has several.
+    An image is asked by a pair of its first kind (``first_kinds [N]``), and once even if it has several: by the one
+    that the data says is the first, which no other process has, or by the first one that comes.
     """
+    if batch.first is not None:
+        return batch.first
     example = batch.index
     once = (batch.kind == first_kinds.to(example.device)[example]) & ~asked.to(example.device)[example]
     places = torch.arange(len(example), device=example.device)

@@ -31,6 +31,9 @@ Kind = Literal["cvae", "flow"]
 DEFAULT_NETWORK = {"cvae": "auto", "flow": "auto_flow"}
 
 
+BATCH_SIZE = 64
+
+
 @validated
 def learn(
     pairs: Pairs | PairModule,
@@ -38,7 +41,7 @@ def learn(
     *,
     network: str | nn.Module = "auto",
     epochs: Count = 100,
-    batch_size: Count = 64,
+    batch_size: Count | None = None,
     validation: Count | PositiveShare = 0.1,
     test: Count | PositiveShare = 0.2,
     device: Literal["auto", "cpu", "gpu"] = "auto",
@@ -58,14 +61,14 @@ def learn(
         network: ``auto`` chooses by the images' size and colour; or a file's name in ``conf/learner/network``; or a
             network of one's own: a `CVAE`, or a `FlowNetwork`, for these images.
         epochs: passes over the training pairs; schedules stretch to them.
-        batch_size: pairs per step; fewer where there are fewer training pairs.
+        batch_size: pairs per step, fewer where there are fewer training pairs; None for 64, or the data module's own.
         validation: groups to select the best epoch and the radius on, a number or a share; of `Pairs` without splits.
         test: groups to measure on, the same.
         device: ``auto`` takes a CUDA GPU where there is one.
         seed: of everything random.
         measure: whether to measure quality on the test pairs: without it the set's ``quality`` is empty.
         progress: whether to show a bar.
-        overrides: further options of the command, such as ``"learner.optimizer.lr=1e-3"``.
+        overrides: further options of the command, such as ``"learner.optimizer.lr=1e-3"``, but none of the data.
 
     Returns:
         The set, frozen, on the CPU; ``latent_norms`` and ``quality`` say how it is, and ``save`` writes it to a folder.
@@ -81,7 +84,12 @@ def learn(
         >>> s.image_shape, s.latent_norms["max"] > 0
         ((1, 8, 8), True)
     """
-    data = GivenPairs(pairs, None, batch_size, None, validation, test, seed=seed) if isinstance(pairs, Pairs) else pairs
+    _refuse_options_of_data(pairs, batch_size, overrides)
+    data: PairModule = (
+        GivenPairs(pairs, None, batch_size or BATCH_SIZE, None, validation, test, seed=seed)
+        if isinstance(pairs, Pairs)
+        else pairs
+    )
     own = network if isinstance(network, nn.Module) else None
     chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
     options = [
@@ -122,6 +130,23 @@ def learn(
                 perturbations.cpu()
             perturbations.warnings = tuple(warnings)
     return perturbations
+
+
+def _refuse_options_of_data(pairs: Pairs | PairModule, batch_size: int | None, overrides: Sequence[str]) -> None:
+    """Refuse what would do nothing: the data is made already.
+
+    Raises:
+        InputError: naming the argument to give instead.
+    """
+    if batch_size is not None and not isinstance(pairs, Pairs):
+        raise InputError(f"learn: batch_size={batch_size} is of pairs, and {pairs} has its own")
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key == "data" or key.startswith(("data.", "data/", "data@")):
+            raise InputError(
+                f"learn: {override} does nothing, for the data is given: batch_size, validation and test are arguments,"
+                " and pairs.as_data(…) takes everything else"
+            )
 
 
 def _quoted(text: str) -> str:

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 import latentrobust.data.pairs.packing
+from latentrobust.batch import asked_once
 from latentrobust.data.__main__ import main
+from latentrobust.data.loader import IndexLoader
 from latentrobust.data.pairs.from_arrays import pairs
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.inspection import picture as draw_pairs
@@ -590,3 +592,37 @@ def test_splits_in_folders_are_all_there_or_none(tmp_path):
     for name in "ab":
         save(tmp_path / "d" / "test" / "g_test" / f"{name}.png", 60)
     assert set(read_pairs(tmp_path / "d").split) == {"train", "validation", "test"}
+
+
+def test_a_folder_called_as_a_part_of_its_files_names_loses_none(tmp_path):
+    """``1/11.png`` is no variant ``1``; ``a/a_dark.png`` is ``dark``, unless ``a/dark.png`` is there too."""
+    for group in ("1", "2"):
+        for number in range(1, 13):
+            save(tmp_path / "numbers" / group / f"{number}.png", number)
+    found = read_pairs(tmp_path / "numbers", original="1")
+    assert len(found.clean) == 2 * 11
+    assert found.kinds == tuple(str(number) for number in range(2, 13))
+    assert found.images[found.clean].flatten(1).float().mean(1).tolist() == [1] * 22
+    for group in ("a", "b"):
+        for level, name in enumerate((f"{group}_dark", f"{group}-bright", "dark")):
+            save(tmp_path / "named" / group / f"{name}.png", level)
+    assert len(read_pairs(tmp_path / "named").perturbed) == 6
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_ask_an_image_once_between_them(world):
+    """Whichever of them has its first pair: several pairs of a kind are dealt to several processes."""
+    x = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 8, 8)
+    module = pairs(x.repeat_interleave(3, 0), x.repeat_interleave(3, 0) + 1).as_data(2, 6, batch_size=4)
+    asked = []
+    for rank in range(world):
+        own = torch.zeros(6, dtype=torch.bool)
+        for indices in IndexLoader("test", module.count("test"), 4, shuffle=False, rank=rank, world=world):
+            batch = module.pairs("test", indices.examples)
+            asked += batch.index[asked_once(batch, module.first_kinds("test"), own)].tolist()
+    assert sorted(asked) == list(range(6))
+
+
+def test_images_with_a_gradient_are_refused_in_one_line():
+    with pytest.raises(InputError, match="x is no array"):
+        pairs([torch.zeros(1, 8, 8, requires_grad=True)] * 2, torch.zeros(2, 1, 8, 8))

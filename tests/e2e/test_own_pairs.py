@@ -190,6 +190,8 @@ def test_learn_and_the_command_give_the_same_weights(tmp_path):
         ({"network": torch.nn.Linear(2, 2)}, "network must be"),
         ({"epochs": 0}, "epochs must be"),
         ({"overrides": ["learner.nothing=1"]}, "nothing"),
+        ({"overrides": ["data.validation=0.5"]}, "data.validation=0.5 does nothing, for the data is given"),
+        ({"overrides": ["+data.name=x"]}, "data.name=x does nothing, for the data is given"),
     ],
 )
 def test_bad_options_of_learn_are_refused_before_any_work(options, message):
@@ -197,3 +199,19 @@ def test_bad_options_of_learn_are_refused_before_any_work(options, message):
     x[:, 0, 0, 0] = np.arange(12)
     with pytest.raises(InputError, match=message):
         latentrobust.learn(latentrobust.pairs(x, x), progress=False, **options)
+
+
+def test_a_batch_size_is_not_taken_for_data_that_has_one():
+    x = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(8, 2).repeat(8, 3)
+    module = latentrobust.pairs(x, x).as_data()
+    with pytest.raises(InputError, match="batch_size=8 is of pairs"):
+        latentrobust.learn(module, batch_size=8, progress=False)
+
+
+def test_a_flow_is_learned_from_pairs_without_labels():
+    x = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    flow = ["learner/network=glow", *(f"learner.network.{size}" for size in ("levels=1", "steps=1", "hidden=4"))]
+    learned = latentrobust.learn(
+        latentrobust.pairs(x, x // 2), "flow", epochs=1, device="cpu", measure=False, progress=False, overrides=flow
+    )
+    assert learned.latent_norms["max"] > 0

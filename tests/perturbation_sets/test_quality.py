@@ -126,6 +126,12 @@ def test_log_likelihood_is_the_log_mean_exp_of_draws(small_set, monkeypatch):
     torch.testing.assert_close(gaussian, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_the_bernoulli_loss_takes_what_interpolation_leaves_above_one():
+    above = torch.full((1, 1, 2, 2), 1 + 1.2e-7)
+    assert (above > 1).all()
+    assert pixel_loss("bernoulli", above, above).abs().max() < 1e-5
+
+
 def test_likelihood_names_are_checked():
     with pytest.raises(ValueError, match="poisson"):
         checked("poisson")

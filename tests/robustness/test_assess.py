@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,10 +14,15 @@ from torch.utils.data import DataLoader, TensorDataset
 import latentrobust
 from latentrobust import CertifySettings, RobustSettings, assess
 from latentrobust.errors import InputError, RobustnessWarning
+from latentrobust.networks.cvae import build
+from latentrobust.perturbation_sets import CVAESet
+from latentrobust.perturbation_sets.coverage import CoverageSettings
+from latentrobust.perturbation_sets.quality import QualitySettings
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.results import Entry, flat
 from latentrobust.robustness.statistics import GroupSequential, noise_level
+from latentrobust.tasks.quality import QualityTest
 from latentrobust.transforms.noise import UniformNoise
 
 from .conftest import SHAPE, Linear, ball
@@ -429,3 +435,76 @@ def test_what_is_wrong_with_the_data_is_said_of_the_data():
         assess(Linear(), data=(x.numpy().astype(object), y), perturbations=ball())
     with pytest.warns(RobustnessWarning, match=r"x_tilde should lie in \[0, 1\]"):
         assess(Linear(), data=(x, y, x + 1), perturbations=ball(), robust=None)
+
+
+def several_pairs(**columns):
+    """Data of ten images, six to be tested, with four perturbed versions each: three are of the other class."""
+    x = torch.linspace(0.2, 0.4, 10)[:, None, None, None].expand(10, 1, 8, 8).repeat_interleave(4, 0)
+    amounts = torch.tensor([0.0, 0.4, 0.45, 0.5]).repeat(10)[:, None, None, None]
+    return latentrobust.pairs(x, x + amounts, torch.zeros(40, dtype=torch.int64), **columns).as_data(2, 6)
+
+
+def bright(images):
+    """Logits of two classes: dark and bright."""
+    level = images.mean((1, 2, 3))
+    return torch.stack([0.5 - level, level - 0.5], 1)
+
+
+@pytest.mark.parametrize("kind", [None, ["a", "b", "c", "d"] * 10])
+def test_accuracy_on_perturbed_images_is_of_all_pairs(kind):
+    """Also where the perturbed versions of an image have no names."""
+    report = assess(bright, data=several_pairs(kind=kind), robust=None)
+    assert report.metrics["accuracy/clean"] == 1
+    assert report.metrics["accuracy/perturbed"] == pytest.approx(0.25)
+
+
+def test_coverage_does_not_depend_on_how_pairs_are_batched(small_set):
+    x = torch.rand(70, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x_tilde = (x + torch.linspace(0, 0.5, 70)[:, None, None, None]).clamp(max=1)  # the first ones hardly perturbed
+    y = torch.arange(70) % 2
+    found = []
+    for batches in ((x, y, x_tilde), *(DataLoader(TensorDataset(x, y, x_tilde), batch_size=size) for size in (9, 64))):
+        metrics = assess(bright, small_set, batches, robust=None, coverage=CoverageSettings(steps=2)).metrics
+        found.append({name: value for name, value in metrics.items() if name.startswith("coverage/")})
+    assert found[0]["coverage/pairs"] == 70
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
+
+
+def test_coverage_of_a_data_module_is_measured_as_the_command_does(small_set):
+    module = several_pairs(kind=["a", "b", "c", "d"] * 10)
+    metrics = assess(bright, small_set, data=module, robust=None, coverage=CoverageSettings()).metrics
+    test = QualityTest(small_set, QualitySettings(steps=2, likelihood_draws=0), coverage=CoverageSettings())
+    pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu").test(test, datamodule=module, verbose=False)
+    ours = {name: value for name, value in test.metrics.items() if name.startswith("coverage/")}
+    assert {name: metrics[name] for name in ours} == pytest.approx(ours)
+
+
+def test_a_set_in_training_mode_is_measured_as_it_will_be_used():
+    """Its batch norm neither sees the batch nor learns from it, and the mode comes back."""
+    torch.manual_seed(0)
+    network = build("structured", image_shape=[1, 8, 8], latent=4)
+    network.recognition = Normed(network.recognition)
+    perturbations = CVAESet(network, "gaussian", 2.0)
+    x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 2
+    found = []
+    for training in (False, True):
+        perturbations.train(training)
+        before = {name: value.clone() for name, value in perturbations.state_dict().items()}
+        settings = CoverageSettings(steps=0, tolerance=0.01)
+        found.append(assess(bright, perturbations, (x, y, x), robust=None, coverage=settings).metrics)
+        QualityTest(perturbations, QualitySettings())
+        assert perturbations.training == training
+        assert all(torch.equal(value, before[name]) for name, value in perturbations.state_dict().items())
+    assert found[0] == found[1]
+
+
+class Normed(nn.Module):
+    """A recognition network with a batch norm in front."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.norm, self.inner = nn.BatchNorm2d(1), inner
+
+    def forward(self, x, x_tilde):
+        return self.inner(self.norm(x), x_tilde)

@@ -2,13 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import latentrobust as lr
 from latentrobust.errors import InputError
-from latentrobust.perturbation_sets import PixelBall
+from latentrobust.networks.flows.fully_connected import fully_connected
+from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.robustness.attacks import PGD
 
 SHAPE = (1, 6, 6)
@@ -99,3 +102,68 @@ def test_a_radius_alone_will_do(parts):
     for radii in (0.05, [0.05]):
         assert attack(model, s, x, y, radii=radii).radii == (0.05,)
     assert attack(model, s, x, y, radii="full").radii == (0.1,)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_arrays_as_views_numbers_and_lists_are_taken(parts, small_set):
+    """Reversed channels, another byte order, double precision with a plain function, radii and offsets of NumPy."""
+    model, perturbations, x, y = parts
+    attack = PGD(steps=2, checks=False)
+    plain = attack(model, perturbations, x, y, radii=[0.05]).score
+    back = np.ascontiguousarray(x.numpy()[..., ::-1])[..., ::-1]
+    assert back.strides[-1] < 0
+    swapped = x.numpy().astype(">f4")
+    for images in (back, swapped):
+        for radii in (np.float32(0.05), torch.tensor(0.05), np.array([0.05])):
+            found = attack(model, perturbations, images, list(y.tolist()), radii=radii).score
+            torch.testing.assert_close(found, plain)
+    assert torch.equal(attack(model, perturbations, x, y.numpy()[::-1].copy()[::-1], radii=0.05).score, plain)
+    observed = {"x_tilde": x.numpy(), "offset": torch.zeros(5, *SHAPE).numpy()}
+    assert PGD(steps=2, start="encoded", checks=False)(model, perturbations, x, y, **observed).score.shape == (1, 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_sets_weights_tell_precision_where_the_model_has_none(small_set):
+    x = np.random.default_rng(0).random((3, 1, 8, 8))
+    assert x.dtype == np.float64
+    y, model = np.array([0, 1, 0]), lambda images: images.flatten(1)[:, :2]
+    assert PGD(steps=2, checks=False)(model, small_set, x, y).images.dtype == torch.float32
+    assert lr.SmoothedModel(model, small_set, 0.5).certify(x, n=20, alpha=0.01).counts.sum() == 60
+    assert small_set.at(x).decode(torch.zeros(3, 5)).dtype == torch.float32
+
+
+def test_labels_of_a_set_may_be_arrays_and_lists():
+    flow = FlowSet(fully_connected((1, 4, 4), classes=3, blocks=1, hidden=8), "l2", 1.0).eval()
+    x = torch.rand(3, 1, 4, 4)
+    z = flow.at(x, torch.tensor([0, 1, 2])).z
+    for labels in (np.array([0, 1, 2]), [0, 1, 2]):
+        assert torch.equal(flow.at(x, labels).z, z)
+    with pytest.raises(InputError, match="give 3 whole numbers as y, got none"):
+        flow.at(x)
+
+
+def test_corruptions_of_arrays_are_those_of_tensors():
+    grey = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+    assert torch.equal(lr.corrupt(grey.numpy(), "fog", 3, [4, 5]), lr.corrupt(grey, "fog", 3, torch.tensor([4, 5])))
+    with pytest.raises(ValueError, match="2 images need as many keys, whole numbers"):
+        lr.corrupt(grey, "fog", 3, torch.zeros(2))
+    with pytest.raises(TypeError, match="a tensor or an array"):
+        lr.corrupt("fog.png", "fog")
+
+
+def test_a_data_set_of_pictures_is_refused_in_one_line(parts):
+    model, perturbations, *_ = parts
+    pictures = [(Image.new("L", (6, 6)), 1)] * 4
+    with pytest.raises(InputError, match=r"data must be .* found <class 'PIL\.Image\.Image'>"):
+        lr.assess(model, perturbations, ListDataset(pictures), robust=ROBUST)
+
+
+class ListDataset(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, place):
+        return self.items[place]

@@ -1,11 +1,14 @@
 """Images in half precision: offsets, draws and balls stay float32, inside the ball."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from latentrobust.batch import Batch
-from latentrobust.perturbation_sets import LatentBall, PixelBall, RTSSet
+from latentrobust.networks.cvae import structured
+from latentrobust.perturbation_sets import CVAESet, LatentBall, PixelBall, RTSSet
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.smoothing import SmoothedModel
@@ -80,3 +83,23 @@ def test_half_precision_warps_are_those_of_float32():
     offset = transform.draw(random.example_keys(0, torch.arange(4)), (1, 40, 40))
     narrow = transform.apply(x.bfloat16(), offset).float()
     torch.testing.assert_close(narrow, transform.apply(x.bfloat16().float(), offset), atol=4e-3, rtol=0)
+
+
+@HALVES
+@pytest.mark.parametrize("options", [{}, {"blur": False, "light": 0, "residual": 0, "space": "logit"}, {"field": 4}])
+def test_structured_sets_in_half_precision_decode_what_float32_does(dtype, options):
+    torch.manual_seed(0)
+    whole = CVAESet(structured(image_shape=(1, 16, 16), latent=8, **options), "bernoulli", 2.0).eval()
+    for parameter in whole.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    x, u = torch.rand(3, 1, 16, 16), torch.randn(3, 8) / 2
+    half = copy.deepcopy(whole).to(dtype).at(x.to(dtype))
+    assert half.decode(u).dtype == dtype
+    torch.testing.assert_close(half.decode(u).float(), whole.at(x).decode(u), atol=0.04, rtol=0)
+    assert half.encode(x.to(dtype)).isfinite().all()
+
+
+@HALVES
+def test_an_exact_set_finds_offsets_of_half_precision_images(dtype):
+    x = torch.rand(2, 1, 12, 12).to(dtype)
+    assert RTSSet((1, 12, 12), shift=1).at(x).encode(x).abs().max() < 0.1

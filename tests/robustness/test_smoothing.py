@@ -418,3 +418,12 @@ def test_batches_that_do_not_fit_are_halved_and_the_figures_stay(small_set, capl
     assert len(said) == cramped.failed <= 5  # once each time, not for each batch
     with pytest.raises(torch.OutOfMemoryError):
         SmoothedModel(Cramped(model, 0), small_set, 0.5).certify(x, **options)
+
+
+def test_a_model_of_one_output_is_not_certified():
+    """Its largest logit is always the only one."""
+    model = lambda images: images.flatten(1).mean(1, keepdim=True) - 0.5  # noqa: E731
+    smoothed = SmoothedModel(model, PixelBall((1, 8, 8), "l2", 1.0), 0.5)
+    for ask in (smoothed.certify, smoothed.predict):
+        with pytest.raises(InputError, match="of two classes or more"):
+            ask(torch.rand(2, 1, 8, 8), n=50)

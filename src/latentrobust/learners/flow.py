@@ -111,6 +111,11 @@ class FlowLearner(Scheduled):
                 f"data {data.name} has images {list(data.image_shape)}, the flow is for"
                 f" {list(self.network.image_shape)}: set learner.network.image_shape, or data.canvas"
             )
+        if self.network.classes and not data.has_labels:
+            raise InputError(
+                f"data {data.name} has no labels, and the flow is conditioned on {self.network.classes} classes: give"
+                " labels (data.label=parent, or a manifest), or choose learner/network=glow"
+            )
         if self.network.classes and data.classes > self.network.classes:
             raise InputError(
                 f"data {data.name} has {data.classes} classes, the flow is conditioned on {self.network.classes}: set"
@@ -124,7 +129,11 @@ class FlowLearner(Scheduled):
         data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         pairs = data.first_pairs("train", self.initialize_on, self.device)
         keys = random.example_keys(self.seed, pairs.index, Purpose.LEARNING_START)
-        self.network.initialize(self.network.dequantize(pairs.x, keys), pairs.labels)
+        self.network.initialize(self.network.dequantize(pairs.x, keys), self._labels(pairs))
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """Those that the flow is conditioned on, or any."""
+        return batch.labels if self.network.classes else torch.zeros_like(batch.index)
 
     @property
     def trained(self) -> nn.Module:
@@ -135,7 +144,7 @@ class FlowLearner(Scheduled):
         """The negative log-likelihood of a batch, in nats per image: what weight decay and clipping are relative to."""
         keys = random.example_keys(self.seed, batch.index, Purpose.LEARNING, batch.epoch)
         images = apply_in_order(self.augmentation, batch.x, random.fold_in(keys, Purpose.AUGMENT))
-        (bits,) = self.loss(images, batch.labels, keys)
+        (bits,) = self.loss(images, self._labels(batch), keys)
         size = len(batch.index)
         self.train_bits.update(bits.detach(), size)
         self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
@@ -160,7 +169,7 @@ class FlowLearner(Scheduled):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Likelihood, round trip, and norms of observed perturbations."""
         keys = random.example_keys(self.seed, batch.index, Purpose.LEARNING_VALIDATION)
-        bits = self.bits_per_dim(batch.x, batch.labels, keys)
+        bits = self.bits_per_dim(batch.x, self._labels(batch), keys)
         size = len(batch.index)
         self.val_bits.update(bits)
         self.log("val/bits_per_dim", self.val_bits, on_epoch=True, batch_size=size)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Natural, validated
+from latentrobust.arrays import as_tensor
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.likelihood import Likelihood
@@ -256,15 +257,19 @@ class PerturbationSet(nn.Module, ABC):
             InputError: if the images have another shape than the set's, or labels are missing.
         """
         if isinstance(x, np.ndarray):
-            x = torch.from_numpy(x)
+            x = as_tensor(x)
         if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
             got = str(x.dtype) if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise InputError(f"the set is for floating-point images in [0, 1], got {got}")
         if tuple(x.shape[1:]) != self.image_shape:
             raise InputError(f"the set is for images {list(self.image_shape)}, got a batch {list(x.shape)}")
+        if x.dtype == torch.float64:  # as NumPy has them, and networks do not
+            weight = next((part for part in self.parameters() if part.dtype.is_floating_point), x)
+            x = x.to(torch.promote_types(weight.dtype, torch.float32))
         if not self.needs_label:
             return self.condition(x)
-        if y is None or y.shape != x.shape[:1] or y.dtype.is_floating_point:
-            got = "none" if y is None else f"{y.dtype} {list(y.shape)}"
+        y = as_tensor(y)
+        if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.dtype.is_floating_point:
+            got = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else "none" if y is None else type(y).__name__
             raise InputError(f"the set is conditioned on labels: give {len(x)} whole numbers as y, got {got}")
         return self.condition(x, y.long())

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.arguments import Count, Positive, validated
+from latentrobust.networks.precision import at_least_float32
 from latentrobust.perturbation_sets.ascent import projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
@@ -166,7 +167,7 @@ def nearest_offset(
     refinement of the best few. What it finds is an upper bound on the distance, not a proof of the minimum.
     """
     found = [
-        _nearest(transform, a, b, ball, angles, scales, candidates)
+        _nearest(transform, at_least_float32(a), at_least_float32(b), ball, angles, scales, candidates)
         for a, b in zip(x.split(chunk), target.split(chunk), strict=True)
     ]
     return torch.cat(found)

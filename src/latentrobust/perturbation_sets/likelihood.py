@@ -38,8 +38,9 @@ def pixel_loss(likelihood: Likelihood, decoded: Tensor, target: Tensor) -> Tenso
         target = target.to(decoded).expand_as(decoded)
         if likelihood == "bernoulli":
             # PyTorch stops at a NaN, on a GPU with the whole process; here it stays a NaN, for whoever looks for one.
-            known = decoded.nan_to_num(0.5, 1.0, 0.0)
-            return F.binary_cross_entropy(known, target, reduction="none") + (decoded - decoded)
+            # It stops also at 1 + 1e-7, which is what the weights of an interpolation may sum up to.
+            known = decoded.nan_to_num(0.5, 1.0, 0.0).clamp(0, 1)
+            return F.binary_cross_entropy(known, target.clamp(0, 1), reduction="none") + (decoded - decoded)
         return (decoded - target).square()
 
 

@@ -59,4 +59,4 @@ class VAEGANSetAt(SetAt):
         z = (self.z + u).to(self.x.dtype)
         many = z.flatten(0, -2)
         images = self.network.decode(many, self.y.repeat(len(many) // len(self.y)))
-        return images.reshape(*z.shape[:-1], *self.x.shape[1:])
+        return images.to(self.x.dtype).reshape(*z.shape[:-1], *self.x.shape[1:])

@@ -304,7 +304,7 @@ def _by_kind(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
             kind: test.metrics[key] for kind in data.kinds if (key := f"accuracy/perturbed/{kind}") in test.metrics
         }
         for name, test in tests.items()
-        if "kinds" in test.tables
+        if "kinds" in test.tables and len(data.kinds) > 1
     }
     if of_kinds:
         drawn["accuracy_by_kind"] = (figures.accuracy_by_kind(of_kinds), _caption("accuracy_by_kind", tests))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from latentrobust.arguments import Seed, validated
 from latentrobust.batch import Batch
-from latentrobust.errors import InputError, collecting, warn
+from latentrobust.errors import InputError, collecting, one_line, warn
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
@@ -207,7 +207,7 @@ def _parts(data: Any) -> Iterable[Sequence[Tensor]]:
     if _is_whole(data):
         data = [data]
     elif isinstance(data, Dataset):
-        data = DataLoader(data, batch_size=AT_ONCE)
+        data = DataLoader(data, batch_size=AT_ONCE, collate_fn=_collated)
     if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
         raise InputError(f"{EXPECTED}; got a {type(data).__name__}")
     for batch in data:
@@ -220,6 +220,13 @@ def _parts(data: Any) -> Iterable[Sequence[Tensor]]:
             raise InputError(EXPECTED)
         for start in range(0, len(batch[0]), AT_ONCE):
             yield [part[start : start + AT_ONCE] for part in batch]
+
+
+def _collated(items: list[Any]) -> Any:
+    try:
+        return default_collate(items)
+    except TypeError as error:  # images that are no tensors yet
+        raise InputError(f"{EXPECTED}: {one_line(error)}") from None
 
 
 def _is_whole(data: Any) -> TypeGuard[Sequence[Tensor]]:

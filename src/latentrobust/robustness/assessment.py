@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +61,9 @@ class Assessed(Protocol):
     def groups(self, split: str) -> Tensor:
         """The group of each example."""
 
+    def first_pairs(self, split: str, count: int) -> Batch:
+        """Pairs of the first examples, each of another kind where there are some."""
+
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs of a split."""
 
@@ -97,6 +101,7 @@ class Facts:
         examples: how many there are in all, where that is known.
         pairs: of them, where that is known.
         groups: the group of each example; empty where each is one of its own.
+        few: makes the first pairs, each of another kind; None where nobody knows them before they come.
     """
 
     kinds: tuple[str, ...] = ("perturbed",)
@@ -108,6 +113,12 @@ class Facts:
     examples: int | None = None
     pairs: int | None = None
     groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    few: Callable[[], Batch] | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether an example may have several pairs."""
+        return len(self.kinds) > 1 or self.pairs not in (None, self.examples)
 
 
 class Assessment(nn.Module):
@@ -157,6 +168,7 @@ class Assessment(nn.Module):
         self.facts, self.robust, self.certify, self.seed = facts, robust, certify, seed
         self.ood, self.coverage = dict(ood or {}), coverage
         self.covering: Covering | None = None
+        self._uncovered: list[Batch] = []
         self.criterion: Criterion = PixelAccuracy() if facts.per_pixel else Classification()
         names = ["clean", "loss", *(["perturbed"] if facts.has_pairs else []), *(f"ood/{name}" for name in self.ood)]
         self.iou = nn.ModuleDict()
@@ -198,7 +210,7 @@ class Assessment(nn.Module):
             if self.facts.has_pairs:
                 logits = self._logits(batch.perturbed, batch.labels, "perturbed")
                 right = self.criterion.accuracy(logits, batch.labels)
-                if len(self.facts.kinds) > 1:
+                if self.facts.several:
                     self.by_kind.update(batch.index, batch.kind, perturbed=right)
                 self._cover(batch)
             if len(self.facts.first_kinds):
@@ -224,16 +236,29 @@ class Assessment(nn.Module):
         _, perturbations = self._parts
         if self.coverage is None or perturbations is None:
             return
-        facts = self.facts
+        self._uncovered.append(batch)
+        if self.covering is not None or self.facts.few is not None or sum(map(len, self._uncovered)) >= FIRST:
+            self._cover_waiting(perturbations, self.coverage)
+
+    def _cover_waiting(self, perturbations: PerturbationSet, settings: CoverageSettings) -> None:
+        """Measure the batches that have come; the first pairs, however they are batched, say at which radii."""
+        facts, waiting = self.facts, self._uncovered
+        self._uncovered = []
+        device = waiting[0].x.device
         if self.covering is None:
-            pairs = facts.pairs or facts.examples or self.coverage.pairs or MANY
-            examples = self.coverage.examples(facts.examples or pairs, pairs)
-            self.covering = Covering(
-                perturbations, self.coverage, facts.kinds, batch.at(slice(0, FIRST)), facts.groups, examples, self.seed
-            ).to(batch.x.device)
-        with frozen(perturbations), torch.no_grad():
-            s = perturbations.at(batch.x, batch.y if batch.y is not None and batch.y.dim() == 1 else None)
-        self.covering.update(s, batch)
+            few = Batch.joined(waiting).at(slice(0, FIRST)) if facts.few is None else facts.few()
+            pairs = facts.pairs or facts.examples or settings.pairs or MANY
+            examples = settings.examples(facts.examples or pairs, pairs)
+            few = few.map(lambda part: part.to(device))
+            self.covering = Covering(perturbations, settings, facts.kinds, few, facts.groups, examples, self.seed).to(
+                device
+            )
+        with frozen(perturbations):
+            for batch in waiting:
+                y = batch.y if batch.y is not None and batch.y.dim() == 1 else None
+                with torch.no_grad():
+                    s = perturbations.at(batch.x, y)
+                self.covering.update(s, batch)
 
     def _attack_and_certify(self, batch: Batch) -> None:
         if self.assessor is None:
@@ -283,13 +308,14 @@ class Assessment(nn.Module):
         _note_guessing(table)
         kinds = self.facts.kinds
         if self.facts.has_pairs:
-            metrics["accuracy/perturbed"] = _mean(table["perturbed"])
+            of_pairs = table
+            if self.facts.several:
+                of_pairs = tables["kinds"] = self.by_kind.table()
+            metrics["accuracy/perturbed"] = _mean(of_pairs["perturbed"])
             if len(kinds) > 1:
-                of_kinds = tables["kinds"] = self.by_kind.table()
-                metrics["accuracy/perturbed"] = _mean(of_kinds["perturbed"])
                 for number, kind in enumerate(kinds):
-                    if (chosen := of_kinds["kind"] == number).any():
-                        metrics[f"accuracy/perturbed/{kind}"] = _mean(of_kinds["perturbed"][chosen])
+                    if (chosen := of_pairs["kind"] == number).any():
+                        metrics[f"accuracy/perturbed/{kind}"] = _mean(of_pairs["perturbed"][chosen])
         if self.iou:
             from latentrobust.robustness.maps import known_accuracy  # noqa: PLC0415
         for half, iou in self.iou.items():
@@ -297,6 +323,10 @@ class Assessment(nn.Module):
             if self.facts.other_class is not None:
                 metrics[f"accuracy_known/{half}"] = float(known_accuracy(iou, self.facts.other_class))  # type: ignore[arg-type]
         metrics |= self._other_perturbations(tables)
+        _, perturbations = self._parts
+        if self._uncovered and perturbations is not None and self.coverage is not None:
+            with torch.inference_mode(False):
+                self._cover_waiting(perturbations, self.coverage)
         if self.covering is not None:
             curve, by_kind, tables["coverage"] = self.covering.compute()
             metrics |= self.covering.metrics(curve, by_kind)
@@ -359,6 +389,7 @@ def facts_of(data: Assessed, outputs: int, split: str = "test") -> Facts:
     return Facts(
         data.kinds, data.has_pairs, data.per_pixel, outputs, data.other_class if data.per_pixel else None,
         data.first_kinds(split), data.examples(split), data.count(split), data.groups(split),
+        partial(data.first_pairs, split, FIRST),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentrobust.arrays import as_tensor
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
 
@@ -52,7 +53,9 @@ def check_set(perturbations: Any) -> PerturbationSet:
 
 
 def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = None, name: str = "x") -> Tensor:
-    """Images as a float tensor ``[B, *image]`` on the model's device; arrays and double precision are converted.
+    """Images as a float tensor ``[B, *image]`` where the model is; arrays and double precision are converted.
+
+    A function has no weights to tell device and precision: those of the set's decide then.
 
     Raises:
         InputError: for whole numbers, whose scale nobody knows, and for anything but a batch of the set's images.
@@ -60,7 +63,7 @@ def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = 
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "biuf":
             raise InputError(f"{name} must be an array of numbers, got one of {x.dtype}")
-        x = torch.from_numpy(x)
+        x = as_tensor(x)
     if not isinstance(x, Tensor):
         raise InputError(f"{name} must be a tensor or an array of images, got {_kind(x)}")
     if not x.dtype.is_floating_point:
@@ -73,7 +76,8 @@ def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = 
             )
         if tuple(x.shape[1:]) != shape:
             raise InputError(f"the set is for images {list(shape)}, got a batch {list(x.shape)} as {name}")
-    weight = next((part for part in model.parameters() if part.dtype.is_floating_point), None)
+    parts = [*model.parameters(), *(perturbations.parameters() if perturbations is not None else ())]
+    weight = next((part for part in parts if part.dtype.is_floating_point), None)
     if weight is None:
         return x
     return x.to(
@@ -89,7 +93,7 @@ def as_labels(y: Any, x: Tensor, name: str = "y") -> Tensor:
     """
     if isinstance(y, np.ndarray | list | tuple):
         try:
-            y = torch.as_tensor(np.asarray(y))
+            y = as_tensor(y)
         except (TypeError, ValueError):
             raise InputError(f"{name} must be whole numbers, got {_kind(y)}") from None
     if not isinstance(y, Tensor):

@@ -344,9 +344,10 @@ class SmoothedModel:
         images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
         # While kernels are recorded, what fails is not the model's fault, and the runs before have asked it.
         logits = (logits_of if recording() else answer)(self.model, images)
-        if logits.dim() < 2 or len(logits) != len(images):
+        if logits.dim() < 2 or len(logits) != len(images) or logits.shape[1] < 2:
             raise InputError(
-                f"the model must return logits [B, classes, …] for {len(images)} images, got {list(logits.shape)}"
+                f"the model must return logits [B, classes, …] of two classes or more for {len(images)} images, got"
+                f" {list(logits.shape)}"
             )
         counts = _counted(logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:]), logits.shape[1])
         return counts, images.isfinite().all() & logits.isfinite().all()

@@ -237,10 +237,10 @@ def _names(perturbations: PerturbationSet, settings: QualitySettings) -> list[st
     """What `measure_quality` will return, found on one blank pair: metric states must exist before the first batch."""
     blank = torch.zeros(1, *perturbations.image_shape, device=next(perturbations.parameters(), torch.zeros(())).device)
     trial = dataclasses.replace(settings, steps=0, draws=1, likelihood_draws=min(settings.likelihood_draws, 1))
-    s = perturbations.at(blank, torch.zeros(1, dtype=torch.int64, device=blank.device))
-    u = s.sample(1)[0]
     keys = random.example_keys(0, torch.zeros(1, dtype=torch.int64, device=blank.device))
-    with torch.no_grad():
+    with frozen(perturbations), torch.no_grad():
+        s = perturbations.at(blank, torch.zeros(1, dtype=torch.int64, device=blank.device))
+        u = s.sample(1)[0]
         likelihood = perturbations.likelihood
         found = measure_quality(
             s, blank, ball=s.ball, likelihood=likelihood, keys=keys, settings=trial, offset=torch.zeros_like(u)

@@ -173,7 +173,7 @@ def _array(values: Any, where: str) -> np.ndarray:
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     try:
         return np.asarray(values)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of several lengths; a list of tensors with a gradient
         raise InputError(f"{where} is no array: {one_line(error)}") from None
 
 

@@ -30,8 +30,9 @@ Residence = bool | Literal["auto"]
 class GivenPairs(PairModule):
     """Pairs that somebody brings.
 
-    An epoch sees each pair once; where pairs are not centred, each image once as the perturbed half, with another image
-    of its group, drawn anew each epoch, as the first half. Validation and test see the same pairs always.
+    An epoch sees each pair once, but for an incomplete last batch, which is of others each time. Where pairs are not
+    centred, it sees each image once as the perturbed half, with another image of its group, drawn anew each epoch, as
+    the first half. Validation and test see the same pairs always.
 
     Args:
         source: the pairs, or what reads them.
@@ -206,14 +207,17 @@ class GivenPairs(PairModule):
         if training and self.joint:
             own = random.fold_in(keys, Purpose.JOINT).to(index.device)
             x, x_tilde = (apply_in_order(self.joint, images, own) for images in (x, x_tilde))
+        example = number if training else self._example[split][number]
+        first = None if training else (number == self._first_pair(split)[example]).to(index.device)
         return Batch(
             x,
-            index if training else self._example[split][number].to(index.device),
+            example.to(index.device),
             table.kind[row].to(index.device),
             None if table.label is None else table.label[row].to(index.device),
             x_tilde,
             None,
             epoch,
+            first,
         )
 
     def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
@@ -221,15 +225,18 @@ class GivenPairs(PairModule):
         self.setup()
         if split == "train":
             return self.pairs(split, torch.arange(min(count, self.count(split)), device=device))
-        sizes = self._example[split].bincount()
-        first = (sizes.cumsum(0) - sizes)[:count]
+        first, sizes = self._first_pair(split)[:count], self._example[split].bincount()
         return self.pairs(split, (first + torch.arange(len(first)) % sizes[: len(first)]).to(device))
 
     def first_kinds(self, split: str) -> Tensor:
         """The kind of each example's first pair."""
         self.setup()
+        return self.given.kind[self.rows[split][self._first_pair(split)]]
+
+    def _first_pair(self, split: str) -> Tensor:
+        """The number of each example's first pair, outside training."""
         sizes = self._example[split].bincount()
-        return self.given.kind[self.rows[split][sizes.cumsum(0) - sizes]]
+        return sizes.cumsum(0) - sizes
 
     def with_kinds(self, split: str, kinds: list[int], count: int) -> Tensor:
         """The first examples that have pairs of all these kinds."""

@@ -19,6 +19,7 @@ from latentrobust.files import natural
 Layout = Literal["auto", "groups", "parallel", "manifest", "arrays"]
 LabelFrom = Literal["parent"]
 MOST_KINDS = 256
+SEPARATORS = "_-. "
 EXPECTED = (
     "expected a folder per group with an image per variant, the folders clean/ and perturbed/, or a manifest (.csv)"
 )
@@ -106,7 +107,10 @@ def groups(root: Path, original: str | None = None, label: LabelFrom | None = No
             continue
         name = folder.relative_to(root).as_posix()
         variants = _by_stem(images, f"group {name}", found)
-        by_group[name] = {_without_prefix(stem, folder.name): path for stem, path in variants.items()}
+        short = {stem: _without_prefix(stem, folder.name) for stem in variants}
+        if len(set(short.values())) < len(short):  # such as a/x.png beside a/a_x.png
+            short = {stem: stem for stem in variants}
+        by_group[name] = {short[stem]: path for stem, path in variants.items()}
     _refuse_twins(by_group, "groups", found)
     lacking = [name for name, variants in by_group.items() if original is not None and original not in variants]
     if original is not None and by_group and len(lacking) == len(by_group):
@@ -205,8 +209,10 @@ def _by_path(folder: Path, found: Listing) -> dict[str, Path]:
 
 
 def _without_prefix(stem: str, group: str) -> str:
-    rest = stem.removeprefix(group).lstrip("_-. ")
-    return rest if stem.startswith(group) and rest else stem
+    """A file's name without that of its folder, where a separator follows."""
+    rest = stem.removeprefix(group)
+    named = rest.lstrip(SEPARATORS)
+    return named if stem.startswith(group) and named and named != rest else stem
 
 
 def _variants_are_kinds(by_group: dict[str, dict[str, Path]]) -> bool:

@@ -67,7 +67,7 @@ class Encoder(nn.Module):
 
 
 class Code(nn.Module):
-    """``z [B, latent] -> [B, CODE]``, zero at zero; float32 or better, for positions need more than 8 bits."""
+    """``z [B, latent] -> [B, CODE]``, zero at zero, of the dtype of its own weights whatever autocast asks for."""
 
     def __init__(self, latent: int) -> None:
         super().__init__()
@@ -75,6 +75,7 @@ class Code(nn.Module):
         self.layers = nn.Sequential(nn.Linear(latent, CODE), nn.SiLU(), nn.Linear(CODE, CODE), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:  # noqa: D102
+        z = z.to(next(self.layers.parameters()).dtype)
         return self.layers(z) - self.layers(torch.zeros_like(z[:1]))
 
 
@@ -101,13 +102,14 @@ class Warps(nn.Module):
         theta = self.identity.to(code).expand(code.shape[0], 1, 6)
         if self.warps:
             theta = self.theta(code).unflatten(1, (self.warps, 6)) + self.identity
-        theta = theta.unflatten(2, (2, 3))
+        theta = at_least_float32(theta).unflatten(2, (2, 3))  # positions need more than 8 bits
         displacement = None
         if self.field:
-            grid = self.displacement(code).reshape(-1, 2, self.field, self.field)
+            grid = at_least_float32(self.displacement(code)).reshape(-1, 2, self.field, self.field)
             displacement = _enlarged(grid, x.shape[-2:]).permute(0, 2, 3, 1)
         wide = x.to(theta.dtype)
-        return torch.stack([affine_lookup(wide, part, "border", displacement) for part in theta.unbind(1)], 1)
+        warped = [affine_lookup(wide, part, "border", displacement) for part in theta.unbind(1)]
+        return torch.stack(warped, 1).to(torch.promote_types(x.dtype, code.dtype))
 
 
 class Blur(nn.Module):
@@ -220,7 +222,7 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:  # noqa: D102
         with torch.autocast(x.device.type, enabled=False):
-            code = self.code(at_least_float32(z))
+            code = self.code(z)
             copies = self.warps(x, code) if self.warps is not None else x[:, None]
         change: Tensor | None = None
         if self.residual is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Count
+from latentrobust.arrays import as_tensor
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
@@ -116,6 +117,8 @@ class Attack(ABC):
         if keys is None:
             keys = random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.ASSESSMENT)
         check_keys(keys, x)
+        if offset is not None:
+            offset = as_tensor(offset).to(x.device)
         whole, found = Batch.of(x, y, x_tilde, offset), []
         with (
             frozen(model, perturbations),
@@ -281,7 +284,8 @@ def _float(logits: Tensor) -> Tensor:
 
 
 def _checked_radii(radii: Sequence[float | str] | None, perturbations: PerturbationSet) -> list[float]:
-    several = [radii] if radii is None or isinstance(radii, int | float | str) else radii
+    alone = radii is None or isinstance(radii, int | float | str) or getattr(radii, "ndim", 1) == 0
+    several: Any = [radii] if alone else radii
     chosen = [resolve_radius(radius, perturbations)[1] for radius in several]
     if not chosen:
         raise InputError("an attack needs at least one radius")

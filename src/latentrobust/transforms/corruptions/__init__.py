@@ -7,10 +7,13 @@ comes from its key, so the result does not depend on batches, their order or the
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from latentrobust.arrays import as_tensor
 from latentrobust.transforms import random
 from latentrobust.transforms.corruptions.base import SEVERITIES, Corruption, Parameters
 from latentrobust.transforms.corruptions.blur import DefocusBlur, GaussianBlur, GlassBlur, MotionBlur, ZoomBlur
@@ -66,11 +69,13 @@ def make(name: str, severity: int = 5) -> Corruption:
     return CORRUPTIONS[name](severity)
 
 
-def corrupt(images: Tensor, name: str, severity: int = 5, keys: Tensor | None = None) -> Tensor:
+def corrupt(
+    images: Tensor | np.ndarray, name: str, severity: int = 5, keys: Tensor | Sequence[int] | None = None
+) -> Tensor:
     """Corrupt a batch.
 
     Args:
-        images: uint8 ``[B, 3, H, W]``.
+        images: uint8 ``[B, 3, H, W]``, a tensor or an array.
         name: of the corruption, as in the published archive.
         severity: 1 to 5.
         keys: int64 ``[B]``, such as `random.example_keys` makes, of what is random; by default of seed 0 and the
@@ -81,19 +86,21 @@ def corrupt(images: Tensor, name: str, severity: int = 5, keys: Tensor | None = 
 
     Raises:
         ValueError: for another name, severity, dtype or shape.
+        TypeError: for images that are no tensor or array.
 
     Example:
         >>> grey = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
         >>> corrupt(grey, "brightness", 5).unique()
         tensor([176], dtype=torch.uint8)
     """
-    corruption = make(name, severity)
+    corruption, images = make(name, severity), as_tensor(images)
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor or an array, uint8 [B, 3, H, W], got a {type(images).__name__}")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"images must be uint8 [B, 3, H, W], got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         )
-    if keys is None:
-        keys = random.example_keys(0, torch.arange(len(images), device=images.device))
-    if keys.shape != images.shape[:1]:
-        raise ValueError(f"{len(images)} images need as many keys, got {list(keys.shape)}")
-    return corruption(images, keys)
+    own: Tensor = random.example_keys(0, torch.arange(len(images))) if keys is None else as_tensor(keys)
+    if own.shape != images.shape[:1] or own.dtype.is_floating_point:
+        raise ValueError(f"{len(images)} images need as many keys, whole numbers, got {own.dtype} {list(own.shape)}")
+    return corruption(images, own.to(images.device))
