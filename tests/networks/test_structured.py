@@ -5,8 +5,8 @@ import torch
 
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae import build
-from latentrobust.networks.cvae.structured import FLOOR
 from latentrobust.perturbation_sets.cvae import CVAESet
+from latentrobust.perturbation_sets.store import load_perturbation_set
 
 NONE = {"warps": 0, "field": 0, "blur": False, "light": 0, "residual": 0}
 PARTS = [{"warps": 1}, {"warps": 2, "residual": 4}, {"field": 3}, {"blur": True}, {"light": 3}, {"residual": 4}]
@@ -35,14 +35,35 @@ def test_the_centre_of_the_set_is_the_image_and_elsewhere_it_is_not(shape, part)
     assert (moved - x).abs().amax((0, 2, 3, 4)).min() > 1e-3
 
 
-def test_in_logit_space_the_centre_is_the_image_off_zero_and_one():
-    network = shaken(image_shape=(1, 12, 12), latent=4, space="logit")
+@pytest.mark.parametrize("margin", [2e-3, 1e-4])
+def test_in_logit_space_the_centre_is_the_image_off_zero_and_one(margin):
+    network = shaken(image_shape=(1, 12, 12), latent=4, space="logit", margin=margin)
     x = torch.rand(2, 1, 12, 12)
     x[0, 0, :4] = 0
     x[1, 0, 4:8] = 1
     with torch.no_grad():
         centre = network.generate(x, torch.zeros(2, 4))
-    assert torch.allclose(centre, x.clamp(FLOOR, 1 - FLOOR), atol=1e-5)
+    assert torch.allclose(centre, x.clamp(margin, 1 - margin), atol=1e-5)
+
+
+def test_a_second_look_changes_nothing_at_first_and_something_later(tmp_path):
+    """And is stored with the set."""
+    networks = []
+    for refine in (False, True):
+        torch.manual_seed(0)
+        networks.append(build("structured", image_shape=(1, 16, 12), latent=4, refine=refine))
+    x, x_tilde = torch.rand(2, 5, 1, 16, 12)
+    once, twice = (network.encode_posterior(x, x_tilde) for network in networks)
+    torch.testing.assert_close(twice, once)
+    twice.mean.square().sum().backward()
+    assert networks[1].refinement.change.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        networks[1].refinement.change.weight.normal_()
+        later = networks[1].encode_posterior(x, x_tilde)
+    assert (later.mean - once.mean).abs().min() > 0
+    perturbations = CVAESet(networks[1].eval(), "bernoulli", 2.0)
+    loaded = load_perturbation_set(perturbations.save(tmp_path / "set"))
+    assert torch.equal(loaded.at(x).encode(x_tilde), perturbations.at(x).encode(x_tilde))
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -96,6 +117,7 @@ def test_half_precision_moves_pixels_by_whole_positions_all_the_same():
         (NONE, "every part switched off"),
         ({**NONE, "warps": 2}, "mixed by the residual network"),
         ({"image_shape": (1, 8, 8), "latent": 65}, "65 latents are more than the 64 values"),
+        ({"margin": 0.5}, "margin must be below a half"),
     ],
 )
 def test_what_cannot_work_is_refused(options, message):

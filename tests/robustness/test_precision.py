@@ -86,7 +86,9 @@ def test_half_precision_warps_are_those_of_float32():
 
 
 @HALVES
-@pytest.mark.parametrize("options", [{}, {"blur": False, "light": 0, "residual": 0, "space": "logit"}, {"field": 4}])
+@pytest.mark.parametrize(
+    "options", [{"refine": True}, {"blur": False, "light": 0, "residual": 0, "space": "logit"}, {"field": 4}]
+)
 def test_structured_sets_in_half_precision_decode_what_float32_does(dtype, options):
     torch.manual_seed(0)
     whole = CVAESet(structured(image_shape=(1, 16, 16), latent=8, **options), "bernoulli", 2.0).eval()

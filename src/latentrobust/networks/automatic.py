@@ -36,7 +36,9 @@ def choose_cvae(image_shape: Sequence[int], moves_only: bool = False) -> Choice:
     if min(height, width) < 8:
         return Choice("mnist_fc", shape, f"images of {height}×{width} pixels are too small for convolutions")
     if moves_only:
-        only_warps = {"latent": 8, "warps": 1, "blur": False, "light": 0, "residual": 0, "space": "logit"}
+        only_warps = {
+            "latent": 8, "warps": 1, "blur": False, "light": 0, "residual": 0, "space": "logit", "refine": True,
+        }  # fmt: skip
         reason = "the perturbations only move pixels, which a warp read off few latents can do best"
         return Choice("structured", {**shape, **only_warps}, reason)
     if height * width <= SMALL:

@@ -55,6 +55,8 @@ class CVAE(nn.Module):
         generator: ``(x, z) -> image`` with values in [0, 1].
         image_shape: of one condition ``x``, e.g. ``(1, 28, 28)``.
         latent_shape: of one latent, e.g. ``(784,)`` or ``(128, 7, 7)``.
+        refinement: a second look, ``(x', x_tilde, mean, logvar) -> (mean, logvar)``: x' is what the generator makes of
+            the recognition network's mean. None for the papers' single look.
 
     The part names are those of the published checkpoints, so their state dicts fit unchanged.
 
@@ -72,11 +74,13 @@ class CVAE(nn.Module):
         *,
         image_shape: tuple[int, ...],
         latent_shape: tuple[int, ...],
+        refinement: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.prior = prior
         self.recognition = recognition
         self.generator = generator
+        self.refinement = refinement
         self.image_shape = tuple(image_shape)
         self.latent_shape = tuple(latent_shape)
         self.description: dict[str, Any] | None = None  # set by `build`; None for a network from elsewhere
@@ -89,6 +93,8 @@ class CVAE(nn.Module):
     def encode_posterior(self, x: Tensor, x_tilde: Tensor) -> Gaussian:
         """``q(z | x̃, x)``, in float32."""
         mean, logvar = self.recognition(x, x_tilde)
+        if self.refinement is not None:
+            mean, logvar = self.refinement(self.generate(x, mean).to(x.dtype), x_tilde, mean, logvar)
         return Gaussian(at_least_float32(mean), at_least_float32(logvar))
 
     def generate(self, x: Tensor, z: Tensor) -> Tensor:

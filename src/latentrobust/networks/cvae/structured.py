@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.arguments import Count, Natural, Shape
+from latentrobust.arguments import Count, Natural, Positive, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae.base import CVAE, probabilities
 from latentrobust.networks.precision import at_least_float32
 from latentrobust.transforms.sampling import affine_lookup
 
 Space = Literal["pixel", "logit"]
+HIDDEN = 256  # values between an encoder's features and what is read off them
 CODE = 128  # values that every part of the generator is read off
 POOLED = (2, 4)  # pixels each way of the wider blurs
 MAPS = 4  # images of low resolution that tell the residual where to do something
 LAST = 6  # pixels each way of an encoder's last feature maps, about
-FLOOR = 2e-3  # distance from 0 and 1 that logits are taken at: half a level of 8 bits
 WIDEST = 64  # feature maps at most at the coarse scales of a residual
 LEAK = 0.01  # gradient of a value that is cut to [0, 1]
 
@@ -49,21 +49,37 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int, latent: int, features: int) -> None:
         super().__init__()
-        halvings = max(round(math.log2(min(height, width) / LAST)), 1)
-        layers: list[nn.Module] = [nn.Conv2d(2 * channels, features, 5, stride=2, padding=2), nn.ReLU()]
-        for _ in range(halvings - 1):
-            layers += [nn.Conv2d(features, features, 3, stride=2, padding=1), nn.ReLU()]
-        for _ in range(halvings):
-            height, width = (height + 1) // 2, (width + 1) // 2
-        self.features = nn.Sequential(*layers, nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(features * height * width, 256), nn.ReLU())
-        self.mean, self.logvar = nn.Linear(256, latent), nn.Linear(256, latent)
+        self.features, seen = _seen_features(channels, height, width, features)
+        self.hidden = nn.Sequential(nn.Linear(seen, HIDDEN), nn.ReLU())
+        self.mean, self.logvar = nn.Linear(HIDDEN, latent), nn.Linear(HIDDEN, latent)
         nn.init.zeros_(self.logvar.weight)
         nn.init.zeros_(self.logvar.bias)
 
     def forward(self, x: Tensor, x_tilde: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         h = self.hidden(self.features(torch.cat([x, x_tilde], 1)))
         return self.mean(h), self.logvar(h)
+
+
+class Refinement(nn.Module):
+    """A second look: ``(nearer, x_tilde [B, C, H, W], mean, logvar [B, latent]) -> (mean, logvar)``.
+
+    ``nearer`` is what the generator makes of the first mean. Of two images that are nearly alike, how they still differ
+    is read off more exactly than of two that are far apart. Nothing is changed at first.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, latent: int, features: int) -> None:
+        super().__init__()
+        self.features, seen = _seen_features(channels, height, width, features)
+        self.hidden = nn.Sequential(nn.Linear(seen, HIDDEN), nn.ReLU())
+        self.joined = nn.Sequential(nn.Linear(HIDDEN + latent, HIDDEN), nn.ReLU())
+        self.change = nn.Linear(HIDDEN, 2 * latent)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, nearer: Tensor, x_tilde: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        h = self.hidden(self.features(torch.cat([nearer, x_tilde], 1)))
+        of_mean, of_logvar = self.change(self.joined(torch.cat([h, mean.to(h.dtype)], 1))).chunk(2, 1)
+        return mean + of_mean, logvar + of_logvar
 
 
 class Code(nn.Module):
@@ -207,9 +223,10 @@ class Generator(nn.Module):
         residual: int,
         scales: int,
         space: Space,
+        margin: float,
     ) -> None:
         super().__init__()
-        self.channels, self.space = channels, space
+        self.channels, self.space, self.margin = channels, space, margin
         self.code = Code(latent)
         self.warps = Warps(warps, field) if warps or field else None
         self.copies = max(warps, 1)
@@ -235,9 +252,20 @@ class Generator(nn.Module):
         if self.light is not None:
             image = self.light(image, code)
         if self.space == "logit":
-            logits = torch.logit(_cut(at_least_float32(image), FLOOR))
+            logits = torch.logit(_cut(at_least_float32(image), self.margin))
             return probabilities(logits if change is None else logits + change[:, : self.channels])
         return _cut(at_least_float32(image if change is None else image + change[:, : self.channels]))
+
+
+def _seen_features(channels: int, height: int, width: int, features: int) -> tuple[nn.Sequential, int]:
+    """Convolutions on two images beside each other that halve until little is left, and how many values remain."""
+    halvings = max(round(math.log2(min(height, width) / LAST)), 1)
+    layers: list[nn.Module] = [nn.Conv2d(2 * channels, features, 5, stride=2, padding=2), nn.ReLU()]
+    for _ in range(halvings - 1):
+        layers += [nn.Conv2d(features, features, 3, stride=2, padding=1), nn.ReLU()]
+    for _ in range(halvings):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten()), features * height * width
 
 
 def _reading(outputs: int, std: float = 0.0) -> nn.Linear:
@@ -269,6 +297,8 @@ def structured(
     scales: Count = 3,
     space: Space = "pixel",
     features: Count = 32,
+    refine: bool = False,
+    margin: Positive = 2e-3,
 ) -> CVAE:
     """A generator that begins as the identity, for images of any size and colour.
 
@@ -283,10 +313,13 @@ def structured(
         scales: of the residual network, each half as large as the one before.
         space: where the residual is added: to pixels, or to their logits, for images that are mostly black and white.
         features: feature maps of the encoder.
+        refine: whether the encoder looks a second time, at what its first guess makes of the image.
+        margin: distance from 0 and 1 at which logits are taken: a black pixel that stays black costs so much
+            cross-entropy, one that turns white its logarithm.
 
     Raises:
-        InputError: for images too small for the encoder, no part at all, several warps that nothing mixes, or more
-            latents than values of an image.
+        InputError: for images too small for the encoder, no part at all, several warps that nothing mixes, more latents
+            than values of an image, or a margin of a half or more.
     """
     channels, height, width = image_shape
     if min(height, width) < 8:
@@ -297,12 +330,15 @@ def structured(
         raise InputError(f"{warps} warps are mixed by the residual network: give residual, or warps=1")
     if latent > math.prod(image_shape):
         raise InputError(f"{latent} latents are more than the {math.prod(image_shape)} values of an image")
+    if margin >= 0.5:
+        raise InputError(f"margin must be below a half, the middle between black and white, got {margin}")
     network = CVAE(
         StandardNormal(latent),
         Encoder(channels, height, width, latent, features),
-        Generator(channels, latent, warps, field, blur, light, residual, scales, space),
+        Generator(channels, latent, warps, field, blur, light, residual, scales, space, margin),
         image_shape=(channels, height, width),
         latent_shape=(latent,),
+        refinement=Refinement(channels, height, width, latent, features) if refine else None,
     )
     # A warp stays an image whatever the latent is; the other parts can make anything where no perturbation was seen.
     network.spread = 1.0 if blur or light or residual else 0.0
