@@ -206,6 +206,53 @@ def test_robust_columns_are_the_worst_over_attacks(tmp_path):
     assert found[0, 1, "examples"].difference == pytest.approx(-1 / 3)
 
 
+def test_named_radii_and_certificates_are_compared_over_examples(tmp_path):
+    """By the radius that measures the same; of a certificate, by whether it is right and reaches so far."""
+    sweep(tmp_path, examples=4)
+    for name in "abc":
+        for seed in range(4):
+            place, better = tmp_path / f"{name}{seed}", int(name == "b")
+            metrics = {"robust/p50": 0.5, "robust/eps=1": 0.5, "robust/eps=2": 0.25, "certified/eps=1": 0.5}
+            (place / "metrics.json").write_text(json.dumps({**metrics, "certified/p25": 0.5}))
+            (place / "per_example.csv").write_text(
+                "index,kind,robust/pgd/eps=1,robust/pgd/eps=2,certified/prediction,certified/label,certified/radius\n"
+                f"0,a,1,0,3,3,2\n1,a,{better},1,3,3,{0.5 + better}\n2,a,0,1,3,{2 + better},1.5\n3,a,,,,,\n"
+            )
+    for metric in ("robust/p50", "certified/p25", "certified/eps=1"):
+        found = {(part.first, part.second, part.over): part for part in compare(report(tmp_path, [metric]))}
+        assert found[0, 1, "examples"].pairs == 3
+        assert found[0, 1, "examples"].difference == pytest.approx(-1 / 3 if metric == "robust/p50" else -2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [("miou/clean", 6), ("accuracy_known/clean", 6), ("quality/log_likelihood", 6), ("certified/p50", 6),
+     ("quality/pgd_ae", 0), ("smoothed/abstained", 0), ("loss/clean", 0)],
+)  # fmt: skip
+def test_of_many_rows_the_best_is_compared_with_the_others(tmp_path, metric, best):
+    for place in range(7):
+        for seed in range(2):
+            run(tmp_path, f"{place}-{seed}", {metric: 0.1 * place + 0.01 * seed}, f"experiment=m{place}", seed=seed)
+    assert {part.first for part in compare(report(tmp_path, [metric]))} == {best}
+
+
+def test_measurements_of_runs_that_differ_in_their_seeds_are_draws_of_one(tmp_path):
+    """``evaluate run=FOLDER`` of three seeds of two methods: two rows of three."""
+    for method in ("a", "b"):
+        for seed in range(3):
+            run(tmp_path / "trained", f"{method}{seed}", {"accuracy/clean": 0.5}, f"method={method}", seed=seed)
+            folder = f"{tmp_path}/trained/{method}{seed}"
+            run(
+                tmp_path / "measured", f"{method}{seed}", {"robust/p50": 0.1 * seed + 0.3 * (method == "b")},
+                f"run={folder}", f"model.path={folder}",
+                resolved={"job_type": "evaluate", "evaluation.robust.examples": 8},
+            )  # fmt: skip
+    summary = report(tmp_path / "measured")
+    assert [found["robust/p50"].count for _, found in summary.rows] == [3, 3]
+    assert summary.keys == ["run.method"]
+    assert {(part.over, part.pairs) for part in compare(summary)} == {("seeds", 3)}
+
+
 def test_the_page_of_a_sweep_is_one_file_that_says_who_leads(tmp_path):
     sweep(tmp_path)
     run(tmp_path, "d0", {}, "experiment=d", seed=0, done=False)

@@ -144,6 +144,22 @@ def test_a_search_finds_what_is_good_and_says_how_to_run_it(tmp_path, here):
     assert code == 2
 
 
+def test_all_trials_are_about_the_run_that_was_the_latest_at_first(tmp_path):
+    for name in ("2026-01-01_00-00-00-000000", "2026-01-02_00-00-00-000000"):
+        (tmp_path / "sets" / name).mkdir(parents=True)
+    latest = tmp_path / "sets" / "latest"
+    latest.symlink_to("2026-01-01_00-00-00-000000")
+    overrides = ["experiment=digits/rts", *SMALL, f"learner.init_from={latest}"]
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(overrides=overrides)))
+    found = []
+    for _ in range(2):
+        search = Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+        found.append([line for line in search.overrides({}) if line.startswith("learner.init_from")])
+        latest.unlink()
+        latest.symlink_to("2026-01-02_00-00-00-000000")
+    assert found[0] == found[1] == [f"learner.init_from={tmp_path}/sets/2026-01-01_00-00-00-000000"]
+
+
 def test_hopeless_trials_are_pruned(tmp_path, here):
     # Each logs four values, two tenths of a second apart.
     _, error, code = here(

@@ -187,6 +187,59 @@ def test_fifty_jobs_three_workers_and_a_killer(tmp_path):
     assert [row["number"] for row in rows] == [str(number) for number in range(50)]
 
 
+def test_overwriting_does_everything_again_and_keeps_what_was(tmp_path):
+    sweep = make(tmp_path / "s", 3)
+    assert work(sweep.folder, 0.01, fake()) == []
+    shorter = Sweep.create(sweep.folder, "train", sweep.jobs[:2], overwrite=True)
+    assert not any(sweep.place(job).exists() for job in sweep.jobs)
+    assert [(sweep.folder / ".earlier" / "1" / str(job.number) / "DONE").is_file() for job in sweep.jobs] == [True] * 3
+    shorter.claims(shorter.jobs[1]).mkdir(parents=True)
+    lock = FolderLock(shorter.claims(shorter.jobs[1]))
+    lock.acquire()
+    with pytest.raises(InputError, match="job 1 is running"):
+        Sweep.create(sweep.folder, "train", sweep.jobs, overwrite=True)
+    lock.release()
+    assert work(sweep.folder, 0.01, fake()) == []
+    assert len((sweep.folder / "log").read_text().splitlines()) == 5
+    assert "2" not in [row["folder"] for row in csv.DictReader((sweep.folder / "sweep.csv").open())]
+
+
+def test_a_job_that_ends_well_with_another_configuration_is_not_begun_for_ever(tmp_path, capsys):
+    """Such as after an update that has changed a default in the middle of a sweep."""
+    sweep = make(tmp_path / "s", 2)
+    begun = []
+
+    def changed(sweep, job):
+        begun.append(job.number)
+        *command, _ = fake()(sweep, job)
+        return [*command, OmegaConf.to_yaml(OmegaConf.create({**configuration(job.number), "new": 1}))]
+
+    assert [job.number for job in work(sweep.folder, 0.01, changed)] == [0, 1]
+    assert begun == [0, 1]
+    assert "job 0 failed: its folder holds a finished run with another configuration" in capsys.readouterr().err
+
+
+def test_jobs_run_where_their_list_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = make(tmp_path / "s", 1)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    found = Sweep(sweep.folder)
+    assert found.directory == tmp_path
+    found.directory = tmp_path / "gone"
+    with pytest.raises(InputError, match="gone, where it was made: it is not here"), running(["true"], found, tmp_path):
+        pass
+
+
+def test_a_checkpoint_to_go_on_from_tells_runs_apart_unless_it_is_their_own(tmp_path):
+    own = {"paths": {"output_dir": str(tmp_path / "run")}, "seed": 1}
+    plain = fingerprint(own)
+    assert fingerprint({**own, "ckpt_path": None}) == plain
+    assert fingerprint({**own, "ckpt_path": f"{tmp_path}/run/checkpoints/last.ckpt"}) == plain
+    others = {fingerprint({**own, "ckpt_path": f"{tmp_path}/{name}/checkpoints/last.ckpt"}) for name in "ab"}
+    assert len(others | {plain}) == 3
+
+
 def test_a_list_of_jobs_is_fixed(tmp_path):
     sweep = make(tmp_path / "s", 3)
     assert make(sweep.folder, 3).jobs == sweep.jobs

@@ -8,10 +8,15 @@ from typing import Any
 
 from latentrobust.app import CONF
 from latentrobust.errors import InputError
-from latentrobust.files import MODEL_FOLDER, SET_FOLDER
+from latentrobust.files import MODEL_FOLDER, SET_FOLDER, quoted
 from latentrobust.run_folder import effects, flat, of_a_run, own_places, say
 
 RUN = "run="
+# Hydra's flags that another argument follows.
+VALUED = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
+)  # fmt: skip
 # What an earlier command may have said that is about its training, its folder or its machine.
 _NOT_AGAIN = (
     "name", "paths.output_dir", "paths.overwrite", "callbacks", "logger", "launcher", "tags", "optimized_metric",
@@ -31,8 +36,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     named = [argument for argument in arguments if argument.startswith(RUN)]
     if not named:
         return list(arguments)
-    folder = Path(named[-1].removeprefix(RUN)).absolute()
-    own = [argument for argument in arguments if not argument.startswith(RUN)]
+    folder = Path(_unquoted(named[-1].removeprefix(RUN))).absolute()
+    flags, own = _parted([argument for argument in arguments if not argument.startswith(RUN)])
     home, configuration = _earlier(folder)
     set_here, model_here = home / SET_FOLDER, folder / MODEL_FOLDER
     several = sorted(path.parent.name for path in home.glob(f"models/*/{MODEL_FOLDER}"))
@@ -50,11 +55,25 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         if not _within(_key(override), (*_NOT_AGAIN, *made)) and not _is_replaced(_key(override), given)
     ]
     if set_here.is_dir() and "perturbation_set" not in given:
-        kept += ["perturbation_set=trained", f"perturbation_set.path={home}"]
+        kept += ["perturbation_set=trained", f"perturbation_set.path={quoted(str(home))}"]
     if model_here.is_dir():
-        kept += ["model=trained", f"model.path={folder}"]
-    kept += [] if "name" in given else [f"name={configuration['name']}/evaluate"]
-    return [*kept, *own, f"{RUN}{folder}"]
+        kept += ["model=trained", f"model.path={quoted(str(folder))}"]
+    kept += [] if "name" in given else [f"name={quoted(configuration['name'] + '/evaluate')}"]
+    return [*flags, *kept, *own, f"{RUN}{quoted(str(folder))}"]
+
+
+def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and overrides: it takes these in one piece alone."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for place, argument in enumerate(arguments):
+        is_value = place > 0 and arguments[place - 1] in VALUED
+        (flags if is_value or argument.startswith("-") else overrides).append(argument)
+    return flags, overrides
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def warn_of_changes(folder: str, configuration: Mapping[str, Any]) -> None:

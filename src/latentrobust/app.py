@@ -149,7 +149,24 @@ def null_groups(arguments: Sequence[str]) -> dict[str, str]:
         named = re.fullmatch(r"\w+(/\w+)*", place) is not None
         if is_null and value in ("null", "None") and named and (CONF / place).is_dir():
             left_out[package or place.replace("/", ".")] = argument
-    return left_out
+    return left_out | _null_measures(arguments)
+
+
+def _null_measures(arguments: Sequence[str]) -> dict[str, str]:
+    """What ``evaluation=NAME`` leaves out and nothing else here names: an experiment's own choice would stay."""
+    chosen = [argument.partition("=")[2] for argument in arguments if argument.startswith("evaluation=")]
+    path = CONF / "evaluation" / f"{chosen[-1] if chosen else ''}.yaml"
+    if not path.is_file():
+        return {}
+    defaults: Any = OmegaConf.load(path).defaults
+    parts = [part for line in defaults for part, option in dict(line).items() if option is None]
+    named = [re.split("[=@]", argument.lstrip("+~"))[0].replace("/", ".") for argument in arguments]
+    keys = {f"evaluation.{part}": f"evaluation/{part}=null" for part in parts}
+    return {
+        key: override
+        for key, override in keys.items()
+        if not any(name == key or name.startswith(f"{key}.") for name in named)
+    }
 
 
 _LEFT_OUT: dict[str, str] = {}

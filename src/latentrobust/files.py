@@ -30,6 +30,13 @@ def natural(name: object) -> list[str | int]:
     return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", str(name)))]
 
 
+def quoted(text: str) -> str:
+    """Text as the value of an override: between quotes where Hydra would read something else into it."""
+    if re.fullmatch(r"[\w./+ -]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes its place at ``path`` when the block has ended well, readable for everybody.

@@ -18,6 +18,7 @@ from latentrobust.data.module import PairModule
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError, collecting
+from latentrobust.files import quoted
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.preflight import check_trainer
 from latentrobust.run_folder import run_folder
@@ -93,7 +94,7 @@ def learn(
     own = network if isinstance(network, nn.Module) else None
     chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
     options = [
-        "data=pairs", "data.root=given", f"data.name={_quoted(data.name)}", f"data.batch_size={data.batch_size}",
+        "data=pairs", "data.root=given", f"data.name={quoted(data.name)}", f"data.batch_size={data.batch_size}",
         f"learner={kind}", f"learner/network={chosen}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
         f"seed={seed}", "logger=none", "print_config=false", *([] if progress else ["callbacks.progress=null"]),
         *(["learner.radius=max"] if kind == "flow" and data.has_pairs else []), *overrides,
@@ -101,7 +102,7 @@ def learn(
     with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder:
         try:
             with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-                cfg = compose("train", overrides=[*options, f"paths.output_dir={_quoted(folder)}"])
+                cfg = compose("train", overrides=[*options, f"paths.output_dir={quoted(folder)}"])
         except Exception as error:  # Hydra raises what comes to hand
             raise InputError(f"learn: {error}") from None
         cfg.overrides = list(overrides)
@@ -147,8 +148,3 @@ def _refuse_options_of_data(pairs: Pairs | PairModule, batch_size: int | None, o
                 f"learn: {override} does nothing, for the data is given: batch_size, validation and test are arguments,"
                 " and pairs.as_data(…) takes everything else"
             )
-
-
-def _quoted(text: str) -> str:
-    """Text as Hydra's command line takes it, whatever is in it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

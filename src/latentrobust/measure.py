@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytorch_lightning as pl
@@ -177,7 +178,11 @@ def measure(
         for message in warnings:
             LOG.warning(message)
             print(f"warning: {message}")
-        print(f"report: {folder / 'report.html'}" if drawn else f"report: python -m latentrobust.report {folder}")
+        print(
+            f"report: {folder / 'report.html'}"
+            if drawn
+            else f"report: python -m latentrobust.report {quote(str(folder))}"
+        )
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentrobust.errors import InputError, one_line
-from latentrobust.refusals import is_bad_input
+from latentrobust.errors import InputError
+from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import Comparison, among, compare
 from latentrobust.reporting.figures import write_figure
@@ -92,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"report: {remake_report(chosen.folder)}")
             return
         summary = report(chosen.folder, chosen.metric or DEFAULT_METRICS, chosen.x, chosen.out)
-    except (InputError, OSError) as error:
+    except Exception as error:
         if not is_bad_input(error):
             raise
-        print(f"latentrobust report: {one_line(error)}", file=sys.stderr)
+        print(f"latentrobust report: {describe_error(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     console = Console(highlight=False)
     parts = aggregate.by_kind(summary, chosen.metric or DEFAULT_METRICS)

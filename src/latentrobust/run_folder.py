@@ -47,7 +47,7 @@ JOURNALS = "certificates*.jsonl"
 # Keys, or their beginnings, that change no result: places, what is shown, what the command line said, interruptions.
 WITHOUT_EFFECT = (
     "paths.output_dir", "paths.root", "paths.data_dir", "paths.overwrite", "print_config", "callbacks.progress",
-    "callbacks.pictures", "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "ckpt_path", "requeue",
+    "callbacks.pictures", "logger", "hydra", "sweep", "overrides", "tags", "optimized_metric", "requeue",
     "launcher", "report",
 )  # fmt: skip
 
@@ -106,8 +106,15 @@ def of_a_run(folder: Path) -> dict[str, Any] | None:
 
 
 def effects(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a configuration that may change a result, to be compared with those of another run's."""
-    return {key: value for key, value in flat(dict(configuration), own_places(configuration)) if has_effect(key)}
+    """The leaves of a configuration that may change a result, to be compared with those of another run's.
+
+    A checkpoint to go on from is one of them, unless it is the run's own: then it is the same run.
+    """
+    found = {key: value for key, value in flat(dict(configuration), own_places(configuration)) if has_effect(key)}
+    checkpoint, own = configuration.get("ckpt_path"), (configuration.get("paths") or {}).get("output_dir")
+    if checkpoint is None or (own and Path(str(checkpoint)).resolve().is_relative_to(Path(str(own)).resolve())):
+        found.pop("ckpt_path", None)
+    return found
 
 
 def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: bool = False, held: bool = False) -> bool:

@@ -1,9 +1,12 @@
 """``evaluate run=FOLDER``: what a run has made, measured again by its own configuration."""
 
 import json
+import re
+import shutil
 
 import pytest
 
+from latentrobust import report
 from latentrobust.again import expanded
 from latentrobust.app import _follow_latest
 from latentrobust.errors import InputError
@@ -121,6 +124,31 @@ def test_what_is_stored_says_which_run_latest_was(tmp_path):
     cfg = compose_in_process("train", "from=nowhere/latest", "paths.output_dir=x")
     _follow_latest(cfg)
     assert cfg["from"] == "nowhere/latest"  # what it is about is said where it is read
+
+
+def test_flags_come_first_and_places_may_have_any_name(made, tmp_path):
+    """Hydra takes overrides in one piece, and reads something else into ``=`` and ``,`` without quotes."""
+    place = tmp_path / "lr=0.1,0.2"
+    shutil.copytree(made / "model", place)
+    for named in (f"run={place}", f"run='{place}'"):
+        found = expanded(["-m", named, "seed=1,2", "--config-dir", "mine", "--cfg", "job"])
+        assert found[:5] == ["-m", "--config-dir", "mine", "--cfg", "job"]
+        assert f"model.path='{place}'" in found
+        assert found[-2:] == ["seed=1,2", f"run='{place}'"]
+    done = command("evaluate", f"run={place}", "--cfg", "job", "--resolve", "-p", "model", cwd=made)
+    assert done.returncode == 0, done.stderr
+    assert f"path: {place}" in done.stdout
+
+
+def test_the_report_of_a_run_whose_set_is_gone_is_refused_in_one_line(made, tmp_path, capsys):
+    shutil.copytree(made / "model", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(re.sub(r"(path|from): \S*set$", r"\1: gone", config.read_text(), flags=re.MULTILINE))
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert "no perturbation set at gone" in error
+    assert error.count("\n") == 1
 
 
 def test_without_a_run_nothing_changes():

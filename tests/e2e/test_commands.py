@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from latentrobust import dashboard
 
@@ -272,15 +273,20 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path):
 
 
 def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):
-    listed = command(
-        "train", "-m", *TINY, "test=false", "seed=1,2", "paths.output_dir=sweep", "launcher=manual", cwd=tmp_path
-    )
+    """Wherever that is: jobs run where the list was made, with the configurations that were given there."""
+    (tmp_path / "mine" / "local").mkdir(parents=True)
+    (tmp_path / "mine" / "local" / "default.yaml").write_text("# @package _global_\ntags: [mine]\n")
+    (tmp_path / "elsewhere").mkdir()
+    sweep = [*TINY, "test=false", "seed=1,2", "paths.output_dir=sweep", "launcher=manual"]
+    listed = command("train", "--config-dir", "mine", "-m", *sweep, cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "2 jobs in sweep" in listed.stdout
     assert not (tmp_path / "sweep" / "0").exists()
-    worked = command("sweep", "work", "sweep", cwd=tmp_path)
+    worked = command("sweep", "work", "../sweep", cwd=tmp_path / "elsewhere")
     assert worked.returncode == 0, worked.stderr
     assert "2 jobs: 2 done" in worked.stdout
+    assert list(OmegaConf.load(tmp_path / "sweep" / "1" / "config.yaml").tags) == ["mine"]
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_sweep_with_a_wrong_value_begins_no_job(tmp_path):

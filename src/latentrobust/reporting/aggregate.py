@@ -17,10 +17,13 @@ from scipy import stats
 
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import natural
-from latentrobust.run_folder import DONE, EARLIER, flat, has_effect, number_or_text, own_places
+from latentrobust.run_folder import DONE, EARLIER, effects, flat, has_effect, number_or_text, of_a_run, own_places
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
-SHARES = ("accuracy", "robust", "certified", "smoothed", "coverage")  # parts of metric names that are given in percent
+# Parts of metrics' names that are given in percent.
+SHARES = (
+    "accuracy", "accuracy_known", "miou", "robust", "certified", "certified_image", "smoothed", "coverage",
+)  # fmt: skip
 COUNTS = (
     "tolerance",
     "draws",
@@ -166,9 +169,9 @@ def _read(run: Path) -> Finished:
     metrics = json.loads((run / "metrics.json").read_text())
     if not isinstance(loaded, dict) or not isinstance(metrics, dict):
         raise ValueError("not a mapping")
-    leaves = dict(flat(loaded, own_places(loaded)))
+    leaves = _with_measured(loaded)
     seeds = {key: value for key, value in leaves.items() if key.rpartition(".")[2] in SEEDS}
-    kept = {key: value for key, value in leaves.items() if key not in seeds and has_effect(key)}
+    kept = {key: value for key, value in leaves.items() if key not in seeds}
     numbers = {
         name: value
         for name, value in metrics.items()
@@ -176,6 +179,21 @@ def _read(run: Path) -> Finished:
     }
     written = (run / "metrics.json").stat().st_mtime_ns
     return Finished(run, _choices(loaded.get("overrides") or []), numbers, kept, seeds, written)
+
+
+def _with_measured(configuration: dict[str, Any]) -> dict[str, Any]:
+    """`effects`, of a run that measures an earlier one by ``run=FOLDER`` with the earlier run's in place of its folder.
+
+    Measurements of runs that differ in seeds alone are draws of one experiment, as those runs are.
+    """
+    folder = configuration.get("run")
+    homes = [] if not isinstance(folder, str) else [Path(folder), Path(folder).parent.parent]
+    for home in homes:
+        if (earlier := of_a_run(home)) is not None:
+            places = [*own_places(configuration), str(home)]
+            known = {key: value for key, value in flat(configuration, places) if has_effect(key) and key != "ckpt_path"}
+            return known | {f"run.{key}": value for key, value in effects(earlier).items()}
+    return effects(configuration)
 
 
 def _choices(overrides: Sequence[str]) -> dict[str, str]:
@@ -316,6 +334,12 @@ def natural_value(value: str) -> tuple[int, float, list[str | int]]:
     """Numbers first, by size, then names in natural order."""
     number = number_or_text(value)
     return (0, number, []) if isinstance(number, float) else (1, 0.0, natural(value))
+
+
+def is_better_high(metric: str) -> bool:
+    """Whether more of a metric is better."""
+    last = metric.rpartition("/")[2]
+    return (is_share(metric) and last != "abstained") or last in ("log_likelihood", "active_units")
 
 
 def is_share(metric: str) -> bool:

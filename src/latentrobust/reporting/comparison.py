@@ -7,22 +7,24 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from latentrobust.reporting.aggregate import Finished, Summary, is_share
+from latentrobust.reporting.aggregate import Finished, Summary, is_better_high
 
 ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best one with the others
 LEAST = 2  # seeds in common
 RESAMPLES = 4999
+ROUNDING = 1e-5  # of radii as they are printed
 LEVEL = 0.05
 NO_SPREAD = 1e-9
+Row = Mapping[str, str | None]
+ValueOf = Callable[[Row], float]
 # Keys below data that leave the test examples as they are.
 OF_TRAINING = ("train_size", "train_fraction", "batch_size", "pairs_per_epoch", "resident", "validation_size")
 # Last parts of metrics' names, and the column of per_example.csv that a metric is the mean of.
@@ -106,7 +108,7 @@ def among(comparisons: Sequence[Comparison], summary: Summary, part: Summary) ->
 def _pairs(summary: Summary, metric: str, there: Sequence[int]) -> list[tuple[int, int]]:
     if len(there) <= ALL_PAIRS:
         return list(itertools.combinations(there, 2))
-    pick = max if is_share(metric) else min
+    pick = max if is_better_high(metric) else min
     best = pick(there, key=lambda place: summary.rows[place][1][metric].mean)
     return [(best, other) for other in there if other != best]
 
@@ -164,28 +166,67 @@ def _by_example(runs: Sequence[Finished], metric: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for run in runs:
         own: dict[str, list[float]] = {}
-        for index, value in _examples(run.folder / "per_example.csv", metric):
+        for index, value in _examples(run, metric):
             own.setdefault(index, []).append(value)
         for index, values in own.items():
             found.setdefault(index, []).append(float(np.mean(values)))
     return {index: float(np.mean(values)) for index, values in found.items() if len(values) == len(runs)}
 
 
-def _examples(path: Path, metric: str) -> Iterator[tuple[str, float]]:
+def _examples(run: Finished, metric: str) -> Iterator[tuple[str, float]]:
+    path = run.folder / "per_example.csv"
     if not path.is_file():
         return
     with path.open(newline="", errors="replace") as file:
         reader = csv.DictReader(file)
-        columns = _columns(metric, reader.fieldnames or ())
-        for row in reader if columns else ():
-            texts = [row.get(column) for column in columns]
-            if all(texts) and row.get("index"):
-                values = [float(text or "nan") for text in texts]
-                if all(map(math.isfinite, values)):
-                    yield str(row["index"]), min(values)
+        value_of = _value_of(metric, reader.fieldnames or (), run.metrics)
+        for row in reader if value_of is not None else ():
+            if row.get("index") and math.isfinite(value := value_of(row)):  # type: ignore[misc]
+                yield str(row["index"]), value
 
 
-def _columns(metric: str, names: Sequence[str]) -> list[str]:
+def _value_of(metric: str, names: Sequence[str], metrics: Mapping[str, float | None]) -> ValueOf | None:
+    """What a row of ``per_example.csv`` says of the example's part in a metric; NaN where it says nothing."""
+    if (named := re.fullmatch(r"(.*?)certified/([^/]+)", metric)) is not None:
+        start, eps = f"{named[1]}certified/", _eps(metrics, f"{named[1]}certified/", named[2])
+        if eps is None or not {f"{start}{name}" for name in ("label", "prediction", "radius")} <= set(names):
+            return None
+        least = float(eps.removeprefix("eps=")) * (1 - ROUNDING)
+
+        def certified(row: Row) -> float:
+            label, prediction, radius = (
+                _number(row.get(f"{start}{name}")) for name in ("label", "prediction", "radius")
+            )
+            return float(label == prediction and radius >= least) if math.isfinite(label) else math.nan
+
+        return certified
+    columns = _columns(metric, names, metrics)
+
+    def least_of(row: Row) -> float:
+        values = [_number(row.get(column)) for column in columns]
+        return min(values) if all(map(math.isfinite, values)) else math.nan
+
+    return least_of if columns else None
+
+
+def _number(text: str | None) -> float:
+    return float(text or "nan")
+
+
+def _eps(metrics: Mapping[str, float | None], start: str, name: str) -> str | None:
+    """The radius ``eps=…`` that a name such as ``p50`` stands for: the one that measures the same; None for several."""
+    if name.startswith("eps="):
+        return name
+    own = metrics.get(f"{start}{name}")
+    same = [
+        key.removeprefix(start)
+        for key, value in metrics.items()
+        if value == own and re.fullmatch(r"eps=[^/]+", key.removeprefix(start)) and key.startswith(start)
+    ]
+    return same[0] if own is not None and len(same) == 1 else None
+
+
+def _columns(metric: str, names: Sequence[str], metrics: Mapping[str, float | None]) -> list[str]:
     """Columns whose least value a metric is the mean of: one, or an attack each."""
     for end, column in COLUMNS.items():
         if metric == end or metric.endswith(f"/{end}"):
@@ -194,7 +235,8 @@ def _columns(metric: str, names: Sequence[str]) -> list[str]:
     if metric.startswith("quality/"):
         name = metric.removeprefix("quality/")
         return [name] if name in names else []
-    if (named := re.fullmatch(r"(.*?)robust/(eps=[^/]+)", metric)) is not None:
-        start, end = f"{named[1]}robust/", f"/{named[2]}"
-        return [name for name in names if name.startswith(start) and name.endswith(end)]
+    if (named := re.fullmatch(r"((?:.*?/)?)robust/([^/]+)", metric)) is not None:
+        start = f"{named[1]}robust/"
+        eps = _eps(metrics, start, named[2])
+        return [name for name in names if eps is not None and name.startswith(start) and name.endswith(f"/{eps}")]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from omegaconf import DictConfig
 from latentrobust.files import natural
 from latentrobust.lock import FAILED, died, holder_of, was_stopped
 from latentrobust.run_folder import DONE, of_a_run, read_metrics, write_csv, writes
+
+TABLE = "sweep.csv"
 
 
 class SweepTable(Callback):
@@ -26,7 +29,9 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather the jobs' folders, and say where they are."""
         if (folder := self._gather(config)) is not None and writes():  # Hydra's own log would repeat `say`
-            print(f"the sweep is in {folder}; python -m latentrobust.report {folder} makes its tables and sweep.html")
+            print(
+                f"the sweep is in {folder}; python -m latentrobust.report {shlex.quote(str(folder))} makes its tables and sweep.html"
+            )
 
     def _gather(self, config: DictConfig) -> Path | None:
         folder = Path(config.hydra.sweep.dir)
@@ -55,4 +60,4 @@ def write_sweep_table(folder: Path) -> Path:
             row |= read_metrics(run)[0]
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return write_csv(folder / "sweep.csv", {name: [row.get(name, "") for row in rows] for name in names})
+    return write_csv(folder / TABLE, {name: [row.get(name, "") for row in rows] for name in names})

@@ -12,7 +12,8 @@ from typing import Any
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
 from latentrobust.lock import FAILED, died, holder_of, was_stopped
-from latentrobust.run_folder import CONFIG, DONE, effects, of_a_run, write_text
+from latentrobust.reporting.sweep import TABLE
+from latentrobust.run_folder import CONFIG, DONE, EARLIER, effects, of_a_run, write_text
 
 NAME = "jobs.json"
 CLAIMS = ".workers"
@@ -74,6 +75,8 @@ class Sweep:
         try:
             found = read_json(path, 1 << 28)
             self.app = str(found["app"])
+            self.directory = Path(found.get("directory") or Path.cwd())
+            self.config_dir: str | None = found.get("config_dir")
             self.jobs = [
                 Job(int(job["number"]), tuple(map(str, job["overrides"])), str(job["fingerprint"]))
                 for job in found["jobs"]
@@ -82,14 +85,23 @@ class Sweep:
             raise InputError(f"{path} cannot be read as a list of jobs: {error}") from None
 
     @classmethod
-    def create(cls, folder: str | Path, app: str, jobs: Sequence[Job], overwrite: bool = False) -> Sweep:
+    def create(
+        cls,
+        folder: str | Path,
+        app: str,
+        jobs: Sequence[Job],
+        overwrite: bool = False,
+        config_dir: str | None = None,
+    ) -> Sweep:
         """Write the list, or find the same one there.
 
         Args:
             folder: of the sweep.
             app: the entry point that runs each job, ``train`` or ``evaluate``.
             jobs: all of them.
-            overwrite: whether another list may be replaced.
+            overwrite: whether what an earlier list has made goes to ``.earlier/``, and everything is done again.
+            config_dir: the user's own folder of configurations. Jobs run in the directory that this is called in, and
+                with this folder, whichever machine or shell their workers are started from.
 
         Raises:
             InputError: if the folder is another sweep's, naming the first difference, or cannot be written.
@@ -102,7 +114,9 @@ class Sweep:
             raise InputError(f"{folder} is the folder of a single run: name another paths.output_dir for the sweep")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder, app, jobs)
+            if (folder / NAME).is_file():
+                cls(folder)._set_aside()
+            _write(folder, app, jobs, Path.cwd(), config_dir)
         except OSError as error:
             raise InputError(f"cannot write to the sweep's folder {folder}: {error.strerror or error}") from None
         return cls(folder)
@@ -111,7 +125,24 @@ class Sweep:
         """Put a job into the list, in the place of one of its number; one process at a time may do this."""
         jobs = {known.number: known for known in self.jobs} | {job.number: job}
         self.jobs = [jobs[number] for number in sorted(jobs)]
-        _write(self.folder, self.app, self.jobs)
+        _write(self.folder, self.app, self.jobs, self.directory, self.config_dir)
+
+    def _set_aside(self) -> None:
+        """Move the jobs of this list away, and the table over them.
+
+        Raises:
+            InputError: if somebody is at one of them.
+        """
+        for job in self.jobs:
+            if (state := self.state(job)).name == "RUNNING":
+                raise InputError(f"{self.folder}: job {job.number} is running ({state.detail}): stop it first")
+        numbers = [int(path.name) for path in (self.folder / EARLIER).glob("*") if path.name.isdecimal()]
+        aside = self.folder / EARLIER / str(1 + max(numbers, default=0))
+        there = [self.place(job) for job in self.jobs] + [self.folder / name for name in (CLAIMS, TABLE)]
+        for path in there:
+            if path.exists():
+                aside.mkdir(parents=True, exist_ok=True)
+                path.rename(aside / path.name)
 
     def _compare(self, app: str, jobs: Sequence[Job]) -> None:
         other = f"{self.folder} is the folder of another sweep"
@@ -179,6 +210,6 @@ class Sweep:
         return State("DONE")
 
 
-def _write(folder: Path, app: str, jobs: Sequence[Job]) -> None:
-    text = json.dumps({"app": app, "jobs": [asdict(job) for job in jobs]}, indent=2)
-    write_text(folder / NAME, f"{text}\n")
+def _write(folder: Path, app: str, jobs: Sequence[Job], directory: Path, config_dir: str | None) -> None:
+    found = {"app": app, "directory": str(directory), "config_dir": config_dir, "jobs": [asdict(job) for job in jobs]}
+    write_text(folder / NAME, f"{json.dumps(found, indent=2)}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import traceback
@@ -19,6 +20,7 @@ from latentrobust.app import check_from, follow_latest, leave_out, left_out_grou
 from latentrobust.errors import InputError
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import describe_error, is_bad_input
+from latentrobust.reporting.sweep import TABLE
 from latentrobust.stages import variants
 from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
@@ -48,7 +50,9 @@ class FixedJobs(Callback):
                 engines.check(str(launcher["engine"]), launcher.get("workers", 1))
             elif launcher.get("workers", 1) != 1 or launcher.get("options"):
                 raise InputError("launcher=basic runs one job after the other: choose launcher=joblib for workers")
-            sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")))
+            own = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
+            config_dir = str(Path(own[0]).absolute()) if own else None
+            sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")), config_dir)
             if not launcher.get("engine"):
                 return
             options = launcher.get("options") or {}
@@ -92,7 +96,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
         check_values(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
-        own = [line for line in overrides if not line.startswith(("paths.output_dir=", "launcher"))]
+        own = [line for line in overrides if not line.startswith(("paths.output_dir=", "paths.overwrite=", "launcher"))]
         jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
     check_from(*composed)
     return jobs
@@ -106,13 +110,13 @@ def _plain(options: Any) -> Mapping[str, Any]:
 
 def _tell(sweep: Sweep, ended: bool) -> int:
     """The exit code, and what there is to know."""
-    where = f"python -m latentrobust.sweep status {_shown(sweep.folder)}"
+    where = f"python -m latentrobust.sweep status {shlex.quote(_shown(sweep.folder))}"
     if not ended:
         print(f"{len(sweep.jobs)} jobs in {_shown(sweep.folder)}; {where}")
         return 0
     states = [sweep.state(job).name for job in sweep.jobs]
     done = states.count("DONE")
-    print(f"{done} of {len(states)} jobs done; table: {_shown(sweep.folder / 'sweep.csv')}; {where}")
+    print(f"{done} of {len(states)} jobs done; table: {_shown(sweep.folder / TABLE)}; {where}")
     return 0 if done == len(states) else FAILED
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class Search:
         from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
 
         self._optuna = optuna
-        self.plan, self.folder = plan, Path(folder).absolute()
+        self.folder = Path(folder).absolute()
+        self.plan = self._of_one_run(plan)
         self._refused: list[str] = []
         self._check()
         self._claim()
@@ -78,6 +80,16 @@ class Search:
             direction=plan.direction,
             load_if_exists=True,
         )
+
+    def _of_one_run(self, plan: Plan) -> Plan:
+        """The plan with the run that ``latest`` pointed to when the search began: all trials are about that one."""
+        path = self.folder / PLAN
+        began = read_json(path).get("overrides", []) if path.is_file() else []
+        overrides = []
+        for place, line in enumerate(plan.overrides):
+            now = follow_latest(line)
+            overrides.append(began[place] if now != line and place < len(began) else now)
+        return replace(plan, overrides=overrides)
 
     def _claim(self) -> None:
         path = self.folder / PLAN
@@ -108,7 +120,7 @@ class Search:
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """The command line of a trial."""
         chosen = [f"{key}={_text(value)}" for key, value in values.items()]
-        return [*map(follow_latest, self.plan.overrides), *chosen, f"optimized_metric={self.plan.metric}"]
+        return [*self.plan.overrides, *chosen, f"optimized_metric={self.plan.metric}"]
 
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:

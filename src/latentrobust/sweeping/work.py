@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latentrobust.errors import InputError
+from latentrobust.files import quoted
 from latentrobust.interrupts import Stopped, interruptible, settle
 from latentrobust.lock import FAILED, FolderLock
 from latentrobust.reporting.sweep import write_sweep_table
@@ -66,8 +67,9 @@ def work(folder: str | Path, poll: float = POLL, command: Command | None = None)
 
 def entry_point(sweep: Sweep, job: Job) -> list[str]:
     """A job as a command of its own, in its folder below the sweep's."""
-    place = str(sweep.place(job)).replace("\\", "\\\\").replace("'", "\\'")
-    return [sys.executable, "-m", f"latentrobust.{sweep.app}", *job.overrides, f"paths.output_dir='{place}'"]
+    flags = [] if sweep.config_dir is None else ["--config-dir", sweep.config_dir]
+    place = f"paths.output_dir={quoted(str(sweep.place(job)))}"
+    return [sys.executable, "-m", f"latentrobust.{sweep.app}", *flags, *job.overrides, place]
 
 
 @contextmanager
@@ -75,8 +77,12 @@ def running(command: Sequence[str], sweep: Sweep, claims: Path) -> Iterator[subp
     """A job's process, whose output goes to its claims; one that still runs at the end is told to stop, and stopped."""
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     environment[SWEEP] = sweep.folder.name
+    if not sweep.directory.is_dir():
+        raise InputError(f"the jobs of {sweep.folder} are run in {sweep.directory}, where it was made: it is not here")
     with interruptible(), (claims / OUTPUT).open("a") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=sweep.directory
+        )
         try:
             yield process
         finally:
@@ -140,6 +146,10 @@ class _Worker:
                 return False  # a process that outlived its worker is still at it
             if code:
                 self._failed(job, claims, code)
+            elif (state := self.sweep.state(job, claimed=True)).name != "DONE":  # and never would be
+                reason = state.detail or "it ended without a result"
+                write_text(claims / FAILED, f"{reason}\n")
+                print(f"latentrobust {self.sweep.app}: job {job.number} failed: {reason}", file=sys.stderr, flush=True)
             with suppress(OSError):  # the table is a view, made anew with the next job
                 write_sweep_table(self.sweep.folder)
             return True
