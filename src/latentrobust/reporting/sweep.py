@@ -29,9 +29,8 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather the jobs' folders, and say where they are."""
         if (folder := self._gather(config)) is not None and writes():  # Hydra's own log would repeat `say`
-            print(
-                f"the sweep is in {folder}; python -m latentrobust.report {shlex.quote(str(folder))} makes its tables and sweep.html"
-            )
+            later = f"python -m latentrobust.report {shlex.quote(str(folder))}"
+            print(f"the sweep is in {folder}; {later} makes its tables and sweep.html")
 
     def _gather(self, config: DictConfig) -> Path | None:
         folder = Path(config.hydra.sweep.dir)
