@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import tempfile
 
 import pytest
 
@@ -12,7 +13,8 @@ EXAMPLES = [name for name, value in PUBLIC.items() if ">>>" in (inspect.getdoc(v
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs(name):
+def test_an_example_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what it makes is not for keeping
     value = PUBLIC[name]
     module = inspect.getmodule(inspect.unwrap(value))
     (test,) = (

@@ -8,6 +8,7 @@ import re
 from html import unescape
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.figures import image_rows, write_figure
-from latentrobust.reporting.models import _flattered
+from latentrobust.reporting.models import _count, _flattered
 from latentrobust.reporting.quality import _judged, _verdict
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
@@ -282,3 +283,10 @@ def test_the_header_and_the_table_of_a_set_keep_what_matters_on_a_narrow_termina
         print_quality(metrics | further, console)
         head = next(line for line in console.export_text().splitlines() if "metric" in line)
         assert [part.strip() for part in head.strip("┃").split("┃")] == ["metric", *heads]
+
+
+def test_the_interval_of_a_held_out_corruption_is_of_the_images_that_were_asked():
+    grid = SimpleNamespace(kinds=("spatter", "saturate"))
+    tables = {"accuracy": {"index": np.arange(9)}, "held_out": {"index": np.array([0, 1, 0, 1])}}
+    test = SimpleNamespace(held_out=SimpleNamespace(grid=grid), tables=tables)
+    assert [_count(test, f"accuracy/{name}") for name in ("clean", "ood", "ood/spatter", "ood/uniform")] == [9, 2, 2, 9]

@@ -151,6 +151,10 @@ def _share_of_set(test: MeasuredModel, radius: float) -> list[str]:
 
 def _count(test: MeasuredModel, key: str) -> int:
     """Of images behind a share: several pairs of one image do not make it surer."""
+    if test.held_out is not None and "held_out" in test.tables:  # of the first images, as a rule
+        asked = ("accuracy/ood", *(f"accuracy/ood/{kind}" for kind in test.held_out.grid.kinds))
+        if key in asked:
+            return len(np.unique(test.tables["held_out"]["index"]))
     table = {"robust": "robust", "certified": "certified", "smoothed": "certified"}.get(
         key.partition("/")[0], "accuracy"
     )
