@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hydra's flags with their values, and overrides: it takes these in one piece alone."""
     flags: list[str] = []
     overrides: list[str] = []
-    for place, argument in enumerate(arguments):
-        is_value = place > 0 and arguments[place - 1] in VALUED
+    for before, argument in pairwise(["", *arguments]):
+        is_override = "=" in argument or argument.startswith("~")
+        is_value = before in VALUED or (before.startswith("-") and not is_override)  # such as that of --info
         (flags if is_value or argument.startswith("-") else overrides).append(argument)
     return flags, overrides
 

@@ -131,10 +131,10 @@ def test_flags_come_first_and_places_may_have_any_name(made, tmp_path):
     place = tmp_path / "lr=0.1,0.2"
     shutil.copytree(made / "model", place)
     for named in (f"run={place}", f"run='{place}'"):
-        found = expanded(["-m", named, "seed=1,2", "--config-dir", "mine", "--cfg", "job"])
-        assert found[:5] == ["-m", "--config-dir", "mine", "--cfg", "job"]
+        found = expanded(["-m", named, "seed=1,2", "--config-dir", "a=b", "~x", "--info", "defaults"])
+        assert found[:5] == ["-m", "--config-dir", "a=b", "--info", "defaults"]
         assert f"model.path='{place}'" in found
-        assert found[-2:] == ["seed=1,2", f"run='{place}'"]
+        assert found[-3:] == ["seed=1,2", "~x", f"run='{place}'"]
     done = command("evaluate", f"run={place}", "--cfg", "job", "--resolve", "-p", "model", cwd=made)
     assert done.returncode == 0, done.stderr
     assert f"path: {place}" in done.stdout
