@@ -16,6 +16,11 @@ FUSED_ON = ("cpu", "cuda")
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+def batches_trained(trainer: pl.Trainer) -> int:
+    """Batches that were trained on: what loggers count, also where a batch has several optimisers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 def made(optimizer: Optimizer, parameters: Iterable[nn.Parameter], trainer: pl.Trainer | None) -> torch.optim.Optimizer:
     """The optimiser of these parameters, with one kernel for all of them (``fused``) where that was left open.
 

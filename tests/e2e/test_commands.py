@@ -207,7 +207,8 @@ def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
         for section, panels in (*dashboard.LINES.items(), *dashboard.BARS.items()):
             if section in ("Learning a set", "The set"):
                 assert all(key in shown for _, keys in panels for key in keys), section
-        assert shown["val/draws/path"] == shown["val/reconstructions/path"] == [metrics["steps"]]  # of one validation
+        # Of one validation, at the step that its values stand at.
+        assert shown["val/draws/path"] == shown["val/reconstructions/path"] == shown["val/loss"]
         artifacts = {record.artifact.type: record.artifact for record in records if record.HasField("artifact")}
         assert len(artifacts["perturbation_set"].manifest.contents) == 2
         assert json.loads(artifacts["perturbation_set"].metadata)["radius"] == pytest.approx(metrics["radius"])

@@ -144,6 +144,22 @@ def test_a_curriculum_grows_the_adversary_of_a_joint_perturbation():
     assert torch.equal(later[20:], training.Adversarial(steps=3)(at._replace(scale=0.5)).images)
 
 
+def test_each_part_of_a_joint_perturbation_keeps_its_own_recordings():
+    """One recording after another would be thrown away, as two adversaries take turns."""
+    searches, seen = training.RecordedSearches(lambda: False), []
+
+    class Seen(training.PairedData):
+        def perturb(self, at):
+            seen.append(at.searches)
+            return super().perturb(at)
+
+    joint = training.Joint({"one": Seen(), "other": Seen()})
+    for _ in range(2):
+        joint(setting()._replace(searches=searches))
+    assert seen[0] is seen[2] is not searches
+    assert seen[1] is seen[3] is not seen[0]
+
+
 class Masked(nn.Module):
     """Right about one-step adversarial images and wrong about the others: what overfitting to one step looks like."""
 

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from latentrobust.files import replacing, write_tensors
 from latentrobust.interrupts import requested
+from latentrobust.modules import batches_trained
 from latentrobust.run_folder import writes
 
 
@@ -104,7 +105,7 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()
-        self._steps = _steps(trainer)
+        self._steps = batches_trained(trainer)
         self._means = _means(trainer) if self._logged is None else None  # of an epoch that has not ended
         super()._save_checkpoint(trainer, filepath)
         self._means = None
@@ -121,7 +122,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, with the epoch's values: the loggers get them after this."""
         values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
-        self._logged = {"epoch": trainer.current_epoch, "step": _steps(trainer), "values": values}
+        self._logged = {"epoch": trainer.current_epoch, "step": batches_trained(trainer), "values": values}
         super().on_train_epoch_end(trainer, pl_module)
         self._logged = None
 
@@ -207,8 +208,3 @@ def _add_means(trainer: pl.Trainer, means: Mapping[str, Mapping[str, Any]]) -> N
 
 def _has_cuda() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
-
-
-def _steps(trainer: pl.Trainer) -> int:
-    """Batches that were trained on: what loggers count, also where a batch has several optimisers."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from latentrobust.arguments import Count, validated
 from latentrobust.batch import Batch
 from latentrobust.data.module import PairData
+from latentrobust.modules import batches_trained
 from latentrobust.reporting import figures
 from latentrobust.reporting.loggers import log_figures, that_shows
 from latentrobust.robustness.criteria import logits_of
@@ -41,7 +42,7 @@ class ValidationPictures(pl.Callback):
             count = min(self.examples, data.examples("validation"))
             pairs = data.first_pairs("validation", count, pl_module.device)
         drawn = self._drawn(pl_module, pairs, data)
-        log_figures(trainer.loggers, drawn, trainer.global_step)
+        log_figures(trainer.loggers, drawn, batches_trained(trainer))  # where the values of this validation stand
 
     def _drawn(self, module: Any, pairs: Batch, data: PairData) -> dict[str, Figure]:
         if hasattr(module, "perturbation_set"):
