@@ -22,7 +22,7 @@ from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
 from latentrobust.robustness.attacks import Found
-from latentrobust.robustness.covering import FIRST, Covering
+from latentrobust.robustness.covering import FIRST, CoveringOfBatches
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
@@ -30,7 +30,6 @@ from latentrobust.transforms.perturbation import Perturbation
 
 FEW = 10  # test examples below which accuracy tells nothing of a model
 
-MANY = 1 << 40  # more examples than there are, where nobody knows how many
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 
@@ -167,8 +166,12 @@ class Assessment(nn.Module):
         self.held_out, self.corruptions, self._originals = held_out, corruptions, originals
         self.facts, self.robust, self.certify, self.seed = facts, robust, certify, seed
         self.ood, self.coverage = dict(ood or {}), coverage
-        self.covering: Covering | None = None
-        self._uncovered: list[Batch] = []
+        self.covering: CoveringOfBatches | None = None
+        if perturbations is not None and coverage is not None and facts.has_pairs:
+            sizes = (facts.examples, facts.pairs)
+            self.covering = CoveringOfBatches(
+                perturbations, coverage, facts.kinds, facts.few, facts.groups, sizes, seed
+            )
         self.criterion: Criterion = PixelAccuracy() if facts.per_pixel else Classification()
         names = ["clean", "loss", *(["perturbed"] if facts.has_pairs else []), *(f"ood/{name}" for name in self.ood)]
         self.iou = nn.ModuleDict()
@@ -212,7 +215,8 @@ class Assessment(nn.Module):
                 right = self.criterion.accuracy(logits, batch.labels)
                 if self.facts.several:
                     self.by_kind.update(batch.index, batch.kind, perturbed=right)
-                self._cover(batch)
+                if self.covering is not None:
+                    self.covering.update(batch)
             if len(self.facts.first_kinds):
                 once = asked_once(batch, self.facts.first_kinds, self._asked)
                 batch, right = batch.at(once), right[once] if right is not None else None
@@ -231,34 +235,6 @@ class Assessment(nn.Module):
             originals, rows = batch.x.mul(255).round().to(torch.uint8), batch.index
         for grid in grids:
             grid.update(self.model, originals, batch.labels, batch.index, rows)
-
-    def _cover(self, batch: Batch) -> None:
-        _, perturbations = self._parts
-        if self.coverage is None or perturbations is None:
-            return
-        self._uncovered.append(batch)
-        if self.covering is not None or self.facts.few is not None or sum(map(len, self._uncovered)) >= FIRST:
-            self._cover_waiting(perturbations, self.coverage)
-
-    def _cover_waiting(self, perturbations: PerturbationSet, settings: CoverageSettings) -> None:
-        """Measure the batches that have come; the first pairs, however they are batched, say at which radii."""
-        facts, waiting = self.facts, self._uncovered
-        self._uncovered = []
-        device = waiting[0].x.device
-        if self.covering is None:
-            few = Batch.joined(waiting).at(slice(0, FIRST)) if facts.few is None else facts.few()
-            pairs = facts.pairs or facts.examples or settings.pairs or MANY
-            examples = settings.examples(facts.examples or pairs, pairs)
-            few = few.map(lambda part: part.to(device))
-            self.covering = Covering(perturbations, settings, facts.kinds, few, facts.groups, examples, self.seed).to(
-                device
-            )
-        with frozen(perturbations):
-            for batch in waiting:
-                y = batch.y if batch.y is not None and batch.y.dim() == 1 else None
-                with torch.no_grad():
-                    s = perturbations.at(batch.x, y)
-                self.covering.update(s, batch)
 
     def _attack_and_certify(self, batch: Batch) -> None:
         if self.assessor is None:
@@ -323,13 +299,9 @@ class Assessment(nn.Module):
             if self.facts.other_class is not None:
                 metrics[f"accuracy_known/{half}"] = float(known_accuracy(iou, self.facts.other_class))  # type: ignore[arg-type]
         metrics |= self._other_perturbations(tables)
-        _, perturbations = self._parts
-        if self._uncovered and perturbations is not None and self.coverage is not None:
-            with torch.inference_mode(False):
-                self._cover_waiting(perturbations, self.coverage)
-        if self.covering is not None:
-            curve, by_kind, tables["coverage"] = self.covering.compute()
-            metrics |= self.covering.metrics(curve, by_kind)
+        if self.covering is not None and (covering := self.covering.finished()) is not None:
+            curve, by_kind, tables["coverage"] = covering.compute()
+            metrics |= covering.metrics(curve, by_kind)
         if self.stays is not None:
             tables["robust"] = self.stays.table()
         if self.certificates is not None:

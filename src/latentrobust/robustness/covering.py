@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from latentrobust.batch import Batch
+from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.coverage import (
     Coverage,
@@ -21,6 +23,7 @@ from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.results import Table, printed
 
 SPLIT = "test"
+MANY = 1 << 40  # more pairs than there are, where nobody knows how many
 FIRST = 64  # pairs that a set without stored coverage is looked at with
 
 
@@ -104,6 +107,68 @@ class Covering(nn.Module):
             "coverage/pairs": float(curve.pairs),
             "coverage/groups": float(curve.groups),
         }
+
+
+class CoveringOfBatches(nn.Module):
+    """A `Covering` of batches as they come; the first pairs, however they are batched, say at which radii.
+
+    Args:
+        perturbations: any set.
+        settings: of the search.
+        kinds: names of the kinds of perturbations.
+        few: makes the first pairs; None where nobody knows them before they come.
+        groups: as for `Covering`.
+        sizes: how many examples and pairs there will be, as far as that is known.
+        seed: of the reconstructions.
+    """
+
+    def __init__(
+        self,
+        perturbations: PerturbationSet,
+        settings: CoverageSettings,
+        kinds: tuple[str, ...],
+        few: Callable[[], Batch] | None,
+        groups: Tensor,
+        sizes: tuple[int | None, int | None],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._set = (perturbations,)
+        self.settings, self.kinds, self.few, self.groups, self.seed = settings, kinds, few, groups, seed
+        examples, known = sizes
+        pairs = known or examples or settings.pairs or MANY
+        self.examples = settings.examples(examples or pairs, pairs)
+        self.covering: Covering | None = None
+        self._waiting: list[Batch] = []
+
+    def update(self, batch: Batch) -> None:
+        """Measure a batch, as soon as the first pairs are known."""
+        self._waiting.append(batch)
+        if self.covering is not None or self.few is not None or sum(map(len, self._waiting)) >= FIRST:
+            self._measure()
+
+    def finished(self) -> Covering | None:
+        """With all batches measured; None where there was none."""
+        if self._waiting or (self.covering is None and self.few is not None):
+            with torch.inference_mode(False):
+                self._measure()
+        return self.covering
+
+    def _measure(self) -> None:
+        (perturbations,), waiting = self._set, self._waiting
+        self._waiting = []
+        if self.covering is None:
+            few = Batch.joined(waiting).at(slice(0, FIRST)) if self.few is None else self.few()
+            device = waiting[0].x.device if waiting else next(perturbations.parameters(), few.x).device
+            few = few.map(lambda part: part.to(device))
+            made = Covering(perturbations, self.settings, self.kinds, few, self.groups, self.examples, self.seed)
+            self.covering = made.to(device)
+        with frozen(perturbations):
+            for batch in waiting:
+                y = batch.y if batch.y is not None and batch.y.dim() == 1 else None
+                with torch.no_grad():
+                    s = perturbations.at(batch.x, y)
+                self.covering.update(s, batch)
 
 
 def padded(table: Table, pairs: int) -> np.ndarray:
