@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/latentrobust-constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## learn a set from real digits; train, attack, certify classifiers over it (4 to 7 minutes on two cores; interrupted, it goes on)
+demo: $(READY)  ## learn a set from real digits; train, attack, certify classifiers over it (4 to 9 minutes on two cores; interrupted, it goes on)
 	$(BIN)/python -m latentrobust.train experiment=demo paths.output_dir=$(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(READY)  ## run the test suite, a process a core
