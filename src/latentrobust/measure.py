@@ -178,11 +178,8 @@ def measure(
         for message in warnings:
             LOG.warning(message)
             print(f"warning: {message}")
-        print(
-            f"report: {folder / 'report.html'}"
-            if drawn
-            else f"report: python -m latentrobust.report {quote(str(folder))}"
-        )
+        later = f"python -m latentrobust.report {quote(str(folder))}"
+        print(f"report: {folder / 'report.html' if drawn else later}")
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
 
 

@@ -113,6 +113,18 @@ def test_what_a_set_contains_has_no_pgd_error():
     assert found[False].mean() > 1e-6
 
 
+def test_halving_is_for_the_nearest_image_alone(small_set):
+    """Towards the farthest one, shrinking steps stay at nearer maxima."""
+    x, x_tilde = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8).round()
+    halved, fixed = (
+        quality(small_set, x, x_tilde, QualitySettings(likelihood_draws=0, halving=halving))
+        for halving in (True, False)
+    )
+    assert torch.equal(halved["over_ae"], fixed["over_ae"])
+    assert (halved["pgd_ae"] <= fixed["pgd_ae"] + 1e-7).all()
+    assert not torch.equal(halved["pgd_ae"], fixed["pgd_ae"])
+
+
 def test_log_likelihood_is_the_log_mean_exp_of_draws(small_set, monkeypatch):
     x, x_tilde, keys = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8).round(), example_keys(0, torch.arange(2))
     s = small_set.at(x)

@@ -78,6 +78,7 @@ class GivenPairs(PairModule):
         self.table: Pairs | None = None
         self.rows: dict[str, Tensor] = {}  # pairs of each split, in the table
         self._example: dict[str, Tensor] = {}  # of each of them, outside training
+        self._is_first: dict[str, Tensor] = {}  # whether each is the first one of its example
         self._group_of: dict[str, Tensor] = {}  # of each example, outside training
         self._members = self._first_member = self._place = torch.zeros(0, dtype=torch.int64)
         self._images: Tensor | None = None
@@ -124,7 +125,7 @@ class GivenPairs(PairModule):
         owner = table.clean[rows] if table.centred else table.group[rows]
         new = torch.ones(len(rows), dtype=torch.bool)
         new[1:] = owner[1:] != owner[:-1]
-        self.rows[split], self._example[split] = rows, new.cumsum(0) - 1
+        self.rows[split], self._example[split], self._is_first[split] = rows, new.cumsum(0) - 1, new
         self._group_of[split] = rank[table.group[rows]][new]
 
     def _describe(self, table: Pairs, splits: Mapping[str, Tensor]) -> str:
@@ -208,7 +209,7 @@ class GivenPairs(PairModule):
             own = random.fold_in(keys, Purpose.JOINT).to(index.device)
             x, x_tilde = (apply_in_order(self.joint, images, own) for images in (x, x_tilde))
         example = number if training else self._example[split][number]
-        first = None if training else (number == self._first_pair(split)[example]).to(index.device)
+        first = None if training else self._is_first[split][number].to(index.device)
         return Batch(
             x,
             example.to(index.device),
@@ -225,18 +226,13 @@ class GivenPairs(PairModule):
         self.setup()
         if split == "train":
             return self.pairs(split, torch.arange(min(count, self.count(split)), device=device))
-        first, sizes = self._first_pair(split)[:count], self._example[split].bincount()
+        first, sizes = self._is_first[split].nonzero()[:count, 0], self._example[split].bincount()
         return self.pairs(split, (first + torch.arange(len(first)) % sizes[: len(first)]).to(device))
 
     def first_kinds(self, split: str) -> Tensor:
         """The kind of each example's first pair."""
         self.setup()
-        return self.given.kind[self.rows[split][self._first_pair(split)]]
-
-    def _first_pair(self, split: str) -> Tensor:
-        """The number of each example's first pair, outside training."""
-        sizes = self._example[split].bincount()
-        return sizes.cumsum(0) - sizes
+        return self.given.kind[self.rows[split][self._is_first[split]]]
 
     def with_kinds(self, split: str, kinds: list[int], count: int) -> Tensor:
         """The first examples that have pairs of all these kinds."""
