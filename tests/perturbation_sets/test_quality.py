@@ -121,7 +121,6 @@ def test_halving_is_for_the_nearest_image_alone(small_set):
         for halving in (True, False)
     )
     assert torch.equal(halved["over_ae"], fixed["over_ae"])
-    assert (halved["pgd_ae"] <= fixed["pgd_ae"] + 1e-7).all()
     assert not torch.equal(halved["pgd_ae"], fixed["pgd_ae"])
 
 
