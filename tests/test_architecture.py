@@ -72,18 +72,26 @@ def test_the_library_does_without_hydra_wandb_and_lightning():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_what_does_not_compose_is_refused_before_pytorch_is_imported(command):
+@pytest.mark.parametrize(
+    ("command", "given", "answer"),
+    [
+        ("train", "trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
+        ("evaluate", "trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
+        ("train", "+experiment=demo", "write experiment=demo, without +"),
+        ("train", "--experiment=demo", "options are written experiment=demo, without dashes"),
+    ],
+)
+def test_what_does_not_compose_is_refused_before_pytorch_is_imported(command, given, answer):
     """Whoever mistypes an override should not wait ten seconds to be told."""
     code = (
-        f"import sys\nfrom latentrobust.{command} import main\nsys.argv = ['{command}', 'trainer.max_epoch=3']\n"
+        f"import sys\nfrom latentrobust.{command} import main\nsys.argv = ['{command}', '{given}']\n"
         "try:\n    main()\nexcept SystemExit as refused:\n"
         "    heavy = [m for m in ('torch', 'pytorch_lightning', 'scipy') if m in sys.modules]\n"
         "    assert refused.code == 2 and not heavy, (refused.code, heavy)\n"
         "else:\n    raise AssertionError('not refused')"
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr
-    assert "did you mean trainer.max_epochs?" in said
+    assert answer in said
 
 
 def at_import(body):

@@ -30,6 +30,10 @@ CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
 
 FEW = 24  # options that an error lists
+FLAGS = {  # of Hydra's
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--"),
+}
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
 
 
@@ -105,7 +109,7 @@ def run_app(
     try:
         with interruptible():
             arguments = sys.argv[1:] if expand is None else expand(sys.argv[1:])
-            sys.argv = [sys.argv[0], *map(quoted_coverage, arguments)]
+            sys.argv = [sys.argv[0], *map(quoted_coverage, undashed(arguments))]
             left_out.update(_without_null_groups())
             _LEFT_OUT.update(left_out)
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
@@ -122,6 +126,19 @@ def run_app(
         _stop(f"latentrobust {name}: {describe_error(error) if composed else explained(name, error)}", BAD_INPUT)
     finally:
         sys.argv = given
+
+
+def undashed(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments, where none has dashes but flags: Hydra takes ``--experiment=…`` for ``--experimental-rerun``.
+
+    Raises:
+        InputError: for the first such argument.
+    """
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag.startswith("--") and flag not in FLAGS:
+            raise InputError(f"there is no flag {flag}; options are written {flag[2:]}={value or '…'}, without dashes")
+    return arguments
 
 
 def quoted_coverage(argument: str) -> str:
@@ -263,6 +280,8 @@ def explained(name: str, error: BaseException) -> str:
         few = ", ".join(sorted(names, key=lambda name: (name.count("/"), name))[:FEW])
         there = f"did you mean {group}={near[0]}?" if near else f"there are {few}{', …' if len(names) > FEW else ''}"
         return f"there is no {group}={asked}; {there}"
+    if (twice := re.search(r"Multiple values for (\S+)\. .* 'override \S+ (\S+?)'", message)) is not None:
+        return f"{twice[1]} has a value: write {twice[1]}={twice[2]}, without +"
     if (key := re.search(r"Could not override '([^']+)'", message)) is None:
         return describe_error(error)
     if (now := key_now(key[1])) is not None:
