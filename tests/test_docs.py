@@ -75,6 +75,14 @@ def test_links_lead_somewhere(repository, page):
             assert anchor in anchors(there.read_text()), f"{page}: {target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_have_a_first_row(repository, page):
+    """A row after an empty line would be shown as text with bars."""
+    text = re.sub(r"^```.*?^```", "", (repository / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        assert re.fullmatch(r"\|([ :]*-+[ :]*\|)+", table.splitlines()[1].strip()), table.splitlines()[0]
+
+
 @pytest.fixture(scope="module")
 def check():
     """What ``make docs-check`` runs."""
