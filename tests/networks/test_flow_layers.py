@@ -201,6 +201,23 @@ def test_bf16_is_for_the_networks_only(lu, frozen):
     torch.testing.assert_close(narrow, log_det, rtol=0.02, atol=5.0)
 
 
+@pytest.mark.parametrize("lu", [False, True])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_half_precision_weights_encode_and_decode(lu, dtype, close):
+    torch.manual_seed(0)
+    network = flows.build("glow", image_shape=[3, 8, 8], levels=2, steps=2, hidden=16, lu=lu).eval()
+    x = 0.1 + 0.8 * torch.rand(4, 3, 8, 8)
+    network.initialize(x)
+    network.requires_grad_(False).to(dtype)
+    z, log_det = network.encode(x.to(dtype))
+    back = network.decode(z)
+    exact, of_exact = network.float().encode(x)
+    assert back.dtype == dtype  # latents of frozen flows are float64
+    torch.testing.assert_close(back.float(), x, atol=close, rtol=0)
+    torch.testing.assert_close(z.float(), exact.float(), atol=10 * close, rtol=0.05)
+    torch.testing.assert_close(log_det.float(), of_exact.float(), atol=0, rtol=0.01)
+
+
 def test_gradients_recomputed_equal_those_kept():
     net, x = trained()
     found = []

@@ -65,7 +65,8 @@ class InvertibleConvolution(Flow):
 
     def _build(self) -> tuple[Tensor, Tensor]:
         if not self.lu:
-            return self.weight, torch.linalg.slogdet(self.weight)[1]
+            wide = torch.promote_types(self.weight.dtype, torch.float32)  # half-precision matrices have no determinant
+            return self.weight, torch.linalg.slogdet(self.weight.to(wide))[1]
         identity = torch.eye(len(self.lower), device=self.lower.device, dtype=self.lower.dtype)
         upper = self.upper.triu(1) + torch.diag(self.signs * self.log_diagonal.exp())
         with without_autocast(upper):
