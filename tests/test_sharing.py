@@ -11,7 +11,8 @@ import latentrobust as lr
 from latentrobust.errors import InputError
 from latentrobust.files import sha256_of
 from latentrobust.networks.cvae import build
-from latentrobust.perturbation_sets import PixelBall, RTSSet
+from latentrobust.networks.flows.fully_connected import fully_connected
+from latentrobust.perturbation_sets import FlowSet, PixelBall, RTSSet
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.remote import at_hand
 from latentrobust.share import main
@@ -72,6 +73,7 @@ def test_exact_sets_and_models_can_be_exported(tmp_path):
     ):
         assert export(perturbations, tmp_path / "set.pt2") < 1e-5
     assert export(Classifier(), tmp_path / "model.onnx", image_shape=(1, 8, 8)) < 1e-5
+    assert export(Classifier().double(), tmp_path / "model.pt2", image_shape=(1, 8, 8)) < 1e-5
 
 
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path):
@@ -79,9 +81,16 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path):
         def forward(self, x):
             return x if float(x.sum()) > 0 else -x
 
+    class Several(Classifier):
+        def forward(self, x):
+            return super().forward(x), x
+
     for what, path, options, message in (
         (Classifier(), "model.pth", {"image_shape": (1, 8, 8)}, "must end in"),
         (Classifier(), "model.pt2", {}, "needs image_shape"),
+        (Classifier(), "model.pt2", {"image_shape": (1, 9, 8)}, r"the model fails on images \[3, 1, 9, 8\]"),
+        (Several(), "model.pt2", {"image_shape": (1, 8, 8)}, "as a tensor, got tuple"),
+        (FlowSet(fully_connected((1, 8, 8)), "l2", 1.0), "set.pt2", {}, "flows cannot be exported"),
         (Data(), "model.pt2", {"image_shape": (1, 8, 8)}, "cannot be exported to .pt2"),
     ):
         with pytest.raises(InputError, match=message):
@@ -129,6 +138,18 @@ def test_claims_repeat_and_tell_what_changed():
     assert differs(perturbations=PixelBall((1, 8, 8), norm="l2", radius=0.6)) == ["perturbations"]
     assert differs(data=(data[0], data[1].roll(1))) == ["data"]
     assert differs(seed=1) == ["settings"]
+    for changed in ({"outputs": "probabilities"}, {"classes": [1, 0, 2, 3]}, {"mean": [0.5], "std": [0.5]}):
+        assert differs(model=lr.wrap(model, **changed)) == ["model"]
+    whole = lr.benchmark_model(lr.wrap(model, mean=[0.5], std=[0.5]), perturbations, data, robust=None)
+    assert (
+        whole.model != lr.benchmark_model(lr.wrap(model, mean=[0.4], std=[0.5]), perturbations, data, robust=None).model
+    )
+    named = PixelBall((1, 8, 8), norm="l2", radius=0.5)
+    named.latent_norms = {"p50": 0.1}
+    assert differs(perturbations=named) == ["perturbations"]
+    assert differs(data=[(data[0][:5], data[1][:5]), (data[0][5:], data[1][5:])]) == []
+    with pytest.raises(InputError, match="can be read once"):
+        lr.benchmark_model(model, perturbations, iter([data]))
 
 
 @pytest.fixture
@@ -137,6 +158,7 @@ def run(tmp_path):
     folder = tmp_path / "run"
     perturbations = learned("mnist_fc")
     perturbations.data = "digits"
+    perturbations.latent_norms = {"p50": 0.7}
     perturbations.save(folder / "perturbation_set")
     for name in ("robust", "plain"):
         save_model(Classifier(), folder / "models" / name / "model", image_shape=(1, 8, 8), classes=4, data="digits")
@@ -144,11 +166,13 @@ def run(tmp_path):
     (folder / "figures" / "samples.png").write_bytes(b"a picture")
     (folder / "config.yaml").write_text(
         "name: lamps\njob_type: train\nseed: 3\npaths: {}\noverrides: [data=pairs, seed=3, logger=wandb]\n"
+        "evaluation: {robust: {attacks: {pgd: {}, aa: {}}}, certify: {n: 100, alpha: 0.001}}\n"
     )
     metrics = {
         "radius": 3.0, "quality/pgd_ae": 0.01, "coverage/radius": 0.9, "coverage/radius/low": 0.8,
         "coverage/radius/high": 0.95, "coverage/pairs": 40.0,
-        "robust/accuracy/clean": 0.75, "robust/robust/p50": 0.5,
+        "robust/accuracy/clean": 0.75, "robust/robust/p50": 0.5, "robust/robust/examples": 40.0,
+        "robust/certified/full": 0.25, "robust/certified/examples": 16.0, "robust/smoothed/sigma": 0.5,
         "warnings": ["few pairs"],
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -174,9 +198,25 @@ def test_a_card_says_what_was_measured_and_its_limits(run, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in learned("mnist_fc").state_dict().items())
     main(["card", str(run), str(tmp_path / "model"), "--licence", "of nobody", "--model", "robust"])
     card = (tmp_path / "model" / "README.md").read_text()
-    for part in ("license: other", "licence of the data: of nobody", "| robust/p50 | 50.0 % |", "into 4 classes"):
+    for part in (
+        "license: other", "licence of the data: of nobody", "into 4 classes", "with pgd and aa: 40 images",
+        "| robust/p50 | 50.0 % [35, 65] | Right after these attacks within ε = 0.7. |",
+        "σ = 0.5 in the latents, at most 100 draws", "| certified/full | 25.0 % [10, 49] | The smoothed model: right,",
+        sha256_of(run / "perturbation_set" / "model.safetensors"),
+    ):  # fmt: skip
         assert part in card
     assert lr.load_model(tmp_path / "model", network=Classifier())
+
+
+def test_a_card_does_not_speak_of_coverage_where_the_report_does_not(run, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    coarse = {"coverage/tolerance": 0.13, "quality/no_change": 0.054, "coverage/p50": 1.0}
+    (run / "metrics.json").write_text(json.dumps(metrics | coarse))
+    main(["card", str(run), str(tmp_path / "shared"), "--licence", "cc-by-4.0"])
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "too coarse to say which share of unseen perturbations it contains" in card
+    assert "90 %" not in card
+    assert "coverage/" not in card
 
 
 def test_bad_input_of_sharing_is_one_line(run, tmp_path, capsys):

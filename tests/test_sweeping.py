@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from latentrobust.errors import InputError
 from latentrobust.interrupts import Stopped
-from latentrobust.lock import FolderLock
+from latentrobust.lock import FAILED, FolderLock
 from latentrobust.sweep import main, status
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
-from latentrobust.sweeping.work import running, work
+from latentrobust.sweeping.work import OUTPUT, running, work
 
 # Stands in for a training: one process per folder at a time, a while of work, and a note of having finished.
 FAKE = """
@@ -185,6 +185,32 @@ def test_fifty_jobs_three_workers_and_a_killer(tmp_path):
     assert sorted((sweep.folder / "log").read_text().split()) == sorted(str(sweep.place(job)) for job in sweep.jobs)
     rows = list(csv.DictReader((sweep.folder / "sweep.csv").open()))
     assert [row["number"] for row in rows] == [str(number) for number in range(50)]
+
+
+def test_a_job_whose_worker_was_killed_while_it_began_is_left_alone(tmp_path, capsys):
+    """It has not locked its folder yet, as long as it imports PyTorch."""
+    sweep = make(tmp_path / "s", 1)
+    slow = f"import time\nprint('begun', flush=True)\ntime.sleep(1.5)\n{FAKE}"
+    script = (
+        "import sys; sys.path[:0] = [sys.argv[2]]\n"
+        "from tests.test_sweeping import fake\nfrom latentrobust.sweeping.work import work\n"
+        "def command(sweep, job):\n"
+        "    python, flag, _, *rest = fake()(sweep, job)\n"
+        "    return [python, flag, sys.argv[3], *rest]\n"
+        "work(sys.argv[1], poll=0.1, command=command)\n"
+    )
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    worker = subprocess.Popen([sys.executable, "-c", script, str(sweep.folder), here, slow])
+    output, until = sweep.claims(sweep.jobs[0]) / OUTPUT, time.monotonic() + 60
+    while time.monotonic() < until and not (output.is_file() and "begun" in output.read_text()):
+        time.sleep(0.05)
+    worker.kill()
+    worker.wait()
+    assert sweep.state(sweep.jobs[0]).name == "RUNNING"
+    assert work(sweep.folder, 0.1, fake()) == []
+    assert len((sweep.folder / "log").read_text().splitlines()) == 1
+    assert capsys.readouterr().err == ""
+    assert not (output.parent / FAILED).exists()
 
 
 def test_overwriting_does_everything_again_and_keeps_what_was(tmp_path):

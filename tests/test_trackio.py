@@ -17,7 +17,7 @@ def logger(tmp_path, request):
     begun = []
 
     def make(folder="run", **options):
-        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         begun.append(TrackioLogger(project=project_of(request), save_dir=str(tmp_path / folder), **options))
         return begun[-1]
 
@@ -35,22 +35,34 @@ def steps(project, name):
             for row in storage.get_logs(project, name)]  # fmt: skip
 
 
-def test_models_of_a_run_share_it_and_the_next_job_has_its_own(logger, request, capsys):
-    first, second = logger(base="demo", overrides=["seed=1"]), logger(prefix="robust", base="demo")
+def test_models_of_a_run_share_it_and_the_next_job_has_its_own(logger, request, capsys, tmp_path):
+    first, second = logger(base="demo", overrides=["seed=1"]), logger("run/models/robust", prefix="robust", base="demo")
+    second.home = first.home  # as runs say it
     first.log_hyperparams({"seed": 1, "data": {"size": [3, 4]}})
     first.log_metrics({"train/loss": 1.0}, step=3)
     second.log_metrics({"train/loss": np.float32(2.0)}, step=5)
+    assert not (tmp_path / "run" / "models" / "robust" / NAME).exists()
     first.finish()
     second.finish()
+    for part in (logger(base="demo"), logger("run/models/robust", prefix="robust", base="demo")):  # a second process
+        part.home = first.home
+        part.log_hyperparams({"seed": 1, "data": {"size": [3, 4]}})
+        part.log_metrics({"train/loss": 4.0}, step=7)
+        part.finish()
     other = logger("other", base="demo", overrides=["seed=2"])
     other.log_metrics({"train/loss": float("nan")}, step=0)
     other.finish()
     project = project_of(request)
-    assert steps(project, "demo: seed=1") == [(3, {"train/loss": 1.0}), (5, {"robust-train/loss": 2.0})]
+    assert steps(project, "demo: seed=1") == [
+        (3, {"train/loss": 1.0}),
+        (5, {"robust-train/loss": 2.0}),
+        (7, {"train/loss": 4.0}),
+        (7, {"robust-train/loss": 4.0}),
+    ]
     assert [step for step, _ in steps(project, "demo: seed=2")] == [0]
     assert storage.get_run_config(project, "demo: seed=1")["data"] == {"size": [3, 4]}
     said = capsys.readouterr().out
-    assert said.count("trackio show --project") == 2
+    assert said.count("trackio show --project") == 4  # two processes of one run, one of them in two parts, and another
     assert "initialized" not in said
 
 

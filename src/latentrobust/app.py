@@ -199,7 +199,7 @@ def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
     with open_dict(cfg):
         for key, override in groups.items():
             OmegaConf.update(cfg, key, None, merge=False, force_add=True)
-            cfg.overrides.append(override)
+            cfg.overrides.insert(0, override)  # the last ones name runs, and are what a sweep varies
 
 
 def _name_the_run(cfg: DictConfig) -> None:

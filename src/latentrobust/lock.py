@@ -64,6 +64,11 @@ class FolderLock:
         self._released.clear()
         threading.Thread(target=self._beat, daemon=True).start()
 
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """File descriptors for a process that this one begins: the lock is held until both are gone."""
+        return () if self._file is None or fcntl is None else (self._file.fileno(),)
+
     def release(self) -> None:
         """Give it back; the file goes."""
         if self._file is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,9 @@ def describe_error(error: BaseException) -> str:
         return one_line(error)
     if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
         return one_line(cause)
+    left_out = re.search(r"trying to access (\S+): node `\S+` is not a container.*?full_key: (\S+)", one_line(error))
+    if isinstance(error, OmegaConfBaseException) and left_out is not None:
+        return f"{left_out[2]} is taken from {left_out[1]}, which is left out here: give {left_out[2]}=…"
     if isinstance(error, InstantiationException) and cause is not None:
         key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "").partition(": ")[2]
         return one_line(f"{cause} {f'(in {key})' if key else ''}")

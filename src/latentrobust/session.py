@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -70,6 +71,8 @@ class Session:
                 if logger is not None
             ]
             for logger in self._loggers[prefix]:
+                if isinstance(logger, RunLogger | TrackioLogger):
+                    logger.home = Path(self.configuration["paths"]["output_dir"])  # also for one of several models
                 if isinstance(logger, RunLogger):
                     logger.say_where()
                 logger.log_hyperparams(self.configuration)
@@ -107,6 +110,10 @@ class Session:
 
     def close(self) -> None:
         """Finish the loggers, so that the next job of a sweep starts its own."""
+        self.save()
+        for logger in (logger for loggers in self._loggers.values() for logger in loggers):
+            if isinstance(logger, RunLogger):  # before the first of them ends the run that they share
+                logger.settle()
         for logger in (logger for loggers in self._loggers.values() for logger in loggers):
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()

@@ -29,7 +29,7 @@ from latentrobust.tasks.classification import ClassificationTask
 
 from ..campaign.configurations import MODEL, SET, SEVERAL
 from ..conftest import compose_in_process
-from .test_commands import ENVIRONMENT, begin, command, one_line
+from .test_commands import ENVIRONMENT, begin, command, one_line, read_offline_run
 from .test_train import contents, stable
 
 
@@ -220,8 +220,9 @@ def test_an_evaluation_goes_on(whole, tmp_path, monkeypatch):
 
 
 def test_a_lost_row_of_the_last_epoch_comes_back(tmp_path):
-    """The process dies between the checkpoint of the last epoch and its row."""
-    run = start(tmp_path / "run", *SET)
+    """The process dies between the checkpoint of the last epoch and its row; other loggers go on where it was too."""
+    tracked = [*SET, "logger=wandb", "logger.wandb.offline=true", "logger.wandb.artifacts=false"]
+    run = start(tmp_path / "run", *tracked)
     log = run.folder / "logs" / "metrics.csv"
     rows = list(csv.DictReader(log.open()))
     lines = log.read_text().splitlines(keepends=True)
@@ -232,8 +233,18 @@ def test_a_lost_row_of_the_last_epoch_comes_back(tmp_path):
     part = json.dumps({"key": _key_of(run)})
     (run.folder / ".parts").mkdir()
     (run.folder / ".parts" / "set.json").write_text(part)
-    again = start(tmp_path / "run", *SET)
+    again = start(tmp_path / "run", *tracked)
     found = [(row["step"], row["train/loss"]) for row in csv.DictReader(log.open()) if row["train/loss"]]
+    pieces = [read_offline_run(path) for path in sorted(run.folder.rglob("*.wandb"))]
+    assert len({record.run.run_id for records in pieces for record in records if record.HasField("run")}) == 1
+    values, summary = ({}, {})
+    for record in pieces[1]:
+        values |= {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        summary |= {tuple(item.nested_key or [item.key]): item.value_json for item in record.summary.update}
+    assert float(values["train/loss"]) == pytest.approx(float(rows[last]["train/loss"]))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    best = json.loads(summary.get(("train/loss", "min")) or json.dumps(json.loads(summary[("train/loss",)])["min"]))
+    assert best == pytest.approx(min(losses))
     assert found == [(row["step"], row["train/loss"]) for row in rows if row["train/loss"]]
     assert again.metrics["quality/pgd_ae"] == run.metrics["quality/pgd_ae"]
 

@@ -1,5 +1,7 @@
 """Latent balls: projection, ascent and exact truncated normals."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,16 @@ def test_leading_dimensions_are_all_batch(norm):
 def test_zero_gradient_moves_nothing(norm):
     u = torch.zeros(2, 7)
     assert torch.equal(LatentBall((7,), norm, 1.0).ascent_step(u, torch.zeros_like(u), 0.5), u)
+
+
+def test_entries_of_a_gradient_that_are_no_number_move_nothing_and_infinite_ones_as_the_largest():
+    gradient = torch.tensor([[math.nan, 3.0, 4.0], [math.inf, 1.0, -math.inf], [math.nan] * 3])
+    third = math.sqrt(1 / 3)
+    torch.testing.assert_close(
+        LatentBall((3,), "l2", 1.0).steepest(gradient, 1.0),
+        torch.tensor([[0.0, 0.6, 0.8], [third, third, -third], [0.0, 0.0, 0.0]]),
+    )
+    assert LatentBall((3,), "linf", 1.0).steepest(gradient, 1.0).isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12])

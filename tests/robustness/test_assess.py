@@ -1,5 +1,6 @@
 """One call for anybody's model, and certificates that survive an interruption."""
 
+import dataclasses
 import json
 import math
 import warnings
@@ -13,12 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import latentrobust
 from latentrobust import CertifySettings, RobustSettings, assess
+from latentrobust.batch import Batch
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.quality import QualitySettings
 from latentrobust.robustness import assessor as module
+from latentrobust.robustness.assessment import Assessment, Facts
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.results import Entry, flat
 from latentrobust.robustness.statistics import GroupSequential, noise_level
@@ -55,6 +58,9 @@ def test_everything_about_a_model_of_pixels():
     counted, right = y >= 0, (x[:, 0] > 0.5).long() == y
     assert report.metrics["accuracy/clean"] == pytest.approx(38 / 39)
     assert report.metrics["accuracy/perturbed"] == report.metrics["accuracy/clean"]
+    kept = torch.arange(40) != 2
+    alone = assess(Threshold(), ball("linf", 0.2), (x[kept], y[kept]), robust=None)
+    assert report.metrics["loss/clean"] == pytest.approx(alone.metrics["loss/clean"])
     for radius in (0.05, 0.2):
         stays = right & ((x[:, 0] - 0.5).abs() >= radius)
         expected = (stays.flatten(1).sum(1) / counted.flatten(1).sum(1)).nanmean().item()
@@ -71,6 +77,27 @@ def test_everything_about_a_model_of_pixels():
         assert curve == sorted(curve, reverse=True)
     with pytest.raises(InputError, match="classes, H, W"):
         assess(Linear(), ball(), (x.double(), y), robust=None)
+
+
+def test_accuracy_on_known_classes_is_what_it_would_be_without_the_other():
+    """A mean over images, of their pixels that count, on clean images and on all pairs."""
+    generator = torch.Generator().manual_seed(5)
+    x, x_tilde = (torch.rand(12, *SHAPE, generator=generator) for _ in range(2))
+    y = torch.randint(-1, 3, (12, *SHAPE[1:]), generator=generator).clamp_max(1)
+    y[0] = 1  # nothing of an image is known
+    found = []
+    for labels, other in ((y, 1), (y.where(y != 1, -1), None)):
+        facts = Facts(
+            ("a", "b"), True, True, 2, other, first_kinds=torch.zeros(6, dtype=torch.int64), examples=6, pairs=12
+        )
+        assessment = Assessment(Threshold(), None, facts)
+        batch = Batch.of(x, labels, x_tilde)
+        index, kind = torch.arange(6).repeat(2), torch.arange(2).repeat_interleave(6)
+        assessment.update(dataclasses.replace(batch, index=index, kind=kind))
+        found.append(assessment.compute().metrics)
+    for half in ("clean", "perturbed"):
+        assert found[0][f"accuracy_known/{half}"] == pytest.approx(found[1][f"accuracy/{half}"])
+        assert found[0][f"accuracy/{half}"] != pytest.approx(found[1][f"accuracy/{half}"])
 
 
 def test_adaptive_certificates_of_pixels_have_one_statement_alone():

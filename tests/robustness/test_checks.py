@@ -74,6 +74,40 @@ def test_models_that_hide_their_gradient_are_marked_in_the_results(linear, image
     assert assess(linear, ball(), (images, y), robust=settings).warnings == []
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_gradient_of_nan_is_warned_about(linear, images, norm):
+    """The logits are those of the linear model, and the gradient of a root of 0 is infinite, times 0."""
+
+    def masked(x):
+        return linear(x) + 0 * (x * 0).sum((1, 2, 3)).sqrt()[:, None]
+
+    y = linear(images).argmax(1)
+    settings = RobustSettings(attacks={"pgd": PGD(steps=10, relative_step=0.2)}, radii=[0.1])
+    results = assess(masked, PixelBall(tuple(images.shape[1:]), norm, 0.1), (images, y), robust=settings)
+    assert any("a gradient of NaN at 32 of 32 images" in warning for warning in results.warnings)
+
+
+def test_an_infinite_gradient_does_not_end_a_search(images):
+    """A gamma curve in the model has one at black pixels; beside pixels that are nearly black as much is lost."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 3))
+    black = images.float()
+    black[:, :, 0] = 0
+    s = PixelBall(tuple(images.shape[1:]), "l2", 0.8)
+
+    def gamma(x):
+        return inner(x.pow(1 / 2.2))
+
+    for attack in (PGD(checks=False), APGD(steps=20, checks=False)):
+        lost = []
+        for x in (black, black.clamp_min(1e-4)):
+            found = attack(gamma, s, x, gamma(x).argmax(1))
+            assert found.images.isfinite().all()
+            lost.append(float(found.fooled.float().mean()))
+        assert 0 < lost[0] < 1
+        assert lost[0] >= lost[1] - 0.1
+
+
 class Constant(nn.Module):
     """Class 0, whatever the image."""
 

@@ -13,6 +13,7 @@ from latentrobust.errors import InputError
 from latentrobust.networks.flows.fully_connected import fully_connected
 from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.robustness.attacks import PGD
+from latentrobust.transforms import random
 
 SHAPE = (1, 6, 6)
 
@@ -84,6 +85,22 @@ def test_what_people_have_is_taken(parts, given):
         (lambda m, s, x, y: s.at((255 * x).byte()), "floating-point images in .0, 1., got torch.uint8"),
         (lambda m, s, x, y: s.at(x).sample(-1), "sample: count must be a whole number at least 0"),
         (lambda m, s, x, y: lr.LatentBall(3, "l2", 1.0), "LatentBall: shape must be a list, got 3"),
+        (lambda m, s, x, y: lr.assess(lambda z: {"a": m(z)}, s, (x, y)), "as a tensor, got dict: latentrobust.wrap"),
+        (lambda m, s, x, y: lr.SmoothedModel(lambda z: (m(z),), s, 0.1).certify(x, n=100), "as a tensor, got tuple"),
+        (PGD(loss=nn.CrossEntropyLoss()), r"per image, \[\d\], got \[\]: .*'none'"),
+        (lambda m, s, x, y: PGD()(m, s, x, y, keys=torch.zeros(5).bool()), "keys must be whole numbers, one for each"),
+        (lambda m, s, x, y: s.at(x).sample(2, torch.arange(3)), r"one for each of 5 images; got torch.int64 \[3\]"),
+        (lambda m, s, x, y: s.radius_of("coverage=abc"), "stores no coverage"),
+        (
+            lambda m, s, x, y: lr.assess(m, s, (x, y), robust=None, certify=lr.CertifySettings(radii=[0])),
+            "radius 0 alone choose no noise level: give sigma",
+        ),
+        (lambda m, s, x, y: lr.assess(m, s, (x, y), journal="."), "journal=. is a folder"),
+        (lambda m, s, x, y: PGD()(m, s, x, torch.zeros(5, 1, 6, 6).long()), r"y of pixels must be \[B, H, W\]"),
+        (
+            lambda m, s, x, y: lr.SmoothedModel(m, s, 0.1).certify(x, n=100).certified("full"),
+            "certified: radius must be a number at least 0",
+        ),
         (lambda m, s, x, y: lr.load_perturbation_set(3), "path must be text or a path or null, got 3"),
         (lambda m, s, x, y: lr.load_model(None), "path must be text or a path, got None"),
         (lambda m, s, x, y: lr.save_perturbation_set(m, "x"), "must be a PerturbationSet"),
@@ -145,7 +162,7 @@ def test_labels_of_a_set_may_be_arrays_and_lists():
 def test_corruptions_of_arrays_are_those_of_tensors():
     grey = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
     assert torch.equal(lr.corrupt(grey.numpy(), "fog", 3, [4, 5]), lr.corrupt(grey, "fog", 3, torch.tensor([4, 5])))
-    with pytest.raises(ValueError, match="2 images need as many keys, whole numbers"):
+    with pytest.raises(ValueError, match="keys must be whole numbers, one for each of 2 images"):
         lr.corrupt(grey, "fog", 3, torch.zeros(2))
     with pytest.raises(TypeError, match="a tensor or an array"):
         lr.corrupt("fog.png", "fog")
@@ -167,3 +184,23 @@ class ListDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, place):
         return self.items[place]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_keys_of_any_type_are_the_same_streams(parts, dtype):
+    model, s, x, _ = parts
+    keys = torch.arange(len(x))
+    assert torch.equal(s.at(x).sample(3, keys.to(dtype)), s.at(x).sample(3, keys))
+    smoothed = lr.SmoothedModel(model, s, 0.3)
+    assert torch.equal(smoothed.certify(x, keys.to(dtype), n=100).counts, smoothed.certify(x, keys, n=100).counts)
+    assert torch.equal(random.example_keys(3, keys.to(dtype)), random.example_keys(3, keys))
+    images = torch.full((5, 3, 8, 8), 100, dtype=torch.uint8)
+    noisy = [lr.corrupt(images, "impulse_noise", np.int64(5), own) for own in (keys.to(dtype), keys)]
+    assert torch.equal(*noisy)
+
+
+def test_a_model_in_double_precision_is_asked_in_it(parts):
+    model, s, x, y = parts
+    double = copy.deepcopy(model).double()
+    found, expected = (lr.assess(m, s, (x, y), robust=None).metrics["loss/clean"] for m in (double, model))
+    assert found == pytest.approx(expected)

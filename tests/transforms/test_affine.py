@@ -63,6 +63,10 @@ def test_draws_stay_within_the_bounds_and_shift_by_whole_pixels():
     pixels = offset[:, 2:] * 7
     torch.testing.assert_close(pixels, pixels.round(), atol=1e-5, rtol=0)
     assert set(pixels.round().int().flatten().tolist()) == set(range(-7, 8))
+    part = RTS.draw(example_keys(0, torch.arange(2000)), (1, 42, 42), share=0.5)
+    assert part.abs().max() <= 0.5
+    assert set((part[:, 2:] * 7).round().int().flatten().tolist()) == set(range(-3, 4))
+    torch.testing.assert_close(part[:, 2:] * 7, (part[:, 2:] * 7).round(), atol=1e-5, rtol=0)
     free = RotationTranslationScale(whole_pixels=False).draw(example_keys(0, torch.arange(50)), (1, 42, 42))
     assert (free[:, 2:] * 7 - (free[:, 2:] * 7).round()).abs().max() > 0.1
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -83,6 +83,14 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(moved)
 
 
+@runtime_checkable
+class GoesOn(Protocol):
+    """A logger that keeps what an earlier process has logged."""
+
+    def go_on(self, step: int, epoch: Mapping[str, Any] | None = None) -> bool:
+        """Come to a step; log the values of an epoch that had ended where nobody has, and say whether that was so."""
+
+
 class LastCheckpoint(ModelCheckpoint):
     """The state to go on from: after each epoch, and after the step at which a signal stops the training.
 
@@ -114,9 +122,13 @@ class LastCheckpoint(ModelCheckpoint):
         """The clock starts; the logs come to the moment of the checkpoint, also where no step is left to make."""
         self._started = time.perf_counter()
         if self._resumed and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if (go_on := getattr(logger, "go_on", None)) is not None:  # one that keeps what is there
-                    go_on(self._steps, self._logged)
+            kept = [logger for logger in trainer.loggers if isinstance(logger, GoesOn)]
+            missed = [logger.go_on(self._steps, self._logged) for logger in kept]
+            if self._logged is not None and any(missed):  # nobody has told the others either
+                values = {**self._logged["values"], "epoch": self._logged["epoch"]}
+                for logger in trainer.loggers:
+                    if logger not in kept:
+                        logger.log_metrics(values, self._logged["step"] - 1)
         self._logged = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -71,16 +71,18 @@ class LatentBall:
     def steepest(self, gradient: Tensor, step: float | Tensor) -> Tensor:
         """The move of length ``step`` (one number, or one per example ``[*batch]``) that climbs most in this norm.
 
-        A zero gradient moves nothing.
+        A zero gradient moves nothing, nor does an entry that is NaN; an infinite one counts as the largest finite one.
         """
         gradient = _wide(gradient)
         if isinstance(step, Tensor):
             step = self._spread(step)
         if self.norm == "linf":
-            return step * gradient.sign()
+            return step * gradient.sign()  # which is 0 for NaN
+        finite = gradient.nan_to_num(0.0, 0.0, 0.0)
         # Scale by the largest entry first: the squares of a tiny gradient underflow.
-        largest = gradient.abs().amax(dim=self._dims, keepdim=True)
-        scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+        largest = finite.abs().amax(dim=self._dims, keepdim=True)
+        scaled = finite / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = torch.where(gradient.isinf(), gradient.sign(), scaled)
         return step * scaled / self._spread(self.size(scaled)).clamp_min(1.0)
 
     def ascent_step(self, u: Tensor, gradient: Tensor, step: float | Tensor) -> Tensor:

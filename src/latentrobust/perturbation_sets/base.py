@@ -102,11 +102,15 @@ class SetAt(ABC):
 
         Args:
             count: draws an example.
-            keys: one an example, ``[B]``; drawn from PyTorch's global generator when absent.
+            keys: one per example, ``[B]``; drawn from PyTorch's global generator when absent.
             ball: instead of the set's own.
+
+        Raises:
+            InputError: if there is not one whole number for each example.
         """
         if keys is None:
             keys = random.fresh_keys(len(self.x), device=self.x.device)
+        keys = random.checked_keys(keys, len(self.x)).to(self.x.device)
         each = random.fold_in(keys, torch.arange(count, device=keys.device)[:, None])
         return self.draw(each, ball or self.ball)
 
@@ -184,7 +188,11 @@ class PerturbationSet(nn.Module, ABC):
                     f"the perturbation set stores no coverage, which radius {name!r} asks for: give a number, or learn"
                     " the set again"
                 )
-            return self.coverage.radius(float(name.removeprefix("coverage=")))
+            try:
+                share = float(name.removeprefix("coverage="))
+            except ValueError:
+                raise InputError(f"radius {name!r} must name a share, such as coverage=0.95") from None
+            return self.coverage.radius(share)
         stored = {
             key: norm for key, norm in self.latent_norms.items() if key[:1] == "p" and key[1:].isdigit() and norm > 0
         }

@@ -59,11 +59,14 @@ class CVAESet(PerturbationSet):
 
         Args:
             latents: places among this set's own.
+
+        Raises:
+            InputError: for what is none, or nothing.
         """
         own = range(math.prod(self.ball.shape)) if self.active is None else self.active
-        if not all(0 <= place < len(own) for place in latents):
+        if not all(0 <= place < len(own) and place == int(place) for place in latents):
             raise InputError(f"the set has {len(own)} latents, counted from 0; got {list(latents)}")
-        part = CVAESet(self.network, self.likelihood, self.ball.radius, [own[place] for place in latents])
+        part = CVAESet(self.network, self.likelihood, self.ball.radius, [own[int(place)] for place in latents])
         part.data = self.data
         return part.train(self.training)
 

@@ -147,7 +147,7 @@ class _RTSSetAt(SetAt):
 
     def draw(self, keys: Tensor, ball: LatentBall) -> Tensor:
         """Uniform; shifts by whole pixels where the transform draws them so."""
-        return ball.project(self.transform.draw(keys, tuple(self.x.shape[1:])) * ball.radius)
+        return ball.project(self.transform.draw(keys, tuple(self.x.shape[1:]), ball.radius))
 
 
 def nearest_offset(

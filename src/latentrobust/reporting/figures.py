@@ -22,6 +22,7 @@ from latentrobust.transforms import random
 
 BLUE, ORANGE, GREY = "#2a6f97", "#d1703c", "#8a8a8a"
 SHOWN_KINDS = 12  # curves by kind that one figure can hold
+LETTER = 0.075  # inches that a letter of a title needs
 GAP = 2  # white pixels between the images of a grid
 ERROR_NAMES = {
     "pgd_ae": "nearest point found (PGD AE)",
@@ -42,7 +43,7 @@ def image_rows(rows: Mapping[str, Sequence[Tensor]], title: str, columns: Sequen
             mosaic[top : top + height, left : left + width] = _rgb(image)
     figure = Figure(
         figsize=(
-            _side(width, height) * mosaic.shape[1] / (width + GAP) + 1.4,
+            max(_side(width, height) * mosaic.shape[1] / (width + GAP) + 1.4, LETTER * len(title)),
             _side(height, width) * len(rows) + (0.95 if columns else 0.7),
         ),
         layout="constrained",

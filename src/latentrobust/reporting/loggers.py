@@ -61,22 +61,27 @@ class KeptCSVLogger(CSVLogger):
             self._keep_before(step)
         super().log_metrics(metrics, step)
 
-    def go_on(self, step: int, epoch: Mapping[str, Any] | None = None) -> None:
+    def go_on(self, step: int, epoch: Mapping[str, Any] | None = None) -> bool:
         """Take out the rows of a step and later ones; add an epoch's last values where nobody came to log them.
 
         Args:
             step: at which the training goes on.
             epoch: number (``epoch``), steps so far (``step``) and values (``values``) of an epoch that had ended.
+
+        Returns:
+            Whether they were added.
         """
         writer = self.experiment
         kept = self._keep_before(step)
         if epoch is None or not epoch["values"]:
-            return
+            return False
         names = {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name for name in epoch["values"]}
         known = (row for row in [*kept, *writer.metrics] if int(row["step"]) == epoch["step"] - 1)
-        if not any(all(row.get(name) not in (None, "") for name in names) for row in known):
-            super().log_metrics({**epoch["values"], "epoch": epoch["epoch"]}, epoch["step"] - 1)
-            self.save()
+        if any(all(row.get(name) not in (None, "") for name in names) for row in known):
+            return False
+        super().log_metrics({**epoch["values"], "epoch": epoch["epoch"]}, epoch["step"] - 1)
+        self.save()
+        return True
 
     def save(self) -> None:
         """As Lightning does; a full disk is reported with the file that did not fit."""

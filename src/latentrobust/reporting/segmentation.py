@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from latentrobust.reporting.figures import GREY, image_rows, plain
+from latentrobust.robustness.criteria import over_positions
 
 STATEMENTS = {
     "certified": ("-", "each pixel on its own, with 1 − α"),
@@ -58,7 +59,7 @@ def maps_under_attack(
         rows[f"{name}:\npredicted"] = list(coloured(predictions[name], len(names)))
     rows["truth"] = list(coloured(truth, len(names)))
     rows["newly wrong\n(red)"] = list(changed)
-    counts = [float(part.float().mean()) for part in newly_wrong]
+    counts = over_positions(newly_wrong.float(), truth).tolist()  # as accuracies do: of the pixels that count
     figure = image_rows(rows, title, [f"{100 * count:.1f} % newly wrong" for count in counts])
     seen = torch.cat([truth.flatten(), *(part.flatten() for part in predictions.values())]).unique().tolist()
     colours = palette(len(names)).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from latentrobust.reporting.measured import MeasuredModel, MeasuredSet
@@ -48,6 +49,11 @@ def in_short(measured_set: MeasuredSet | None, tests: Mapping[str, MeasuredModel
     return sentences
 
 
+def too_coarse(metrics: Mapping[str, float]) -> bool:
+    """Whether "contained" would mean no nearer than the image itself, so that shares of it say nothing."""
+    return metrics.get("coverage/tolerance", 0.0) >= metrics.get("quality/no_change", math.inf)
+
+
 def _of_set(test: MeasuredSet) -> str:
     metrics, learned = test.metrics, test.perturbations.data
     start = f"The set{f' learned from {learned}' if learned else ''}"
@@ -56,7 +62,7 @@ def _of_set(test: MeasuredSet) -> str:
             f"{start} comes to within {metrics['quality/pgd_ae']:.2g} (mean squared error) of an unseen perturbation,"
             f" which differs from the image itself by {metrics['quality/no_change']:.2g}."
         )
-    if metrics["coverage/tolerance"] >= metrics["quality/no_change"]:
+    if too_coarse(metrics):
         share = 1 - metrics["quality/pgd_ae"] / max(metrics["quality/no_change"], 1e-12)
         explained = f"explains {share:.0%} of that difference" if share > 0 else "is farther from them than that"
         return (

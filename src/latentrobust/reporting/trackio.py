@@ -38,12 +38,15 @@ class TrackioLogger(Logger):
 
     Args:
         project: of the run.
-        save_dir: the run's folder.
+        save_dir: the folder of the run, or of one of its models.
         base: name of the run; what the command line changed is put behind it.
         overrides: of the command line.
         name: of the run, instead of both.
         group: of runs that belong together.
         prefix: of everything that is logged, for one of several models in a run.
+
+    Attributes:
+        home: the run's folder, where that is another.
 
     Raises:
         InputError: if Trackio is not installed.
@@ -64,8 +67,8 @@ class TrackioLogger(Logger):
         if importlib.util.find_spec("trackio") is None:
             raise InputError("logger=trackio needs Trackio: pip install 'latentrobust[trackio]'")
         self.project, self.group = project, group
-        self._folder, self._prefix = Path(save_dir), f"{prefix}-" if prefix else ""
-        self._name = (name or run_name(base, overrides) or self._folder.name).replace("/", "-")  # it becomes a folder
+        self.home, self._prefix = Path(save_dir), f"{prefix}-" if prefix else ""
+        self._name = (name or run_name(base, overrides) or self.home.name).replace("/", "-")  # it becomes a folder
         self._configuration: dict[str, Any] = {}
         self._run: Any = None
 
@@ -92,12 +95,12 @@ class TrackioLogger(Logger):
         from trackio import context_vars  # noqa: PLC0415 - an extra
 
         run = context_vars.current_run.get() if "trackio" in sys.modules else None
-        return run if run is not None and getattr(run, "latentrobust_folder", None) == self._folder else None
+        return run if run is not None and getattr(run, "latentrobust_folder", None) == self.home else None
 
     def _begun(self) -> Any:
         import trackio  # noqa: PLC0415
 
-        kept = self._folder / NAME
+        kept = self.home / NAME
         goes_on = kept.is_file()
         with suppress(OSError, UnicodeError):
             self._name = regular(kept).read_text().strip() if goes_on else self._name
@@ -106,7 +109,7 @@ class TrackioLogger(Logger):
                 self.project, self._name, self.group, config=self._configuration, embed=False,
                 resume="allow" if goes_on else "never",
             )  # fmt: skip
-        run.latentrobust_folder = self._folder
+        run.latentrobust_folder = self.home
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, f"{self._name}\n")
         say(f"Trackio: `trackio show --project {self.project}` shows the run, {self._name}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +18,12 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from latentrobust.errors import InputError, one_line
+from latentrobust.files import regular
 from latentrobust.reporting.outcome import Outcome
-from latentrobust.run_folder import has_effect, say
+from latentrobust.run_folder import has_effect, say, write_text
 
 STEP = "trainer/global_step"
+ID = Path("logs") / "wandb.txt"
 ONLINE = ("online", "shared", "run")
 MODES = (*ONLINE, "offline", "dryrun", "disabled")
 PATIENCE = 10.0  # seconds that a server gets to answer
@@ -42,6 +47,9 @@ class RunLogger(WandbLogger):
         offline: whether to keep everything in the run's folder.
         artifacts: whether sets, models and the report become artifacts of the run.
         **options: of Lightning's logger and of ``wandb.init``.
+
+    Attributes:
+        home: the run's folder. It keeps the id of the run of W&B, which an interrupted run goes on in.
 
     Raises:
         InputError: for a ``WANDB_MODE`` that does not exist, or ``online`` without a key.
@@ -73,8 +81,10 @@ class RunLogger(WandbLogger):
             _sends("online", "logger.wandb.offline=false")
         super().__init__(name=name or run_name(base, overrides), offline=offline, **options)
         self._wandb_init.pop("anonymous", None)  # which W&B warns of, and Lightning always passes
+        self.home = Path(self.save_dir or ".")
         self.artifacts = artifacts and mode != "disabled"
         self._defined: set[str] = set()
+        self._goals: dict[str, Goal] = {}
         if mode == "disabled":  # Lightning knows of two modes
             self._offline = False
 
@@ -84,16 +94,38 @@ class RunLogger(WandbLogger):
         """The run of W&B; with several models in one of ours, they share it."""
         import wandb  # noqa: PLC0415  (takes a second to import; only those who log to it pay)
 
+        begins = self._experiment is None and wandb.run is None
         if self._experiment is None and wandb.run is not None:
             self._experiment = wandb.run
+        if begins:
+            self._find_earlier()
         mode = os.environ.get("WANDB_MODE")
         try:
-            return super().experiment
+            run = super().experiment
+            if begins and mode != "disabled":
+                (self.home / ID).parent.mkdir(parents=True, exist_ok=True)
+                write_text(self.home / ID, f"{run.id}\n")
+            return run
         finally:  # Lightning sets it, and the next job of a sweep would take it for the user's
             if mode is None:
                 os.environ.pop("WANDB_MODE", None)
             else:
                 os.environ["WANDB_MODE"] = mode
+
+    def _find_earlier(self) -> None:
+        """Take over the id of the run that an earlier process of this run of ours has begun, unless one is given."""
+        if self._wandb_init.get("id") is not None or "WANDB_RUN_ID" in os.environ:
+            return
+        with suppress(OSError, UnicodeError):
+            self._wandb_init["id"] = regular(self.home / ID).read_text().strip()
+
+    @rank_zero_only
+    def settle(self) -> None:
+        """Last and best values of curves from the log in the run's folder: W&B knows those of this process alone."""
+        for name, goal in self._goals.items():
+            if values := _logged(Path(self.save_dir or ".") / "logs" / "metrics.csv", name):
+                best = max(values) if goal == "max" else min(values)
+                self.experiment.summary.update({name: {"last": values[-1], goal: best}})
 
     @property
     def is_offline(self) -> bool:
@@ -107,6 +139,7 @@ class RunLogger(WandbLogger):
             key = f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name
             if key not in self._defined and (goal := goal_of(name)) is not None:
                 self.experiment.define_metric(key, step_metric=STEP, step_sync=True, summary=f"last,{goal}")
+                self._goals[key] = goal
             self._defined.add(key)
         super().log_metrics(metrics, step)
 
@@ -161,6 +194,14 @@ class RunLogger(WandbLogger):
         if self._offline and not self._has_said:
             say("W&B: no key, or the server does not answer: the run is kept in its folder, and `wandb sync` sends it")
         self._has_said = True
+
+
+def _logged(path: Path, name: str) -> list[float]:
+    """A curve's values in a CSV log, finite ones; none where it cannot be read."""
+    with suppress(OSError), path.open(newline="") as file:
+        values = [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+        return [value for value in values if math.isfinite(value)]
+    return []
 
 
 def run_name(base: str, overrides: Sequence[str]) -> str:

@@ -90,6 +90,8 @@ def assess(
         raise InputError(f"there is no data to assess: {EXPECTED}")
     if hasattr(data, "as_data"):
         raise InputError("data are pairs without splits: give data=pairs.as_data()")
+    if journal is not None and Path(journal).is_dir():
+        raise InputError(f"journal={journal} is a folder: name a file")
     model = as_model(model)
     if perturbations is not None:
         check_set(perturbations)

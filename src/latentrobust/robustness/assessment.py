@@ -180,10 +180,12 @@ class Assessment(nn.Module):
 
             halves = ("clean", "perturbed") if facts.has_pairs else ("clean",)
             self.iou = nn.ModuleDict({half: intersection_over_union(facts.outputs) for half in halves})
+            if facts.other_class is not None:
+                names += [f"known/{half}" for half in halves]
         else:
             names.insert(0, "label")
         self.right = PairValues(names)
-        self.by_kind = PairValues(["perturbed"])
+        self.by_kind = PairValues([name for name in names if name in ("perturbed", "known/perturbed")])
         self.assessor: Assessor | None = None
         self.stays: PairValues | None = None
         self.certificates: PairValues | None = None
@@ -209,17 +211,16 @@ class Assessment(nn.Module):
         """Measure everything about a batch."""
         with torch.inference_mode(False):
             batch = batch.map(torch.clone)
-            right: Tensor | None = None
+            right: dict[str, Tensor] = {}
             if self.facts.has_pairs:
-                logits = self._logits(batch.perturbed, batch.labels, "perturbed")
-                right = self.criterion.accuracy(logits, batch.labels)
+                right = self._right(self._logits(batch.perturbed, batch.labels, "perturbed"), batch.labels, "perturbed")
                 if self.facts.several:
-                    self.by_kind.update(batch.index, batch.kind, perturbed=right)
+                    self.by_kind.update(batch.index, batch.kind, **right)
                 if self.covering is not None:
                     self.covering.update(batch)
             if len(self.facts.first_kinds):
                 once = asked_once(batch, self.facts.first_kinds, self._asked)
-                batch, right = batch.at(once), right[once] if right is not None else None
+                batch, right = batch.at(once), {name: values[once] for name, values in right.items()}
             if len(batch):
                 self._count_right(batch, right)
                 self._attack_and_certify(batch)
@@ -262,12 +263,17 @@ class Assessment(nn.Module):
             self.iou[half].update(logits.argmax(1), y.clamp_min(-1))  # type: ignore[operator]
         return logits
 
-    def _count_right(self, batch: Batch, perturbed: Tensor | None) -> None:
+    def _right(self, logits: Tensor, y: Tensor, half: str) -> dict[str, Tensor]:
+        """Whether predictions are right, or for which share of an image's pixels; and of those of known classes."""
+        right = {half: self.criterion.accuracy(logits, y)}
+        if self.iou and self.facts.other_class is not None:
+            right[f"known/{half}"] = self.criterion.accuracy(logits, y.where(y != self.facts.other_class, -1))
+        return right
+
+    def _count_right(self, batch: Batch, perturbed: Mapping[str, Tensor]) -> None:
         logits = self._logits(batch.x, batch.labels, "clean")
-        columns = {"clean": self.criterion.accuracy(logits, batch.labels)}
-        columns["loss"] = cross_entropy(logits, batch.labels)
-        if perturbed is not None:
-            columns["perturbed"] = perturbed
+        columns = self._right(logits, batch.labels, "clean") | dict(perturbed)
+        columns["loss"] = cross_entropy(logits, batch.labels).where(columns["clean"].isfinite(), torch.nan)
         if not self.iou:
             columns["label"] = batch.labels
         for number, (name, perturbation) in enumerate(self.ood.items()):
@@ -282,9 +288,8 @@ class Assessment(nn.Module):
         table = tables["accuracy"]
         metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
         _note_guessing(table)
-        kinds = self.facts.kinds
+        kinds, of_pairs = self.facts.kinds, table
         if self.facts.has_pairs:
-            of_pairs = table
             if self.facts.several:
                 of_pairs = tables["kinds"] = self.by_kind.table()
             metrics["accuracy/perturbed"] = _mean(of_pairs["perturbed"])
@@ -292,12 +297,11 @@ class Assessment(nn.Module):
                 for number, kind in enumerate(kinds):
                     if (chosen := of_pairs["kind"] == number).any():
                         metrics[f"accuracy/perturbed/{kind}"] = _mean(of_pairs["perturbed"][chosen])
-        if self.iou:
-            from latentrobust.robustness.maps import known_accuracy  # noqa: PLC0415
         for half, iou in self.iou.items():
             metrics[f"miou/{half}"] = float(iou.compute())  # type: ignore[operator]
             if self.facts.other_class is not None:
-                metrics[f"accuracy_known/{half}"] = float(known_accuracy(iou, self.facts.other_class))  # type: ignore[arg-type]
+                of_half = table if half == "clean" else of_pairs
+                metrics[f"accuracy_known/{half}"] = _mean(of_half[f"known/{half}"])
         metrics |= self._other_perturbations(tables)
         if self.covering is not None and (covering := self.covering.finished()) is not None:
             curve, by_kind, tables["coverage"] = covering.compute()

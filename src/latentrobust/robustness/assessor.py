@@ -176,7 +176,7 @@ class Assessor:
         per_pixel: bool = False,
         attacked: int | None = None,
     ) -> None:
-        self.model, self.perturbations, self.seed = model, perturbations, seed
+        self.model, self.perturbations, self.seed, self._per_pixel = model, perturbations, seed, per_pixel
         self.robust, self.certify = robust, certify
         self.radii = attack_radii(robust.radii, perturbations) if robust else {}
         self.eps = printed(self.radii)
@@ -200,6 +200,8 @@ class Assessor:
         target = max(self.targets)
         if certify.target is not None:
             (target,) = certified_radii([certify.target], self.perturbations)
+        if certify.sigma is None and target == 0:
+            raise InputError("certificates at radius 0 alone choose no noise level: give sigma, or a target above 0")
         if certify.sigma is None:
             return noise_level(target, procedure=certify.procedure)
         needed = {radius: noise_level(radius, procedure=certify.procedure) for radius in self.targets if radius > 0}
@@ -218,7 +220,8 @@ class Assessor:
         if self.robust is None:
             return []
         each = [f"{attack}/eps={eps}" for attack in self.robust.attacks for eps in self.eps.values()]
-        return [*each, "margin", "smallest_fooling_norm", "queries"]
+        fooling = [] if self._per_pixel else ["smallest_fooling_norm"]  # no map counts as fooled
+        return [*each, "margin", *fooling, "queries"]
 
     @property
     def certificate_columns(self) -> list[str]:
@@ -229,8 +232,8 @@ class Assessor:
         """The attack table's columns for a batch, and what each attack found.
 
         ``<attack>/eps=<ε>`` is 1 where the model stays right, or the share of pixels that do. Margin and smallest
-        offset that fools (infinite where none was found) are those of the worst attack, the margin at the largest
-        radius.
+        offset that fools (infinite where none was found; not of maps) are those of the worst attack, the margin at the
+        largest radius.
         """
         assert self.robust is not None
         keys = random.example_keys(self.seed, batch.index, Purpose.ASSESSMENT)
@@ -250,7 +253,8 @@ class Assessor:
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
         columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
-        columns["smallest_fooling_norm"] = smallest
+        if not self._per_pixel:
+            columns["smallest_fooling_norm"] = smallest
         columns["queries"] = torch.stack([part.queries.amax(0) for part in found.values()]).sum(0).float()
         return columns, found
 

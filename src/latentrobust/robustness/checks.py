@@ -71,7 +71,14 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
         )
     if gradient is None:
         warn("the model has no gradient: only RandomSearch can attack it")
-    elif (none := int((gradient.flatten(1).abs().amax(1) == 0).sum())) > 0:
+        return
+    gradient = gradient.flatten(1)
+    if (broken := int(gradient.isnan().any(1).sum())) > 0:
+        warn(
+            f"the loss has a gradient of NaN at {broken} of {len(x)} images (a root or a logarithm of 0?): searches do"
+            " not move such pixels, so robust accuracy may only seem high; RandomSearch does without"
+        )
+    if (none := int((gradient.abs().amax(1) == 0).sum())) > 0:
         warn(
             f"the loss has no gradient at {none} of {len(x)} images (quantised input? saturated output?): robust"
             " accuracy may only seem high, RandomSearch does without"
@@ -92,7 +99,7 @@ def check_offsets(model: nn.Module, s: SetAt, ball: LatentBall, y: Tensor, keys:
     if gradient is None:
         return  # the model's fault, and said there
     gradient = gradient.flatten(1)
-    moved = gradient[gradient.abs().amax(1) > 0]
+    moved = gradient[(gradient != 0).any(1)].nan_to_num()  # NaN moves nothing
     stuck = float((moved == 0).double().mean()) if len(moved) else 0.0
     if stuck > STUCK:
         warn(

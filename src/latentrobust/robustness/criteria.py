@@ -60,15 +60,21 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
     """`logits_of` somebody's model for ``images [B, *image]``.
 
     Raises:
-        InputError: if it fails, most often because it is for images of another size.
+        InputError: if it fails, most often because it is for images of another size, or returns no tensor.
     """
     try:
-        return logits_of(model, images)
+        logits = logits_of(model, images)
     except (torch.OutOfMemoryError, InputError):
         raise
     except Exception as error:  # somebody's model: whatever it raises
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise InputError(f"the model fails on images {list(images.shape)}: {kind}{_reason(error)}") from error
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model must return logits [B, classes, …] as a tensor, got {type(logits).__name__}:"
+            " latentrobust.wrap(model) takes them out of what it returns"
+        )
+    return logits
 
 
 def _reason(error: Exception) -> str:

@@ -53,7 +53,7 @@ def check_set(perturbations: Any) -> PerturbationSet:
 
 
 def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = None, name: str = "x") -> Tensor:
-    """Images as a float tensor ``[B, *image]`` where the model is; arrays and double precision are converted.
+    """Images as a float tensor ``[B, *image]`` where the model is; arrays are converted, and double precision or to it.
 
     A function has no weights to tell device and precision: those of the set's decide then.
 
@@ -77,12 +77,15 @@ def as_images(x: Any, model: nn.Module, perturbations: PerturbationSet | None = 
         if tuple(x.shape[1:]) != shape:
             raise InputError(f"the set is for images {list(shape)}, got a batch {list(x.shape)} as {name}")
     parts = [*model.parameters(), *(perturbations.parameters() if perturbations is not None else ())]
-    weight = next((part for part in parts if part.dtype.is_floating_point), None)
-    if weight is None:
+    weights = [part for part in parts if part.dtype.is_floating_point]
+    if not weights:
         return x
-    return x.to(
-        weight.device, torch.promote_types(weight.dtype, torch.float32) if x.dtype == torch.float64 else x.dtype
-    )
+    dtype = x.dtype
+    if dtype == torch.float64:
+        dtype = torch.promote_types(weights[0].dtype, torch.float32)
+    elif all(part.dtype == torch.float64 for part in weights):
+        dtype = torch.float64
+    return x.to(weights[0].device, dtype)
 
 
 def as_labels(y: Any, x: Tensor, name: str = "y") -> Tensor:
@@ -98,23 +101,13 @@ def as_labels(y: Any, x: Tensor, name: str = "y") -> Tensor:
             raise InputError(f"{name} must be whole numbers, got {_kind(y)}") from None
     if not isinstance(y, Tensor):
         raise InputError(f"{name} must be a tensor of labels, got {_kind(y)}")
+    if y.dim() == 4 and y.shape[1] == 1:
+        raise InputError(f"{name} of pixels must be [B, H, W], got {list(y.shape)}: give {name}[:, 0]")
     if y.dim() == 0 or len(y) != len(x):
         raise InputError(f"{name} must hold a label for each of {len(x)} images, got {list(y.shape)}")
     if y.dtype == torch.bool or y.dtype.is_complex:
         raise InputError(f"{name} must be whole numbers, got {y.dtype}")
     return y.to(x.device)
-
-
-def check_keys(keys: Tensor, x: Tensor) -> Tensor:
-    """Random keys, themselves.
-
-    Raises:
-        InputError: if there is not one for each image.
-    """
-    if not isinstance(keys, Tensor) or keys.shape != x.shape[:1] or keys.dtype.is_floating_point:
-        got = f"{keys.dtype} {list(keys.shape)}" if isinstance(keys, Tensor) else _kind(keys)
-        raise InputError(f"keys must be whole numbers, one for each of {len(x)} images, got {got}")
-    return keys
 
 
 def _kind(value: Any) -> str:

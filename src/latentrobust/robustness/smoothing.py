@@ -26,7 +26,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_deterministic, check_images
 from latentrobust.robustness.criteria import answer, logits_of
-from latentrobust.robustness.inputs import as_images, as_model, check_keys, check_set
+from latentrobust.robustness.inputs import as_images, as_model, check_set
 from latentrobust.robustness.memory import halved
 from latentrobust.robustness.passes import bears_recording, holding, tensors_of
 from latentrobust.robustness.statistics import (
@@ -83,8 +83,13 @@ class Certificate:
     sigma: float
     procedure: Procedure
 
-    def certified(self, radius: float) -> Tensor:
-        """Whether the class is certified at ``radius``: decided by the bound itself, not by a rounded radius."""
+    @validated
+    def certified(self, radius: NonNegative) -> Tensor:
+        """Whether the class is certified at ``radius``: decided by the bound itself, not by a rounded radius.
+
+        Raises:
+            InputError: for anything but a number of 0 or more.
+        """
         return (self.prediction != ABSTAIN) & (self.p_lower >= level_for(radius, self.sigma))
 
     def certified_together(self, radius: float) -> Tensor:
@@ -367,7 +372,7 @@ def _keys(x: Tensor, keys: Tensor | None) -> Tensor:
     if not len(x):
         raise InputError("there are no images to certify")
     if keys is not None:
-        return check_keys(keys, x)
+        return random.checked_keys(keys, len(x)).to(x.device)
     return random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.CERTIFICATES)
 
 

@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from statsmodels.stats.proportion import proportion_confint
+
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, sha256_of
 from latentrobust.perturbation_sets.stored import CONFIG, WEIGHTS
 from latentrobust.remote import Kind
 from latentrobust.reporting.aggregate import is_share
 from latentrobust.reporting.quality import ROWS
+from latentrobust.reporting.summary import too_coarse
 from latentrobust.run_folder import DONE, has_effect, of_a_run, read_metrics
 
 PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
@@ -27,8 +30,8 @@ LIMITS = {
         "A certificate over it is about the set, not about every change that could happen outside it.",
     ),
     "model": (
-        "Robust accuracies are what the named attacks left: an upper bound of the truth.",
-        "They hold over the named set alone, at the named radius, on the named data.",
+        "Robust accuracies are what these attacks left: an upper bound of the truth.",
+        "They hold over one perturbation set alone, within the radius of each row, on the data named below.",
     ),
 }
 
@@ -142,12 +145,13 @@ def card(
     if has_picture:
         alt = "random draws from the set" if is_set else "what attacks find"
         lines += [f"![{alt}](picture.png)", ""]
-    rows = _rows(found, metrics)
+    rows = _of_set(metrics) if is_set else _of_model(found, metrics, configuration)
     if rows:
         lines += [
             "## What was measured",
             "",
-            "On test pairs, which nothing was learned from.",
+            f"On test {'pairs' if is_set else 'images'}, which nothing was learned from; in brackets 95 % intervals.",
+            *([] if is_set else _how(found, metrics, configuration)),
             "",
             "| | | |",
             "|---|---|---|",
@@ -182,7 +186,13 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
         f"A perturbation set: for each image {shape} in [0, 1], all images that a generator makes of it with an offset"
         f" of norm at most {description.get('radius') or metrics.get('radius', float('nan')):.4g}."
     )
-    if "coverage/radius" in metrics:
+    if "coverage/radius" in metrics and too_coarse(metrics):
+        text += (
+            " It is too coarse to say which share of unseen perturbations it contains: it reproduces them no better"
+            f" than to within {metrics['coverage/tolerance']:.2g} (mean squared error), and they differ from the image"
+            f" itself by {metrics['quality/no_change']:.2g}."
+        )
+    elif "coverage/radius" in metrics:
         text += (
             f" It contains {100 * metrics['coverage/radius']:.0f} %{_interval(metrics, 'coverage/radius')} of the"
             " perturbations of unseen images, to within the tolerance that its coverage states."
@@ -190,28 +200,97 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
     return text
 
 
-def _rows(found: Stored, metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """What was measured, its value, and what it means where a report says so."""
+Row = tuple[str, str, str]  # what was measured, its value, and what it means where that is not in the name
+
+
+def _of_set(metrics: Mapping[str, float]) -> list[Row]:
+    rows = [
+        (title, f"{metrics[f'quality/{name}']:.4g}", meaning)
+        for name, (title, meaning) in ROWS.items()
+        if f"quality/{name}" in metrics
+    ]
+    if "coverage/tolerance" not in metrics or too_coarse(metrics):
+        return rows
+    meaning = "Squared error within which a perturbation counts as contained."
+    rows.append(("coverage/tolerance", f"{metrics['coverage/tolerance']:.4g}", meaning))
+    shares = [name for name in _shares(metrics) if name.startswith("coverage/")]
+    return [*rows, *((name, f"{100 * metrics[name]:.1f} %{_interval(metrics, name)}", "") for name in shares)]
+
+
+def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mapping[str, Any]) -> list[Row]:
+    own = {name.removeprefix(found.prefix): value for name, value in metrics.items() if name.startswith(found.prefix)}
+    meanings = {
+        "accuracy/clean": "Images as they are.",
+        "accuracy/perturbed": "The data's own perturbed images.",
+        "robust": "Right after these attacks",
+        "smoothed/clean": "The smoothed model: images as they are.",
+        "smoothed/robust": "The smoothed model: right after a search",
+        "certified": "The smoothed model: right, and certified",
+    }
+    radii = _radii(found.run, configuration)
     rows = []
-    starts: tuple[str, ...] = tuple(f"{found.prefix}{part}/" for part in ("accuracy", "robust", "certified"))
-    if found.kind == "perturbation_set":
-        starts = ("coverage/",)
-        for name, (title, meaning) in ROWS.items():
-            if f"quality/{name}" in metrics:
-                rows.append((title, f"{metrics[f'quality/{name}']:.4g}", meaning))
-        if "coverage/tolerance" in metrics:
-            meaning = "Squared error within which a perturbation counts as contained."
-            rows.append(("coverage/tolerance", f"{metrics['coverage/tolerance']:.4g}", meaning))
-    for name, value in metrics.items():
-        if name.startswith(starts) and "eps=" not in name and is_share(name) and not name.endswith(("/low", "/high")):
-            rows.append((name.removeprefix(found.prefix), f"{100 * value:.1f} %{_interval(metrics, name)}", ""))
+    for name in _shares(own):
+        part, _, last = name.rpartition("/")
+        meaning = meanings.get(name, "")
+        if part in meanings:
+            meaning = meanings[part] + (f" within ε = {radii[last]:.4g}." if last in radii else ".")
+        if name in meanings or part in meanings or part.startswith("accuracy"):
+            rows.append((name, f"{100 * own[name]:.1f} %{_interval(own, name)}", meaning))
     return rows
 
 
+def _how(found: Stored, metrics: Mapping[str, float], configuration: Mapping[str, Any]) -> list[str]:
+    """Sentences on the attacks, the smoothed model and the set, as far as there were any."""
+    evaluation = configuration.get("evaluation") or {}
+    number = {part: metrics.get(f"{found.prefix}{part}/examples", 0) for part in ("robust", "certified")}
+    said = []
+    if number["robust"]:
+        attacks = " and ".join((evaluation.get("robust") or {}).get("attacks") or ())
+        said.append(f"Attacked{f' with {attacks}' if attacks else ''}: {number['robust']:.0f} images.")
+    if number["certified"]:
+        certify, sigma = evaluation.get("certify") or {}, metrics.get(f"{found.prefix}smoothed/sigma", math.nan)
+        said.append(
+            f"Smoothed with noise of σ = {sigma:.4g} in the latents, at most {certify.get('n')} draws per image, each"
+            f" certificate wrong with probability {certify.get('alpha')} at most: {number['certified']:.0f} images."
+        )
+    folder = _set_of(found.run, configuration)
+    if said and folder is not None:
+        said.append(f"Over the perturbation set whose weights have the SHA-256 `{sha256_of(folder / WEIGHTS)}`.")
+    return said
+
+
+def _set_of(run: Path, configuration: Mapping[str, Any]) -> Path | None:
+    """The folder of the set that a run measured with, where it still lies there."""
+    place = (configuration.get("perturbation_set") or {}).get("path")
+    folders = [folder / "perturbation_set" for folder in (run, *([Path(place)] if place else []))]
+    return next((folder for folder in folders if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()), None)
+
+
+def _radii(run: Path, configuration: Mapping[str, Any]) -> dict[str, float]:
+    """What radii by name are in that set."""
+    folder = _set_of(run, configuration)
+    if folder is None:
+        return {}
+    description: Any = read_json(folder / CONFIG)
+    return {**(description.get("latent_norms") or {}), "full": float(description["radius"])}
+
+
+def _shares(metrics: Mapping[str, float]) -> list[str]:
+    """Shares by name; those at radii by number repeat others."""
+    ends = ("/low", "/high")
+    return [name for name in metrics if is_share(name) and "eps=" not in name and not name.endswith(ends)]
+
+
 def _interval(metrics: Mapping[str, float], name: str) -> str:
-    """The 95 % interval behind a share, where there is one."""
+    """The 95 % interval behind a share: the stored one, or Wilson's of as many images as there were; of maps none."""
     low, high = (metrics.get(f"{name}/{end}") for end in ("low", "high"))
-    return f" [{100 * low:.0f}, {100 * high:.0f}]" if low is not None and high is not None else ""
+    if low is None or high is None:
+        measured = name.partition("/")[0]
+        count = metrics.get(f"{'certified' if measured == 'smoothed' else measured}/examples")
+        if not count or "miou/clean" in metrics:
+            return ""
+        low, high = proportion_confint(metrics[name] * count, count, method="wilson")
+    return f" [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _usage(kind: Kind) -> list[str]:

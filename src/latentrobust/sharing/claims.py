@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.robustness.assess import CertifySettings, RobustSettings, assess, batches
 from latentrobust.robustness.inputs import as_model
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Claims:
 
     Attributes:
         model: SHA-256 of its weights, buffers and modules.
-        perturbations: SHA-256 of the set's, and its radius.
+        perturbations: SHA-256 of the set's and of the norms and coverage that give its radii their names; its radius.
         data: SHA-256 of the images and labels, and their number.
         settings: as text, everything that was not a default too; and their SHA-256.
         claims: the numbers, named as in ``metrics.json``; NaN and infinities are None.
@@ -78,7 +78,7 @@ def benchmark_model(
     Args:
         model: images in [0, 1] to logits.
         perturbations: the set.
-        data: as for `assess`, in an order that does not change.
+        data: as for `assess`, in an order that does not change; it is read twice.
         robust: attacks and radii; None for no attack.
         certify: certification; None for none.
         coverage: of the set, where the data has perturbed images.
@@ -105,19 +105,24 @@ def benchmark_model(
         raise InputError("something in the model, the set or the settings prints as an address: give it a __repr__")
     module = as_model(model)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    of_data, count = hashlib.sha256(), 0
+    if isinstance(data, Iterator):
+        raise InputError("claims read the data twice, and this can be read once: give a list of batches")
+    columns: dict[str, Any] = {}  # a hash each, so that batches of another size give the same
+    count = 0
     for batch in batches(data, module, perturbations, device):
-        for part in (batch.x, batch.labels, batch.x_tilde):
+        for name, part in (("x", batch.x), ("y", batch.labels), ("x_tilde", batch.x_tilde)):
             if part is not None:
-                _add(of_data, part)
+                shape = f"{name} {part.dtype} {list(part.shape[1:])}"
+                _add(columns.setdefault(shape, hashlib.sha256()), part)
         count += len(batch)
+    of_data = hashlib.sha256(json.dumps({name: column.hexdigest() for name, column in columns.items()}).encode())
     results = assess(
         model, data=data, perturbations=perturbations, robust=robust, certify=certify, coverage=coverage, seed=seed
     )
     numbers = {name: value if math.isfinite(value) else None for name, value in sorted(results.metrics.items())}
     return Claims(
         model={"sha256": digest_of(module)},
-        perturbations={"sha256": digest_of(perturbations), "radius": perturbations.ball.radius},
+        perturbations={"sha256": _digest_of_set(perturbations), "radius": perturbations.ball.radius},
         data={"sha256": of_data.hexdigest(), "pairs": count},
         settings={**text, "sha256": hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()},
         claims=numbers,
@@ -127,12 +132,19 @@ def benchmark_model(
 
 
 def digest_of(module: nn.Module) -> str:
-    """SHA-256 of a module's weights and buffers by name, and of how it prints."""
+    """SHA-256 of a module's weights and buffers by name, also of those that it does not store, and of how it prints."""
     total = hashlib.sha256(repr(module).encode())
-    for name, tensor in module.state_dict().items():
+    for name, tensor in {**module.state_dict(), **dict(module.named_buffers())}.items():
         total.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         _add(total, tensor)
     return total.hexdigest()
+
+
+def _digest_of_set(perturbations: PerturbationSet) -> str:
+    """`digest_of` a set, and of what its radii by name depend on."""
+    coverage = perturbations.coverage
+    named = {"norms": perturbations.latent_norms, "coverage": None if coverage is None else coverage.to_dict()}
+    return hashlib.sha256(f"{digest_of(perturbations)}{json.dumps(named, sort_keys=True)}".encode()).hexdigest()
 
 
 def _add(total: Any, tensor: Tensor) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from latentrobust.arguments import Count, validated
 from latentrobust.errors import InputError, one_line
 from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.robustness.criteria import answer
 
 ENDINGS = (".pt2", ".onnx")
 ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -51,7 +53,8 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
         The largest difference between the program's answer and the original's.
 
     Raises:
-        InputError: for another ending, a missing shape, a set that needs labels, or what cannot be exported.
+        InputError: for another ending, a missing shape, a flow, a set that needs labels, a function, or what cannot be
+            exported.
 
     Example:
         >>> import tempfile, torch, latentrobust as lr
@@ -65,18 +68,24 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
         raise InputError(f"{path} must end in {' or '.join(ENDINGS)}")
     if path.suffix == ".onnx" and (missing := [name for name in ONNX if importlib.util.find_spec(name) is None]):
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'latentrobust[onnx]'")
+    if not isinstance(what, nn.Module):
+        raise InputError(f"export takes a set or a torch.nn.Module, got a {type(what).__name__}")
     what = copy.deepcopy(what).cpu().eval()  # the caller's stays where and as it is
+    weights = [part for part in what.parameters() if part.dtype.is_floating_point]
+    dtype = weights[0].dtype if weights else torch.float32
     if isinstance(what, PerturbationSet):
+        if isinstance(what, FlowSet):
+            raise InputError("flows cannot be exported: they look at their weights' values while they compute")
         if what.needs_label:
             raise InputError("a set that needs the true label has no generator of images alone")
         module: nn.Module = Generator(what)
-        inputs = [torch.rand(3, *what.image_shape), 0.3 * torch.randn(3, *what.ball.shape)]
+        inputs = [torch.rand(3, *what.image_shape, dtype=dtype), 0.3 * torch.randn(3, *what.ball.shape, dtype=dtype)]
     else:
         if image_shape is None:
             raise InputError("export needs image_shape=(C, H, W) of a model")
-        module, inputs = what, [torch.rand(3, *image_shape)]
+        module, inputs = what, [torch.rand(3, *image_shape, dtype=dtype)]
     with torch.no_grad():
-        expected = module(*inputs)
+        expected = answer(module, inputs[0]) if module is what else module(*inputs)
     return _written(module, tuple(inputs), path, expected)
 
 
@@ -96,18 +105,18 @@ def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected
                 torch.export.save(program, str(partial))
                 again: Any = torch.export.load(str(partial)).module()
                 answers = [again(*part) for part in (inputs, tuple(value[:1] for value in inputs))]
+        difference = max(
+            float((found - part).abs().max()) for found, part in zip(answers, (expected, expected[:1]), strict=True)
+        )
+        if not difference <= CLOSE * max(float(expected.abs().max()), 1.0):
+            raise InputError(f"the exported program answers otherwise (by {difference:.3g}), so it was not kept")
+        partial.replace(path)
     except InputError:
         raise
     except Exception as error:  # of whatever the module does that cannot be exported
-        partial.unlink(missing_ok=True)
         raise InputError(f"this cannot be exported to {path.suffix}: {one_line(error)[:300]}") from None
-    difference = max(
-        float((answer - part).abs().max()) for answer, part in zip(answers, (expected, expected[:1]), strict=True)
-    )
-    if not difference <= CLOSE * max(float(expected.abs().max()), 1.0):
-        partial.unlink()
-        raise InputError(f"the exported program answers otherwise (by {difference:.3g}), so it was not kept")
-    partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return difference
 
 

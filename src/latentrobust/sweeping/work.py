@@ -73,15 +73,20 @@ def entry_point(sweep: Sweep, job: Job) -> list[str]:
 
 
 @contextmanager
-def running(command: Sequence[str], sweep: Sweep, claims: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A job's process, whose output goes to its claims; one that still runs at the end is told to stop, and stopped."""
+def running(
+    command: Sequence[str], sweep: Sweep, claims: Path, descriptors: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A job's process, whose output goes to its claims; one that still runs at the end is told to stop, and stopped.
+
+    It inherits these file descriptors.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     environment[SWEEP] = sweep.folder.name
     if not sweep.directory.is_dir():
         raise InputError(f"the jobs of {sweep.folder} are run in {sweep.directory}, where it was made: it is not here")
     with interruptible(), (claims / OUTPUT).open("a") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=sweep.directory
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=sweep.directory, pass_fds=descriptors
         )
         try:
             yield process
@@ -141,12 +146,15 @@ class _Worker:
                 return False  # it was finished between the look and the lock
             (claims / FAILED).unlink(missing_ok=True)
             print(f"job {job.number} of {len(self.sweep.jobs)}: {self.sweep.shown(job)}", flush=True)
-            code = self._process(job, claims)
-            if code and self.sweep.state(job, claimed=True).name == "RUNNING":
-                return False  # a process that outlived its worker is still at it
-            if code:
+            code = self._process(job, claims, lock)
+            state = self.sweep.state(job, claimed=True)
+            if code and state.name == "RUNNING":
+                return False  # a process that outlived its worker, on another machine, is still at it
+            if state.name == "DONE":
+                pass  # whichever process did it
+            elif code:
                 self._failed(job, claims, code)
-            elif (state := self.sweep.state(job, claimed=True)).name != "DONE":  # and never would be
+            else:  # and never would be
                 reason = state.detail or "it ended without a result"
                 write_text(claims / FAILED, f"{reason}\n")
                 print(f"latentrobust {self.sweep.app}: job {job.number} failed: {reason}", file=sys.stderr, flush=True)
@@ -173,6 +181,7 @@ class _Worker:
         why = self.sweep.state(job, claimed=True).detail
         print(f"latentrobust {self.sweep.app}: job {job.number} failed: {why}", file=sys.stderr, flush=True)
 
-    def _process(self, job: Job, claims: Path) -> int:
-        with running(self.command(self.sweep, job), self.sweep, claims) as process:
+    def _process(self, job: Job, claims: Path, lock: FolderLock) -> int:
+        # With the lock: a worker that is killed leaves a process that nobody else knows of until it has one of its own.
+        with running(self.command(self.sweep, job), self.sweep, claims, lock.inherited) as process:
             return process.wait()

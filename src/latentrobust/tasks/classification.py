@@ -203,12 +203,12 @@ class ClassificationTask(Scheduled):
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
         step = self.objective(model, batch.x, images, targets, keys)
         loss = step.loss.mean()
-        right = self.criterion.accuracy(
-            step.logits.detach(), repeated(batch.labels, len(images) // len(batch))
-        ).nanmean()
-        for name, value in (("loss", loss.detach()), ("accuracy", right)):
+        right = self.criterion.accuracy(step.logits.detach(), repeated(batch.labels, len(images) // len(batch)))
+        counted = right.isfinite()  # of maps, some images may have no pixel that counts
+        values = {"loss": (loss.detach(), len(batch.index)), "accuracy": (right.where(counted, 0), counted)}
+        for name, (value, weight) in values.items():
             metric: Any = self.fit_metrics[name]
-            metric.update(value, len(batch.index))
+            metric.update(value, weight)
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=len(batch.index))
         self.log_rate()
         return loss

@@ -49,11 +49,12 @@ class RotationTranslationScale:
     whole_pixels: bool = True
     name: str = "rts"
 
-    def draw(self, keys: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-        """Uniform offsets ``[*batch, 4]`` for keys ``[*batch]``, whatever the images' shape."""
-        offset = 2 * uniform(keys, (4,)) - 1
+    def draw(self, keys: Tensor, image_shape: tuple[int, ...], share: float = 1.0) -> Tensor:
+        """Uniform offsets ``[*batch, 4]`` in a share of the bounds for keys ``[*batch]``; images may have any shape."""
+        offset = share * (2 * uniform(keys, (4,)) - 1)
         if self.whole_pixels and self.shift:
-            pixels = integers(fold_in(keys, 1), -self.shift, self.shift + 1, (2,))
+            reach = math.floor(share * self.shift * (1 + 1e-9))  # .3 of ten pixels is three
+            pixels = integers(fold_in(keys, 1), -reach, reach + 1, (2,))
             offset = torch.cat([offset[..., :2], pixels.to(offset.dtype) / self.shift], -1)
         return offset
 

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from latentrobust.errors import InputError
+
 
 def _signed(value: int) -> int:
     """The int64 with the same 64 bits as ``value``."""
@@ -44,8 +46,22 @@ def _mixed(word: int) -> int:
     return word ^ (word >> 31)
 
 
+def checked_keys(keys: Tensor, count: int) -> Tensor:
+    """Somebody's keys as int64: of another type, the same numbers would be other streams.
+
+    Raises:
+        InputError: if there are not ``count`` whole numbers.
+    """
+    whole = isinstance(keys, Tensor) and not (keys.dtype.is_floating_point or keys.dtype == torch.bool)
+    if not whole or keys.shape != (count,):
+        got = f"{keys.dtype} {list(keys.shape)}" if isinstance(keys, Tensor) else f"a {type(keys).__name__}"
+        raise InputError(f"keys must be whole numbers, one for each of {count} images; got {got}")
+    return keys.to(torch.int64)
+
+
 def fold_in(keys: Tensor, data: Tensor | int) -> Tensor:
     """Keys derived from ``keys`` and ``data`` (broadcast): different ``data`` give unrelated streams."""
+    keys = keys.to(torch.int64)
     # A number stays on the host: as a tensor it would be copied to a GPU, which waits for all that was asked before.
     if isinstance(data, Tensor):
         return _mix(_mix(keys ^ _MIX2) + (data.to(keys.device, torch.int64) + 1) * _GAMMA)
@@ -53,11 +69,11 @@ def fold_in(keys: Tensor, data: Tensor | int) -> Tensor:
 
 
 def example_keys(seed: int, index: Tensor, *context: int) -> Tensor:
-    """Keys of the examples ``index [B]`` (int64) under ``seed`` and, say, an epoch: ``[B]``, on the index's device."""
+    """Keys of the examples ``index [B]`` under ``seed`` and, say, an epoch: int64 ``[B]``, on the index's device."""
     word = seed & _WORD
     for part in context:
         word = _mixed(_mixed(word ^ (_MIX2 & _WORD)) + (part + 1) * _GAMMA & _WORD)
-    return _mix((index + 1) * _GAMMA + _signed(_mixed(word ^ (_MIX2 & _WORD))))
+    return _mix((index.to(torch.int64) + 1) * _GAMMA + _signed(_mixed(word ^ (_MIX2 & _WORD))))
 
 
 def fresh_keys(*batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:

@@ -42,6 +42,10 @@ class Wrapped(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("chosen", torch.tensor(list(classes), dtype=torch.int64), persistent=False)
 
+    def extra_repr(self) -> str:
+        """What is done before and after."""
+        return f"size={self.size}, outputs={self.outputs}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, classes]``.
 

@@ -20,7 +20,7 @@ from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_images, check_model, check_offsets
 from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy
-from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_keys, check_set
+from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.memory import halved
 from latentrobust.robustness.passes import Passes
 from latentrobust.robustness.radii import resolve_radius
@@ -116,7 +116,7 @@ class Attack(ABC):
         y = y if y.dtype.is_floating_point else y.long()
         if keys is None:
             keys = random.example_keys(0, torch.arange(len(x), device=x.device), Purpose.ASSESSMENT)
-        check_keys(keys, x)
+        keys = random.checked_keys(keys, len(x)).to(x.device)
         if offset is not None:
             offset = as_tensor(offset).to(x.device)
         whole, found = Batch.of(x, y, x_tilde, offset), []
@@ -267,7 +267,13 @@ class Search:
         with torch.no_grad():
             self._score = self.problem.criterion(logits.detach(), y)
             self.problem.record(self.index, u.detach(), images, logits.detach(), self._score)
-        return self.loss(logits, y, self.index)
+        loss = self.loss(logits, y, self.index)
+        if loss.shape != (len(y),):
+            raise InputError(
+                f"the loss of an attack must be one number per image, [{len(y)}], got {list(loss.shape)}: losses of"
+                " PyTorch take reduction='none'"
+            )
+        return loss
 
     def narrow(self) -> Tensor | None:
         """Go on without the examples that the last evaluation fooled."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def check(name: str, severity: int = 5) -> None:
         near = difflib.get_close_matches(name, CORRUPTIONS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(CORRUPTIONS)}"
         raise ValueError(f"there is no corruption {name!r}: {hint}")
-    if type(severity) is not int or severity not in SEVERITIES:
+    if not isinstance(severity, Integral) or isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"there is no severity {severity!r} of {name}: choose 1, 2, 3, 4 or 5")
 
 
@@ -101,6 +102,4 @@ def corrupt(
             f"images must be uint8 [B, 3, H, W], got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         )
     own: Tensor = random.example_keys(0, torch.arange(len(images))) if keys is None else as_tensor(keys)
-    if own.shape != images.shape[:1] or own.dtype.is_floating_point:
-        raise ValueError(f"{len(images)} images need as many keys, whole numbers, got {own.dtype} {list(own.shape)}")
-    return corruption(images, own.to(images.device))
+    return corruption(images, random.checked_keys(own, len(images)).to(images.device))
