@@ -102,6 +102,13 @@ def test_a_workspace_is_valid_and_shows_what_is_logged(tmp_path, capsys):
     for section, logged in (("Learning a set", CVAELearner.LOGGED), ("Training a model", ClassificationTask.LOGGED)):
         for _, keys in dashboard.LINES[section]:
             assert all(any(fnmatch(key, name) for name in logged) for key in keys), keys
+    dashboard.main(["me/lamps", "--models", "plain", "robust", "--to", str(tmp_path / "view.json")])
+    text = (tmp_path / "view.json").read_text()
+    assert [section.name for section in views.Workspace._from_model(View.model_validate_json(text)).sections][4:] == [
+        "Model plain", "Model robust",
+    ]  # fmt: skip
+    for key in ("plain-train/loss", "robust-val/accuracy/robust", "robust/robust/p50", "plain-val/adversarial"):
+        assert f'"{key}"' in text, key
     with pytest.raises(SystemExit) as stopped:
         dashboard.main(["lamps"])
     assert stopped.value.code == 2

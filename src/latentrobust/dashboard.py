@@ -50,8 +50,13 @@ MEDIA = {
 }
 
 
-def workspace(entity: str, project: str) -> Any:
+def workspace(entity: str, project: str, models: Sequence[str] = ()) -> Any:
     """The workspace, not yet saved.
+
+    Args:
+        entity: of W&B.
+        project: of the runs.
+        models: names of models in runs that train several, which log each under its name; a section per model.
 
     Raises:
         InputError: if the library for it is not installed.
@@ -70,6 +75,17 @@ def workspace(entity: str, project: str) -> Any:
         own += [panels.BarPlot(title=title, metrics=list(keys)) for title, keys in BARS.get(name, ())]
         own.append(panels.MediaBrowser(media_keys=list(MEDIA[name])))
         sections.append(views.Section(name=name, panels=own, is_open=True))
+    for model in models:
+        own = [
+            panels.LinePlot(title=title, x=STEP, y=[f"{model}-{key}" for key in keys], smoothing_factor=0)
+            for title, keys in LINES["Training a model"]
+        ]
+        own += [
+            panels.BarPlot(title=title, metrics=[f"{model}/{key}" for key in keys])
+            for title, keys in BARS["The models"]
+        ]
+        own.append(panels.MediaBrowser(media_keys=[f"{model}-{key}" for key in MEDIA["Training a model"]]))
+        sections.append(views.Section(name=f"Model {model}", panels=own, is_open=True))
     return views.Workspace(entity=entity, project=project, name=NAME, sections=sections)
 
 
@@ -83,12 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0 when done, 2 for bad input (one line on standard error)."""
     parser = argparse.ArgumentParser(prog="python -m latentrobust.dashboard", description=__doc__)
     parser.add_argument("project", help="ENTITY/PROJECT")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="of runs that train several models")
     parser.add_argument("--to", type=Path, help="write the view to this file instead of saving it on the server")
     with speaking_as("dashboard"):
         chosen = parser.parse_args(arguments)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", chosen.project):
             raise InputError(f"{chosen.project} must be ENTITY/PROJECT")
-        view = workspace(*chosen.project.split("/"))
+        view = workspace(*chosen.project.split("/"), chosen.models)
         if chosen.to is not None:
             with replacing(chosen.to) as file:
                 file.write(view._to_model().model_dump_json(by_alias=True, indent=2).encode())
