@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = parser.parse_args(arguments)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", chosen.project):
             raise InputError(f"{chosen.project} must be ENTITY/PROJECT")
-        view = workspace(*chosen.project.split("/"), chosen.models)
+        entity, project = chosen.project.split("/")
+        view = workspace(entity, project, chosen.models)
         if chosen.to is not None:
             with replacing(chosen.to) as file:
                 file.write(view._to_model().model_dump_json(by_alias=True, indent=2).encode())

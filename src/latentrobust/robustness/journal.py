@@ -99,9 +99,9 @@ def _close(stored: Sequence[float], answers: Sequence[float]) -> bool:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A checksum of all weights and buffers, and of how the module prints."""
+    """A checksum of all weights and buffers, also those that are not stored, and of how the module prints."""
     total = zlib.crc32(repr(module).encode())
-    for name, tensor in module.state_dict().items():
+    for name, tensor in {**module.state_dict(), **dict(module.named_buffers())}.items():
         total = checksum(tensor, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
