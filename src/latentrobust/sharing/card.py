@@ -227,7 +227,7 @@ def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mappin
         "smoothed/robust": "The smoothed model: right after a search",
         "certified": "The smoothed model: right, and certified",
     }
-    radii = _radii(found.run, configuration)
+    radii = _radii(found.run, configuration, metrics)
     rows = []
     for name in _shares(own):
         part, _, last = name.rpartition("/")
@@ -266,13 +266,13 @@ def _set_of(run: Path, configuration: Mapping[str, Any]) -> Path | None:
     return next((folder for folder in folders if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()), None)
 
 
-def _radii(run: Path, configuration: Mapping[str, Any]) -> dict[str, float]:
-    """What radii by name are in that set."""
+def _radii(run: Path, configuration: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, float]:
+    """What radii by name are in that set; empty for ℓ∞ balls, where a certificate's is another than an attack's."""
     folder = _set_of(run, configuration)
-    if folder is None:
+    description: Any = {} if folder is None else read_json(folder / CONFIG)
+    if folder is None or description.get("norm") == "linf":
         return {}
-    description: Any = read_json(folder / CONFIG)
-    return {**(description.get("latent_norms") or {}), "full": float(description["radius"])}
+    return {**(description.get("latent_norms") or {}), "full": metrics.get("radius", float(description["radius"]))}
 
 
 def _shares(metrics: Mapping[str, float]) -> list[str]:
