@@ -93,7 +93,7 @@ class CVAE(nn.Module):
     def encode_posterior(self, x: Tensor, x_tilde: Tensor) -> Gaussian:
         """``q(z | x̃, x)``, in float32."""
         mean, logvar = self.recognition(x, x_tilde)
-        if self.refinement is not None:
+        if self.refinement is not None:  # with the first picture's gradient, without which it is worth next to nothing
             mean, logvar = self.refinement(self.generate(x, mean).to(x.dtype), x_tilde, mean, logvar)
         return Gaussian(at_least_float32(mean), at_least_float32(logvar))
 
