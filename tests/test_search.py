@@ -339,7 +339,9 @@ def test_a_run_that_outlived_its_search_is_waited_for(tmp_path, here):
     lock.acquire()
     threading.Timer(0.5, let_go).start()
     chosen = Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
-    state, value = chosen._run(Sweep(tmp_path / "search").jobs[0])
+    job = Sweep(tmp_path / "search").jobs[0]
+    with chosen._held(job.number) as mine:
+        state, value = chosen._run(job, mine)
     assert state.name == "COMPLETE"
     assert value is not None
     assert time.time() - started > 0.5

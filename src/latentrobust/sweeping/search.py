@@ -153,7 +153,7 @@ class Search:
                 continue
             with self._held(number) as mine:
                 trial = self.study.get_trials(deepcopy=False)[number]
-                if not mine or trial.state.is_finished():
+                if mine is None or trial.state.is_finished():
                     continue
                 if set(trial.params) != set(self.plan.parameters):
                     with self._listing():  # after whoever is asking for it; that process may have died over it
@@ -168,7 +168,7 @@ class Search:
                 except InputError as error:  # of this trial's values together
                     self._refused.append(str(error))
                 else:
-                    state, value = self._run(job)
+                    state, value = self._run(job, mine)
                 self.study.tell(number, value, state=state)
                 say(f"trial {number}: {state.name.lower() if value is None else f'{self.plan.metric} {value:.6g}'}")
                 self._write_tables()
@@ -183,7 +183,7 @@ class Search:
         """The number of a trial that a dead process has left, else of a new one; None where all have been asked."""
         for trial in self._trials(self._optuna.trial.TrialState.RUNNING):
             with self._held(trial.number) as mine:
-                if mine:
+                if mine is not None:
                     return int(trial.number)
         with self._listing():
             if len(self._trials()) >= self.plan.trials:
@@ -202,18 +202,18 @@ class Search:
             parameter.suggest(trial, key)
 
     @contextmanager
-    def _held(self, number: int) -> Iterator[bool]:
-        """Whether a trial is this process's own, for as long as the context lasts."""
+    def _held(self, number: int) -> Iterator[FolderLock | None]:
+        """A trial's lock, if this process gets it, for as long as the context lasts."""
         claims = self.folder / CLAIMS / str(number)
         claims.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(claims)
         try:
             lock.acquire()
         except InputError:
-            yield False
+            yield None
             return
         try:
-            yield True
+            yield lock
         finally:
             lock.release()
 
@@ -239,8 +239,8 @@ class Search:
             Sweep(self.folder).add(job)
         return job
 
-    def _run(self, job: Job) -> tuple[Any, float | None]:
-        """A trial in a process of its own: how it ended, and its value."""
+    def _run(self, job: Job, lock: FolderLock) -> tuple[Any, float | None]:
+        """A trial in a process of its own, which holds the trial's lock too: how it ended, and its value."""
         sweep, states = Sweep(self.folder), self._optuna.trial.TrialState
         place, claims = sweep.place(job), sweep.claims(job)
         while holder_of(place) is not None:  # the run of a search that was killed goes on without it
@@ -248,7 +248,7 @@ class Search:
         command = entry_point(sweep, job)
         if self.plan.prune is not None:  # what is logged has to be seen at once
             command.append("++logger.csv.flush_logs_every_n_steps=1")
-        with running(command, sweep, claims) as process:
+        with running(command, sweep, claims, lock.inherited) as process:
             while (code := _waited(process, POLL)) is None:
                 if self._is_hopeless(job.number, place):
                     return states.PRUNED, None
