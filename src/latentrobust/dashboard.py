@@ -66,26 +66,22 @@ def workspace(entity: str, project: str, models: Sequence[str] = ()) -> Any:
     import wandb_workspaces.reports.v2 as panels  # noqa: PLC0415 - an extra
     import wandb_workspaces.workspaces as views  # noqa: PLC0415
 
-    sections = []
-    for name in dict.fromkeys([*LINES, *BARS]):
+    def section(title: str, lines: str, bars: str, media: str, model: str = "") -> Any:
+        """Of the panels of these names; of one model, whose curves and numbers begin with its name."""
+        curve, number = (f"{model}-", f"{model}/") if model else ("", "")
         own: list[Any] = [
-            panels.LinePlot(title=title, x=STEP, y=list(keys), smoothing_factor=0)
-            for title, keys in LINES.get(name, ())
-        ]
-        own += [panels.BarPlot(title=title, metrics=list(keys)) for title, keys in BARS.get(name, ())]
-        own.append(panels.MediaBrowser(media_keys=list(MEDIA[name])))
-        sections.append(views.Section(name=name, panels=own, is_open=True))
-    for model in models:
-        own = [
-            panels.LinePlot(title=title, x=STEP, y=[f"{model}-{key}" for key in keys], smoothing_factor=0)
-            for title, keys in LINES["Training a model"]
+            panels.LinePlot(title=name, x=STEP, y=[curve + key for key in keys], smoothing_factor=0)
+            for name, keys in LINES.get(lines, ())
         ]
         own += [
-            panels.BarPlot(title=title, metrics=[f"{model}/{key}" for key in keys])
-            for title, keys in BARS["The models"]
+            panels.BarPlot(title=name, metrics=[number + key for key in keys]) for name, keys in BARS.get(bars, ())
         ]
-        own.append(panels.MediaBrowser(media_keys=[f"{model}-{key}" for key in MEDIA["Training a model"]]))
-        sections.append(views.Section(name=f"Model {model}", panels=own, is_open=True))
+        own.append(panels.MediaBrowser(media_keys=[curve + key for key in MEDIA[media]]))
+        return views.Section(name=title, panels=own, is_open=True)
+
+    sections = [section(name, name, name, name) for name in dict.fromkeys([*LINES, *BARS])]
+    of_models = ("Training a model", "The models", "Training a model")
+    sections += [section(f"Model {model}", *of_models, model) for model in models]
     return views.Workspace(entity=entity, project=project, name=NAME, sections=sections)
 
 

@@ -117,7 +117,7 @@ class RunLogger(WandbLogger):
         if self._wandb_init.get("id") is not None or "WANDB_RUN_ID" in os.environ:
             return
         with suppress(OSError, UnicodeError):
-            self._wandb_init["id"] = regular(self.home / ID).read_text().strip()
+            self._wandb_init["id"] = regular(self.home / ID).read_text().strip() or None
 
     @rank_zero_only
     def settle(self) -> None:
