@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
-from latentrobust.app import CONF, check_from, null_groups, resolved
+from latentrobust.app import CONF, check_from, leave_out, null_groups, resolved
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
@@ -454,5 +454,8 @@ def test_a_run_to_build_on_is_refused_where_nothing_does_but_in_a_sweep(composed
 )
 def test_what_an_evaluation_leaves_out_is_left_out_whatever_the_experiment_chose(others, left_out):
     arguments = ["experiment=demo", "evaluation=accuracy_only", *others]
+    cfg = OmegaConf.create({"overrides": [*arguments, "seed=3"]})
+    leave_out(cfg, null_groups(arguments))
+    assert list(cfg.overrides)[-len(arguments) - 1 :] == [*arguments, "seed=3"]  # which name the run
     found = {key: f"evaluation/{key.partition('.')[2]}=null" for key in (f"evaluation.{part}" for part in left_out)}
     assert null_groups(arguments) == found

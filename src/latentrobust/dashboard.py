@@ -73,9 +73,7 @@ def workspace(entity: str, project: str, models: Sequence[str] = ()) -> Any:
             panels.LinePlot(title=name, x=STEP, y=[curve + key for key in keys], smoothing_factor=0)
             for name, keys in LINES.get(lines, ())
         ]
-        own += [
-            panels.BarPlot(title=name, metrics=[number + key for key in keys]) for name, keys in BARS.get(bars, ())
-        ]
+        own += [panels.BarPlot(title=name, metrics=[number + key for key in keys]) for name, keys in BARS.get(bars, ())]
         own.append(panels.MediaBrowser(media_keys=[curve + key for key in MEDIA[media]]))
         return views.Section(name=title, panels=own, is_open=True)
 

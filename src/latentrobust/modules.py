@@ -8,12 +8,30 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from latentrobust.schedules import LearningRate, Schedule, now
 
 FUSED_ON = ("cpu", "cuda")
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class WeightedMean(MeanMetric):
+    """A mean of values by their weights that looks at no value, which would be waited for on a GPU.
+
+    TorchMetrics 1.9 forgets the weights where it is told not to look for NaN.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def update(self, value: float | Tensor, weight: float | Tensor | None = None) -> None:
+        """Values of any shape, and weights that can be broadcast to it."""
+        values = torch.as_tensor(value, dtype=self.dtype, device=self.device)
+        weights = torch.ones_like(values) * (1.0 if weight is None else weight)
+        self.mean_value = self.mean_value + (values * weights).sum()
+        self.weight = self.weight + weights.sum()
 
 
 def batches_trained(trainer: pl.Trainer) -> int:

@@ -88,7 +88,7 @@ def test_a_restricted_set_is_stored_and_restored(tmp_path):
         assert torch.equal(again.at(x).decode(u), part.at(x).decode(u))
 
 
-@pytest.mark.parametrize("places", [[], [4], [-1], [1, 1]])
+@pytest.mark.parametrize("places", [[], [4], [-1], [1, 1], [1.5]])
 def test_what_cannot_be_restricted_to_is_refused(known, places):
     with pytest.raises(InputError, match="latents"):
         known.restrict(places)

@@ -93,3 +93,6 @@ def test_rts_radius_is_a_share_of_the_bounds():
         RTSSet((1, 42, 42), radius=1.5)
     s = RTSSet((1, 8, 8), radius=0.5).at(torch.rand(50, 1, 8, 8))
     assert s.sample(4, example_keys(0, torch.arange(50))).abs().max() <= 0.5
+    shifts = RTSSet((1, 8, 8), radius=0.5, shift=3).at(torch.rand(50, 1, 8, 8)).sample(4, torch.arange(50))[..., 2:] * 3
+    assert set(shifts.round().flatten().tolist()) == {-1.0, 0.0, 1.0}  # whole pixels, of 1.5
+    torch.testing.assert_close(shifts, shifts.round(), atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import latentrobust
-from latentrobust import CertifySettings, RobustSettings, assess
+from latentrobust import CertifySettings, RobustSettings, assess, wrap
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
@@ -23,6 +23,7 @@ from latentrobust.perturbation_sets.quality import QualitySettings
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.assessment import Assessment, Facts
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
+from latentrobust.robustness.journal import fingerprint
 from latentrobust.robustness.results import Entry, flat
 from latentrobust.robustness.statistics import GroupSequential, noise_level
 from latentrobust.tasks.quality import QualityTest
@@ -233,6 +234,13 @@ def test_certificates_of_other_settings_or_weights_are_not_mixed(tmp_path):
     with pytest.raises(InputError, match="holds certificates with radii="):
         assess(Linear(), ball(), data(), robust=None, certify=CERTIFY, journal=journal)
     assert journal.read_bytes() == before
+
+
+def test_models_of_equal_weights_behind_other_means_have_other_fingerprints():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    marks = {fingerprint(wrap(linear, mean=[mean], std=[0.5])) for mean in (0.4, 0.5)}
+    marks |= {fingerprint(wrap(linear, classes=[1, 0])), fingerprint(wrap(linear, outputs="probabilities"))}
+    assert len(marks) == 4
 
 
 class Negated(Linear):

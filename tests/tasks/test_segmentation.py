@@ -1,8 +1,17 @@
 """Scores of maps of classes, against loops over pixels."""
 
+import pytest
 import torch
+from torch import nn
 
+from latentrobust.batch import Batch
+from latentrobust.reporting.segmentation import maps_under_attack
+from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.maps import intersection_over_union
+from latentrobust.robustness.objectives import Standard
+from latentrobust.robustness.training.base import Unperturbed
+from latentrobust.schedules import PiecewiseLinear
+from latentrobust.tasks.classification import ClassificationTask
 
 
 def scores(predictions, labels, classes):
@@ -32,3 +41,35 @@ def test_intersection_over_union_equals_its_definition():
     for part in (slice(0, 2), slice(2, 6)):
         iou.update(predictions[part], labels[part])
     torch.testing.assert_close(float(iou.compute()), scores(predictions, labels, 7), rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_in_which_nothing_counts_leaves_the_training_accuracy_alone():
+    def model(x):
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+    task = ClassificationTask(
+        nn.Conv2d(1, 2, 1), Unperturbed(), Standard(), torch.optim.Adam, PiecewiseLinear([1.0], [0]), select_on="clean"
+    )
+    task._steps_of, task._has_pairs, task.criterion = (model,), False, PixelAccuracy()
+    task.log = task.log_rate = lambda *_, **__: None
+    x = torch.rand(3, 1, 4, 4)
+    y = (x[:, 0] > 0.5).long()
+    y[0, 0] = 1 - y[0, 0]  # a quarter of the first image is wrong
+    y[2] = -1
+    for rows in (slice(0, 3), slice(2, 3)):
+        task.training_step(Batch.of(x[rows], y[rows]), 0)
+    assert float(task.fit_metrics["accuracy"].compute()) == pytest.approx((0.75 + 1) / 2)
+
+
+def test_newly_wrong_pixels_are_of_those_that_count():
+    truth = torch.zeros(1, 2, 4, dtype=torch.int64)
+    truth[0, 0] = -1
+    before, after = torch.zeros_like(truth), torch.zeros_like(truth)
+    after[0, :, :2] = 1  # of four that count, two
+    images = {"example": torch.rand(1, 3, 2, 4), "attacked": torch.rand(1, 3, 2, 4)}
+    title = "a title that is a good deal wider than the one picture below it, and would be cut off at both of its ends"
+    figure = maps_under_attack(images, {"example": before, "attacked": after}, truth, ["a", "b"], title)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["50.0 % newly wrong"]
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width

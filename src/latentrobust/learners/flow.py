@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MaxMetric, MeanMetric
+from torchmetrics import MaxMetric
 
 from latentrobust.arguments import Count, Positive, RadiusRule, Seed, validated
 from latentrobust.batch import Batch
@@ -15,7 +15,7 @@ from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.graphs import GraphedLoss
 from latentrobust.keys import Purpose
-from latentrobust.modules import Optimizer, Scheduled
+from latentrobust.modules import Optimizer, Scheduled, WeightedMean
 from latentrobust.networks import layout
 from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.networks.flows.convolution import InvertibleConvolution
@@ -83,7 +83,7 @@ class FlowLearner(Scheduled):
         self.latent_norms: dict[str, float] = {}
         self.norms = LatentNorms()
         # A figure that is not a number must show.
-        self.train_bits, self.val_bits = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.train_bits, self.val_bits = WeightedMean(), WeightedMean()
         self.round_trip = MaxMetric(nan_strategy="disable")
         self.data_name = ""
         self.history: dict[str, list[float]] = {"epoch": [], "train": [], "val": []}

@@ -18,7 +18,7 @@ from latentrobust.batch import Batch, asked_once
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError, RobustnessWarning, collecting
 from latentrobust.keys import Purpose
-from latentrobust.modules import Optimizer, Scheduled
+from latentrobust.modules import Optimizer, Scheduled, WeightedMean
 from latentrobust.networks import layout
 from latentrobust.networks.compiled import compiled
 from latentrobust.perturbation_sets.ascent import frozen
@@ -113,7 +113,7 @@ class ClassificationTask(Scheduled):
         self.select_on, self.seed = select_on, seed
         self.accuracies = nn.ModuleDict({name: MeanMetric() for name in ACCURACIES})
         # A figure that is not a number must show.
-        self.fit_metrics = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in ("accuracy", "loss")})
+        self.fit_metrics = nn.ModuleDict({name: WeightedMean() for name in ("accuracy", "loss")})
         self.fitted: dict[str, float] = {}  # these two, of the last epoch that has ended
 
     @property
