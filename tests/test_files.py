@@ -3,6 +3,8 @@ import os
 import stat
 
 import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import disk_of, read_json, read_text, remove_partial, replacing
@@ -60,3 +62,10 @@ def test_messages_keep_passwords_and_bad_advice_to_themselves():
     assert one_line("no answer from https://me:secret@host/x\n  at all") == "no answer from https://…@host/x at all"
     assert "weights_only" not in one_line("Weights only load failed: set `weights_only=False`")
     assert describe_error(InputError("http://a:b@c")) == "http://…@c"
+
+
+def test_a_value_taken_from_a_part_that_is_left_out_names_the_value():
+    config = OmegaConf.create({"model": None, "task": {"width": "${model.width}"}})
+    with pytest.raises(OmegaConfBaseException) as error:
+        OmegaConf.to_container(config, resolve=True)
+    assert describe_error(error.value).startswith("task.width is taken from model.width, which is left out here: give")

@@ -219,6 +219,15 @@ def test_a_card_does_not_speak_of_coverage_where_the_report_does_not(run, tmp_pa
     assert "coverage/" not in card
 
 
+def test_a_card_names_no_radius_where_certificates_have_another_one(run, tmp_path):
+    place = run / "perturbation_set" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"norm": "linf"}))
+    main(["card", str(run), str(tmp_path / "model"), "--licence", "mit", "--model", "robust"])
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Right after these attacks. |" in card
+    assert "ε = 0.7" not in card
+
+
 def test_bad_input_of_sharing_is_one_line(run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")

@@ -158,10 +158,11 @@ def test_resuming_repeats_an_uninterrupted_run(finished, run, tmp_path, stop):
     [
         ["training_perturbation=none", "task.select_on=clean"],
         ["objective=trades"],
+        ["objective=nuclear_norm"],
         ["objective=max_clean_adversarial", "training_perturbation.ratio=0.5"],
         ["trainer.precision=bf16-mixed", "task.channels_last=true"],
     ],
-    ids=["none", "trades", "max_clean", "bf16"],
+    ids=["none", "trades", "nuclear", "max_clean", "bf16"],
 )
 def test_other_ways_to_train_run(run, overrides):
     base = [option for option in TINY_MODEL if not (overrides[0].endswith("none") and "training_pert" in option)]

@@ -15,7 +15,7 @@ from latentrobust.robustness import training
 from latentrobust.robustness.assess import RobustSettings, assess
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, latent_autoattack
-from latentrobust.robustness.objectives import MaxCleanAdversarial, Standard, Trades
+from latentrobust.robustness.objectives import MaxCleanAdversarial, NuclearNorm, Standard, Trades
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.tasks.store import load_model, save_model
 from latentrobust.transforms import random
@@ -180,7 +180,7 @@ def test_models_that_change_their_input_are_measured_on_unchanged_images(images)
     assert torch.equal(images, kept)
     assert reports[0].metrics == reports[1].metrics
     batch, keys = Batch.of(images, y), random.example_keys(0, torch.arange(len(y)))
-    for objective in (Standard(), MaxCleanAdversarial(), Trades()):
+    for objective in (Standard(), MaxCleanAdversarial(), Trades(), NuclearNorm()):
         setting = training.Setting(inplace, ball(), batch, keys, objective.attack_loss)
         for perturbation in (training.Unperturbed(), training.Adversarial(steps=2, labels="predicted")):
             objective(inplace, images, perturbation(setting).images, y)

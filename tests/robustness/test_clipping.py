@@ -132,15 +132,35 @@ class Clips(PerturbationSet):
     def __init__(self, inner):
         super().__init__(inner.image_shape, inner.ball, "gaussian")
 
+    finish = staticmethod(torch.nn.Identity())
+
     def condition(self, x, y=None):
+        finish = self.finish
+
         class At(SetAt):
             def encode(self, x_tilde, offset=None):
                 return x_tilde - self.x
 
             def decode(self, u):
-                return (self.x + u).clamp(0, 1)
+                return finish((self.x + u).clamp(0, 1))
 
         return At(x, self.ball)
+
+
+class Roots(Clips):
+    """A set whose decoder takes a root: its gradient at black pixels is 0 times infinity, NaN."""
+
+    finish = staticmethod(torch.sqrt)
+
+
+def test_nan_gradients_of_a_decoder_are_warned_about(digits_like):
+    with pytest.warns(RobustnessWarning, match="no gradient in .* % of the coordinates"):
+        PGD(steps=5)(
+            Linear(),
+            Roots(PixelBall(SHAPE, "linf", 0.01)),
+            torch.zeros_like(digits_like),
+            torch.zeros(len(digits_like), dtype=torch.int64),
+        )
 
 
 def test_coordinates_without_gradient_are_warned_about(digits_like):

@@ -13,7 +13,14 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets import LatentBall, PixelBall
 from latentrobust.robustness import training
 from latentrobust.robustness.criteria import cross_entropy
-from latentrobust.robustness.objectives import Consistency, MaxCleanAdversarial, NoiseConsistency, Standard, Trades
+from latentrobust.robustness.objectives import (
+    Consistency,
+    MaxCleanAdversarial,
+    NoiseConsistency,
+    NuclearNorm,
+    Standard,
+    Trades,
+)
 from latentrobust.robustness.statistics import Fixed, noise_level
 from latentrobust.robustness.training import Setting
 from latentrobust.transforms import random
@@ -209,6 +216,40 @@ def test_objectives_by_hand():
     torch.testing.assert_close(Standard()(model, x, perturbed, soft).loss, other)
 
 
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_nuclear_norm_by_pytorch(count):
+    """Value and gradient are those of PyTorch's own nuclear norm, also where its matrix has not full rank."""
+    model, objective = Linear(classes=3), NuclearNorm(2.0)
+    x, y = torch.rand(count, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])[:count]
+    perturbed = (x + 0.1 * torch.randn(count, *SHAPE, dtype=torch.float64)).requires_grad_()
+    norm = torch.linalg.matrix_norm(model(perturbed) - model(x), ord="nuc")
+    step = objective(model, x, perturbed, y)
+    torch.testing.assert_close(step.loss.mean(), cross_entropy(model(x), y).mean() + 2 * norm / count)
+    assert (step.loss >= cross_entropy(model(x), y)).all()
+    climbed = objective.attack_loss(model, x, y)(model(perturbed)).sum()
+    torch.testing.assert_close(climbed, cross_entropy(model(perturbed), y).sum() + 2 * norm)
+    (ours,) = torch.autograd.grad(step.loss.sum(), perturbed, retain_graph=True)
+    (theirs,) = torch.autograd.grad(2 * norm, perturbed, retain_graph=True)
+    torch.testing.assert_close(ours, theirs)
+    still = objective.attack_loss(model, x, y)(model(x)).sum()
+    torch.testing.assert_close(still, cross_entropy(model(x), y).sum())
+
+
+def test_nuclear_norm_of_maps_leaves_out_what_does_not_count():
+    clean, perturbed = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64)
+    y = torch.randint(3, (4, 5, 5))
+    y[:, 1] = -1
+    moved = (perturbed - clean).movedim(1, -1)[y >= 0]
+    model, answers = torch.nn.Identity(), NuclearNorm(1.0)(torch.nn.Identity(), clean, perturbed, y).loss
+    expected = torch.linalg.matrix_norm(moved, ord="nuc") / len(moved)
+    torch.testing.assert_close((answers - cross_entropy(model(clean), y)).mean(), expected)
+
+
+def test_nuclear_norm_of_a_diverged_model_is_not_a_number():
+    model, x, y = Linear(classes=3), torch.rand(4, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    assert NuclearNorm()(model, x, torch.full_like(x, torch.nan), y).loss.isnan().all()
+
+
 def test_trades_attack_makes_predictions_differ():
     at = setting(Linear(classes=3), objective=Trades())
     images = training.Adversarial(steps=10)(at).images
@@ -226,6 +267,7 @@ def test_trades_attack_makes_predictions_differ():
         (lambda: training.Gaussian(n=3), "can certify nothing"),
         (lambda: training.FastAdversarial(tolerance=2), "tolerance"),
         (lambda: Trades(beta=-1), "beta"),
+        (lambda: NuclearNorm(weight=-1), "weight"),
         (lambda: training.Adversarial(radius=-1.0)(setting()), "radius must be a number above 0"),
         (lambda: training.Adversarial(radius="p50")(setting()), "stores no latent norms"),
         (lambda: training.PairedData()(setting(pairs=False)), "needs pairs"),

@@ -108,6 +108,34 @@ class Trades:
 
 
 @validated
+class NuclearNorm:
+    """Clean cross-entropy plus ``weight`` times how far the batch's logits move (NuAT, Sriramanan et al. 2021).
+
+    How far is ``‖f(x') - f(x)‖_* / B``, the nuclear norm of the differences of all examples' logits, a row for each: it
+    makes one-step training smooth around the images. The adversary climbs cross-entropy plus the same.
+
+    Args:
+        weight: λ of the paper.
+    """
+
+    def __init__(self, weight: NonNegative = 4.0) -> None:
+        self.weight = weight
+
+    def attack_loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> AttackLoss:
+        """Cross-entropy, plus each example's part in the norm: their sum has the gradient of both."""
+        with torch.no_grad():
+            clean = logits_of(model, x)
+        return lambda logits: cross_entropy(logits, targets) + self.weight * _nuclear_parts(clean, logits, targets)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, perturbed: Tensor, targets: Tensor, keys: Tensor | None = None
+    ) -> Step:
+        """Two passes of the model."""
+        clean, logits = _for_draws(logits_of(model, x), perturbed), logits_of(model, perturbed)
+        return Step(cross_entropy(clean, targets) + self.weight * _nuclear_parts(clean, logits, targets), logits)
+
+
+@validated
 class Consistency(Standard):
     """AugMix's loss (Hendrycks et al. 2020, eq. 1): cross-entropy, plus how much predictions for two more views differ.
 
@@ -189,3 +217,21 @@ class _Divergence:
 def _divergence(clean: Tensor, perturbed: Tensor, y: Tensor) -> Tensor:
     """``KL(clean ‖ perturbed)`` of log-probabilities ``[N, K, *positions]``, a mean over those that count: ``[N]``."""
     return over_positions(F.kl_div(perturbed, clean, reduction="none", log_target=True).sum(1), y)
+
+
+def _nuclear_parts(clean: Tensor, perturbed: Tensor, y: Tensor) -> Tensor:
+    """What each example adds to the nuclear norm of the differences of logits ``[N, K, *positions]``: ``[N]``.
+
+    The norm is ``sum(D * U V^T)`` and ``U V^T``, taken as a constant, its gradient. Positions that do not count are
+    rows of zeros; what an example adds is a mean over those that do.
+    """
+    moved = (perturbed - clean).movedim(1, -1)
+    moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
+    if moved.dim() > 2:
+        moved = torch.where((y >= 0).unsqueeze(-1), moved, 0)
+    with torch.no_grad(), torch.autocast(moved.device.type, enabled=False):
+        rows = moved.flatten(0, -2).nan_to_num()  # a diverged model gives a loss that says so, not an error here
+        u, sizes, v = torch.linalg.svd(rows, full_matrices=False)
+        # Directions of singular value zero are arbitrary, and no gradient of the norm.
+        gradient = (u * (sizes > 1e-6 * sizes.max())) @ v
+    return over_positions((moved * gradient.view_as(moved)).sum(-1), y)
