@@ -75,6 +75,35 @@ def test_equal_numbers_have_no_spread():
         assert not aggregate.is_share(f"coverage/{name}")
 
 
+@pytest.mark.parametrize("model", ["", "a/", "robust/", "smoothed/"])
+def test_shares_are_told_by_their_own_names_not_by_the_model_s(model):
+    for name in ("accuracy/clean", "robust/p50", "robust/pgd/eps=1", "smoothed/robust/p50", "certified/full"):
+        assert aggregate.is_share(f"{model}{name}")
+    for name in ("loss/clean", "smoothed/sigma", "certified/draws", "fit_seconds", "fit_accuracy", "steps"):
+        assert not aggregate.is_share(f"{model}{name}")
+
+
+def test_values_that_differ_are_never_printed_alike(tmp_path):
+    for place, rate in enumerate((1.0, 1.00001, 0.123456)):
+        run(tmp_path, f"{place}", {"accuracy/clean": 0.5}, f"learner.lr={rate}", resolved={"learner.lr": rate})
+    assert [choices["learner.lr"] for choices, _ in report(tmp_path).rows] == ["0.123456", "1", "1.00001"]
+
+
+def test_equal_values_of_different_keys_are_different_lines_and_rows(tmp_path):
+    for key in ("p", "q"):
+        for x in (1, 2):
+            run(tmp_path, f"{key}{x}", {"accuracy/clean": 0.5}, f"x={x}", f"{key}=2")
+    (axis,) = tables.figure(report(tmp_path), "x", "accuracy/clean").axes
+    assert axis.get_legend_handles_labels()[1] == ["p=2", "q=2"]
+
+
+def test_a_value_does_not_break_the_table_of_markdown(tmp_path):
+    for value in ("a|b", "c\nd"):
+        run(tmp_path, value[0], {"accuracy/clean": 0.5}, f"p={value}")
+    lines = tables.markdown(report(tmp_path)).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [r"| a\|b", "| c d"]
+
+
 def sweep(folder, spread=0.02, examples=40):
     """Three methods × four seeds: b is better than a on every seed, c is like a; each with its test examples."""
     generator = np.random.default_rng(2)
@@ -170,6 +199,28 @@ def test_other_test_examples_are_not_paired(tmp_path):
     kinds = {(part.first, part.second, part.over) for part in compare(report(tmp_path))}
     assert (0, 2, "examples") in kinds
     assert (0, 1, "examples") not in kinds
+
+
+def test_splits_by_other_seeds_have_other_test_examples(tmp_path):
+    sweep(tmp_path)
+    for name, seed in [*(("b", seed) for seed in range(4)), ("c", 3)]:
+        config = json.loads((tmp_path / f"{name}{seed}" / "config.yaml").read_text())
+        put(config, "data.split_seed", 1)
+        (tmp_path / f"{name}{seed}" / "config.yaml").write_text(json.dumps(config))
+    assert {part.over for part in compare(report(tmp_path))} == {"seeds"}
+
+
+def test_rows_are_paired_by_the_seeds_that_both_have(tmp_path):
+    """A measurement with a seed of its own, as the grid of corruptions has one, is still of the same runs."""
+    for seed in range(4):
+        run(tmp_path, f"a{seed}", {"accuracy/clean": 0.5 + 0.01 * seed}, "experiment=a", seed=seed)
+        run(
+            tmp_path, f"b{seed}", {"accuracy/clean": 0.9 + 0.011 * seed}, "experiment=b", seed=seed,
+            resolved={"evaluation.grid.seed": 7},
+        )  # fmt: skip
+    (found,) = compare(report(tmp_path))
+    assert (found.over, found.pairs) == ("seeds", 4)
+    assert found.is_sure
 
 
 def test_methods_that_are_alike_are_seldom_called_different(tmp_path, monkeypatch):

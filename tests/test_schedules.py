@@ -1,6 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 
-from latentrobust.schedules import Exponential, Moment, PiecewiseConstant, PiecewiseLinear, WarmUp, end
+from latentrobust.schedules import Exponential, Moment, PiecewiseConstant, PiecewiseLinear, WarmUp, end, now
 
 
 def test_values_over_epochs():
@@ -33,6 +35,21 @@ def test_exponential_decay_in_steps_or_epochs():
     for arguments in ({"rate": 0}, {"rate": 0.5}, {"rate": 0.5, "steps": 3, "epochs": 1}, {"rate": 0.5, "steps": 0}):
         with pytest.raises(ValueError, match=r"a decay needs|must be a number above 0"):
             Exponential(**{"steps": None, **arguments})
+
+
+def test_a_step_of_several_batches_is_one_step():
+    """Five batches an epoch, four a step: an epoch has two steps, as Lightning takes one of what is left at its end."""
+    trainer = SimpleNamespace(
+        num_training_batches=5, accumulate_grad_batches=4, world_size=1, datamodule=SimpleNamespace(batch_size=10)
+    )
+    module = SimpleNamespace(trainer=trainer)
+
+    def steps(epoch):
+        trainer.current_epoch = epoch
+        return [now(module, batch).step for batch in range(5)]
+
+    assert [steps(0), steps(1)] == [[0, 0, 0, 0, 1], [2, 2, 2, 2, 3]]
+    assert now(module, 4) == Moment(1.8, 3, 90)
 
 
 def test_warm_up_counts_images():

@@ -30,7 +30,10 @@ def now(module: Any, batch_idx: int) -> Moment:
     steps = max(int(trainer.num_training_batches), 1)
     batches = trainer.current_epoch * steps + batch_idx
     images = batches * trainer.datamodule.batch_size * trainer.world_size
-    return Moment(trainer.current_epoch + batch_idx / steps, batches / trainer.accumulate_grad_batches, images)
+    # A step takes several batches, the last one of an epoch what is left.
+    per_step = trainer.accumulate_grad_batches
+    taken = trainer.current_epoch * math.ceil(steps / per_step) + batch_idx // per_step
+    return Moment(trainer.current_epoch + batch_idx / steps, taken, images)
 
 
 class LearningRate:

@@ -22,11 +22,11 @@ class Fragile(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.1)
 
 
-def fit(bad, patience=3):
+def fit(bad, patience=3, accumulated=1):
     model, guard = Fragile(bad), NonFiniteGuard(patience)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[guard],
+        enable_model_summary=False, callbacks=[guard], accumulate_grad_batches=accumulated,
     )  # fmt: skip
     trainer.fit(model, torch.utils.data.DataLoader(torch.randn(32, 2), batch_size=4))
     return model, guard
@@ -48,3 +48,15 @@ def test_gives_up_with_advice_after_a_few_in_a_row():
         fit({2, 3, 4})
     _, guard = fit({1, 3, 5, 7})  # never two in a row
     assert guard.skipped == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_of_several_batches_is_skipped_as_a_whole():
+    model, guard = fit({2}, accumulated=2)  # the first of two batches: the other one moves the statistics after it
+    assert guard.skipped == 1
+    for before, after in zip(model.seen[2], model.seen[4], strict=True):
+        assert torch.equal(before, after)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    with pytest.raises(FloatingPointError, match="3 steps in a row"):
+        fit({1, 3, 5}, accumulated=2)
+    assert fit({1, 2, 7}, accumulated=2)[1].skipped == 3  # batches 0 and 1, 2 and 3, 6 and 7

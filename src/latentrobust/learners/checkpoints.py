@@ -34,13 +34,24 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """`EMAWeightAveraging` whose average lies where the weights are trained, not on the CPU."""
+    """`EMAWeightAveraging` whose average lies where the weights are trained, and is in place for all of a validation.
+
+    Lightning keeps it on the CPU, and takes it out before modules and callbacks look back at the epoch: radius and
+    errors would be of the average, samples and pictures of the last weights.
+    """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning has made the average before it moved the module."""
         if self._average_model is not None:
             self._average_model.to(pl_module.device)
         super().on_fit_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The validation goes on: the module's own hook comes after this one."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the weights back, before checkpoints (Lightning calls those last) store both."""
+        super().on_validation_epoch_end(trainer, pl_module)
 
 
 class BestCheckpoint(ModelCheckpoint):

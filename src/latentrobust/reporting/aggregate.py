@@ -24,14 +24,9 @@ SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may dif
 SHARES = (
     "accuracy", "accuracy_known", "miou", "robust", "certified", "certified_image", "smoothed", "coverage",
 )  # fmt: skip
-COUNTS = (
-    "tolerance",
-    "draws",
-    "examples",
-    "queries",
-    "groups",
-    "pairs",
-)  # last parts of names that share those beginnings
+# Last parts of names that share those beginnings.
+NO_SHARES = ("tolerance", "draws", "examples", "queries", "groups", "pairs", "sigma")
+OF_A_MODEL = (*SHARES, "loss", "fit_accuracy", "fit_loss", "fit_seconds", "steps")  # what a model's name stands before
 LEVEL = 0.95
 LABELS = ("name", "run")  # keys that say what a run is called or which one it repeats: other keys tell more
 COMMON = "radius"  # of a set, which a model over that set has too
@@ -290,10 +285,11 @@ def title_of(summary: Summary) -> str:
 def _shortened(rows: list[Row]) -> list[Row]:
     """Numbers by which rows differ, with as few digits as tell them apart, and at least four."""
     for key in rows[0][0] if rows else ():
-        numbers = {row[key] for row, _ in rows if isinstance(n := number_or_text(row[key]), float) and n % 1}
+        texts = {row[key] for row, _ in rows}
+        numbers = {text for text in texts if isinstance(n := number_or_text(text), float) and n % 1}
         for digits in (4, 6, 9):
             short = {text: f"{float(text):.{digits}g}" for text in numbers}
-            if len(set(short.values())) == len(numbers):
+            if len({number_or_text(short.get(text, text)) for text in texts}) == len(texts):
                 for row, _ in rows:
                     row[key] = short.get(row[key], row[key])
                 break
@@ -345,4 +341,6 @@ def is_better_high(metric: str) -> bool:
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of examples, to be shown in percent."""
     parts = metric.split("/")
-    return any(part in SHARES for part in parts) and parts[-1] not in COUNTS
+    if len(parts) > 1 and parts[1] in OF_A_MODEL:
+        parts = parts[1:]  # a model may be called "robust"
+    return parts[0] in SHARES and parts[-1] not in NO_SHARES

@@ -72,14 +72,13 @@ def compare(summary: Summary) -> list[Comparison]:
     for metric in summary.metrics:
         there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
         pairs = _pairs(summary, metric, there)
-        seeds = {place: _by_seed(summary.members[place], metric) for place in there}
         examples = {place: _by_example(summary.members[place], metric) for place in there}
-        of_seeds = [_over_seeds(metric, pair, seeds) for pair in pairs]
-        of_examples = [
-            _over_examples(metric, pair, examples)
-            for pair in pairs
-            if _same_examples(*(summary.members[place][0] for place in pair))
-        ]
+        of_seeds, of_examples = [], []
+        for pair in pairs:
+            first, second = (summary.members[place] for place in pair)
+            of_seeds.append(_over_seeds(metric, pair, _by_seeds(first, second, metric)))
+            if _same_examples(first, second):
+                of_examples.append(_over_examples(metric, pair, [examples[place] for place in pair]))
         for tried in (of_seeds, of_examples):
             parts = [part for part in tried if part is not None]
             if parts:
@@ -113,14 +112,14 @@ def _pairs(summary: Summary, metric: str, there: Sequence[int]) -> list[tuple[in
     return [(best, other) for other in there if other != best]
 
 
-def _differences(pair: tuple[int, int], values: Mapping[int, Mapping[str, float]]) -> np.ndarray:
+def _differences(values: Sequence[Mapping[str, float]]) -> np.ndarray:
     """Of what both rows have, the first's less the second's."""
-    first, second = (values[place] for place in pair)
+    first, second = values
     return np.array([first[name] - second[name] for name in first if name in second])
 
 
-def _over_seeds(metric: str, pair: tuple[int, int], values: Mapping[int, Mapping[str, float]]) -> Comparison | None:
-    differences = _differences(pair, values)
+def _over_seeds(metric: str, pair: tuple[int, int], values: Sequence[Mapping[str, float]]) -> Comparison | None:
+    differences = _differences(values)
     if len(differences) < LEAST:
         return None
     mean, low, high, p = float(differences.mean()), math.nan, math.nan, 1.0
@@ -130,8 +129,8 @@ def _over_seeds(metric: str, pair: tuple[int, int], values: Mapping[int, Mapping
     return Comparison(metric, *pair, "seeds", len(differences), mean, float(low), float(high), p)
 
 
-def _over_examples(metric: str, pair: tuple[int, int], values: Mapping[int, Mapping[str, float]]) -> Comparison | None:
-    differences = _differences(pair, values)
+def _over_examples(metric: str, pair: tuple[int, int], values: Sequence[Mapping[str, float]]) -> Comparison | None:
+    differences = _differences(values)
     if len(differences) < LEAST:
         return None
     mean, low, high, p = float(differences.mean()), 0.0, 0.0, 1.0
@@ -146,19 +145,25 @@ def _over_examples(metric: str, pair: tuple[int, int], values: Mapping[int, Mapp
     return Comparison(metric, *pair, "examples", len(differences), mean, float(low), float(high), float(p))
 
 
-def _by_seed(runs: Sequence[Finished], metric: str) -> dict[str, float]:
-    return {
-        json.dumps(run.seeds, sort_keys=True, default=str): value
-        for run in runs
-        if (value := run.metrics.get(metric)) is not None and math.isfinite(value)
-    }
+def _by_seeds(first: Sequence[Finished], second: Sequence[Finished], metric: str) -> list[dict[str, float]]:
+    """Means of both rows by the seeds that all of their runs have: a measurement may have one of its own."""
+    keys = set.intersection(*(set(run.seeds) for run in (*first, *second)))
+    rows: list[dict[str, list[float]]] = [{}, {}]
+    for found, runs in zip(rows, (first, second), strict=True):
+        for run in runs:
+            value = run.metrics.get(metric)
+            if value is not None and math.isfinite(value):
+                seeds = json.dumps({key: run.seeds[key] for key in keys}, sort_keys=True, default=str)
+                found.setdefault(seeds, []).append(value)
+    return [{seeds: float(np.mean(values)) for seeds, values in found.items()} for found in rows]
 
 
-def _same_examples(one: Finished, other: Finished) -> bool:
-    """Whether two runs were measured on the same test examples, so far as their configurations say."""
-    keys = {key for key in one.configuration.keys() | other.configuration.keys() if key.startswith("data.")}
-    differs = [key for key in keys if one.configuration.get(key) != other.configuration.get(key)]
-    return all(key.rpartition(".")[2] in OF_TRAINING for key in differs)
+def _same_examples(first: Sequence[Finished], second: Sequence[Finished]) -> bool:
+    """Whether all runs of two rows were measured on the same test examples, so far as their configurations say."""
+    one, other = first[0].configuration, second[0].configuration
+    differs = [key for key in one.keys() | other.keys() if key.startswith("data.") and one.get(key) != other.get(key)]
+    splits = {str(run.seeds.get("data.split_seed")) for run in (*first, *second)}
+    return len(splits) == 1 and all(key.rpartition(".")[2] in OF_TRAINING for key in differs)
 
 
 def _by_example(runs: Sequence[Finished], metric: str) -> dict[str, float]:

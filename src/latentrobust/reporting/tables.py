@@ -28,7 +28,12 @@ def markdown(summary: Summary) -> str:
     """A table for a README."""
     heads, table = cells(summary)
     lines = [heads, ["---"] * len(heads), *table]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_one_cell, line)) + " |\n" for line in lines)
+
+
+def _one_cell(text: str) -> str:
+    """A text that does not end its cell or its row of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def latex(summary: Summary) -> str:
@@ -107,20 +112,22 @@ def axis_key(summary: Summary, wanted: str | None) -> str | None:
 
 def figure(summary: Summary, x: str, metric: str) -> Figure:
     """A metric against ``x``, a line a group, with 95 % intervals; the axis is logarithmic where it spans a decade."""
-    lines: dict[str, list[tuple[float, Interval]]] = {}
+    lines: dict[tuple[tuple[str, str], ...], list[tuple[float, Interval]]] = {}
     for choices, found in summary.rows:
         if metric in found and found[metric].count:
-            name = ", ".join(value for key, value in choices.items() if key != x and value) or metric
-            lines.setdefault(name, []).append((float(choices[x]), found[metric]))
+            others = tuple((key, value) for key, value in choices.items() if key != x and value)
+            lines.setdefault(others, []).append((float(choices[x]), found[metric]))
+    names = {others: ", ".join(value for _, value in others) or metric for others in lines}
+    if len(set(names.values())) < len(names):  # equal values of different keys
+        names = {others: ", ".join(map("=".join, others)) or metric for others in lines}
     picture = Figure(figsize=(6, 3.6), layout="constrained")
     axis = picture.subplots()
     factor = 100 if is_share(metric) else 1
-    for name, points in lines.items():
+    for others, points in lines.items():
         places, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         halves = [0 if math.isnan(i.half) else factor * i.half for i in intervals]
-        axis.errorbar(
-            places, [factor * i.mean for i in intervals], halves, marker="o", markersize=3, capsize=2, label=name
-        )
+        means = [factor * i.mean for i in intervals]
+        axis.errorbar(places, means, halves, marker="o", markersize=3, capsize=2, label=names[others])
     every = [place for points in lines.values() for place, _ in points]
     if min(every) > 0 and max(every) >= 10 * min(every):
         axis.set_xscale("log")
