@@ -18,10 +18,13 @@ from rich.console import Console
 from torch import nn
 
 from latentrobust import RobustSettings, assess
-from latentrobust.perturbation_sets import PixelBall
+from latentrobust.batch import Batch
+from latentrobust.networks import flows
+from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, tables
+from latentrobust.reporting.density import interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _count, _flattered
 from latentrobust.reporting.quality import _judged, _verdict
@@ -290,3 +293,21 @@ def test_the_interval_of_a_held_out_corruption_is_of_the_images_that_were_asked(
     tables = {"accuracy": {"index": np.arange(9)}, "held_out": {"index": np.array([0, 1, 0, 1])}}
     test = SimpleNamespace(held_out=SimpleNamespace(grid=grid), tables=tables)
     assert [_count(test, f"accuracy/{name}") for name in ("clean", "ood", "ood/spatter", "ood/uniform")] == [9, 2, 2, 9]
+
+
+@pytest.mark.parametrize(
+    ("classes", "y", "rows"),
+    [
+        (0, None, ["images 0 and 1", "images 2 and 3"]),
+        (0, [0, 1, 2, 3], ["images 0 and 1", "images 2 and 3"]),
+        (4, [0, 1, 1, 0], ["class 0", "class 1"]),
+        (4, [0, 1, 2, 3], None),
+    ],
+)
+def test_a_flow_is_pictured_between_the_images_there_are(classes, y, rows):
+    network = flows.build("fully_connected", image_shape=[1, 4, 4], classes=classes, blocks=2, hidden=8).eval()
+    batch = Batch.of(torch.rand(4, 1, 4, 4), None if y is None else torch.tensor(y))
+    found = interpolations(FlowSet(network, "l2", 1.0), batch)
+    named = None if found is None else [text.get_text() for text in found.findobj(Text)]
+    assert named is None if rows is None else set(rows) <= set(named)
+    assert interpolations(FlowSet(network, "l2", 1.0), batch.at(torch.tensor([0]))) is None

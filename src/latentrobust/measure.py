@@ -147,10 +147,10 @@ def measure(
     if trainer.is_global_zero:
         shared.save()
         shown = ShownData(data)
-        sections = report_sections(folder, shown, metrics, quality, density, tests)
         if per_example := per_example_table(quality, density, tests, data.kinds):
             write_csv(folder / "per_example.csv", per_example)  # what was measured first, then pictures of it
         write_metrics(folder, metrics, warnings)
+        sections = report_sections(folder, shown, metrics, quality, density, tests)
         sentences = in_short(quality, tests)
         drawn = cfg.get("report", True)  # which runs of before there was a choice do not have
         figures = write_run_report(folder, shown, shared.configuration, sections, warnings, sentences) if drawn else {}

@@ -526,7 +526,7 @@ def test_what_is_no_column_is_refused_in_one_line(changed, message):
 def test_one_image_in_two_groups_is_refused():
     x = np.random.default_rng(0).random((4, 8, 8))
     twice, changed = np.concatenate([x, x]), np.concatenate([x * 0.5, x * 0.7])
-    with pytest.raises(InputError, match="the groups 0 and 4 have the same image x"):
+    with pytest.raises(InputError, match="the groups 0 and 4 have the same image"):
         pairs(twice, changed, group=np.arange(8))
     assert len(pairs(twice, changed, group=np.arange(8) % 4).groups) == 4
 
@@ -626,3 +626,21 @@ def test_processes_ask_an_image_once_between_them(world):
 def test_images_with_a_gradient_are_refused_in_one_line():
     with pytest.raises(InputError, match="x is no array"):
         pairs([torch.zeros(1, 8, 8, requires_grad=True)] * 2, torch.zeros(2, 1, 8, 8))
+
+
+def test_photographs_paired_in_both_orders_stay_in_one_split():
+    """An image may be the first half of one pair and the second of another: all of its pairs belong together."""
+    photographs = np.random.default_rng(0).integers(0, 256, (40, 3, 6, 6, 3), dtype=np.uint8)
+    first, second, third = photographs.swapaxes(0, 1)
+    x, x_tilde = np.concatenate([first, second, second]), np.concatenate([second, first, third])
+    found = pairs(x, x_tilde)
+    assert len(found.groups) == 40
+    assert [len(set(found.group[place::40].tolist())) for place in range(40)] == [1] * 40
+    with pytest.raises(InputError, match="the groups 0 and 40 have the same image"):
+        pairs(x, x_tilde, group=np.arange(120))
+
+
+def test_perturbations_that_leave_nothing_do_not_join_images():
+    x = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
+    assert len(pairs(x, np.zeros_like(x)).groups) == 40
+    assert len(pairs(x, np.zeros_like(x), group=np.arange(40)).groups) == 40

@@ -81,7 +81,7 @@ def test_an_interrupted_flow_goes_on_as_if_it_had_not_been(flow, run):
         [],
         ["learner.recompute=true", "learner.network.lu=true", "learner.network.scale=bounded"],
         ["trainer.precision=bf16-mixed"],
-        ["callbacks=average", "callbacks.average.decay=0.9"],
+        ["callbacks=average", "callbacks.average.decay=0.9", "+trainer.val_check_interval=0.5"],
     ],
 )
 def test_a_glow_is_learned(run, options):
@@ -90,6 +90,7 @@ def test_a_glow_is_learned(run, options):
     assert 0 < found.metrics["bits_per_dim"] < 20
     assert found.perturbations.network.initialized
     assert found.modules[0].network.initialized
+    assert len(set(map(len, found.modules[0].history.values()))) == 1
 
 
 def test_the_same_seed_gives_the_same_flow(run):

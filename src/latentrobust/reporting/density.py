@@ -23,7 +23,8 @@ CAPTIONS = {
     " images; at 1 they should look like data, as far as the flow has learned it.",
     "perturbed": "Test images, a random draw at shares of the radius, and below each the difference from the image"
     " (grey is none; the strongest change of each row is black or white).",
-    "interpolation": "Straight lines in latent space between two test images of the same class where there are such.",
+    "interpolation": "Straight lines in latent space between two test images, of one class where the flow is"
+    " conditioned on classes.",
     "bits_per_dim": "Negative log-likelihood during training. Validation rising while training falls is overfitting.",
 }
 
@@ -37,8 +38,9 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
     found = {
         "temperature": temperature_samples(perturbations, shown),
         "perturbed": perturbed(perturbations, shown),
-        "interpolation": interpolations(perturbations, pictured),
     }
+    if (between := interpolations(perturbations, pictured)) is not None:
+        found["interpolation"] = between
     if test.history:
         found["bits_per_dim"] = curve(test.history)
     norm = {"l2": "ℓ2", "linf": "ℓ∞"}[ball.norm]
@@ -89,23 +91,30 @@ def perturbed(perturbations: FlowSet, pairs: Batch, seed: int = 0) -> Figure:
 
 
 @torch.no_grad()
-def interpolations(perturbations: FlowSet, pairs: Batch, lines: int = 6, steps: int = 9) -> Figure:
-    """Between pairs of images, of one class each where the flow is conditioned on it."""
-    labels = pairs.labels.tolist()
-    wanted: list[tuple[int, int]] = []
-    for first, label in enumerate(labels):
-        second = next((k for k in range(first + 1, len(labels)) if labels[k] == label), None)
-        if second is not None and all(labels[a] != label for a, _ in wanted):
-            wanted.append((first, second))
+def interpolations(perturbations: FlowSet, pairs: Batch, lines: int = 6, steps: int = 9) -> Figure | None:
+    """Between two images each, of one class where the flow is conditioned on it; None where there are no two."""
+    ends = _two_of_a_class(pairs.labels.tolist()) if perturbations.needs_label else _neighbours(len(pairs))
     rows = {}
-    for first, second in wanted[:lines]:
+    for first, second in ends[:lines]:
         part = pairs.map(lambda t, ends=(first, second): t[list(ends)])  # type: ignore[misc]
         y = part.labels if perturbations.needs_label else None
         z = perturbations.network.encode(part.x, y)[0]
         share = torch.linspace(0, 1, steps, device=z.device, dtype=z.dtype).reshape(-1, *[1] * (z.dim() - 1))
         path = perturbations.network.decode(torch.lerp(z[:1], z[1:], share), None if y is None else y[:1].expand(steps))
-        rows[f"class {labels[first]}"] = list(path)
-    return image_rows(rows, "Between two test images", ["image", *[""] * (steps - 2), "image"])
+        rows[f"images {first} and {second}" if y is None else f"class {int(y[0])}"] = list(path)
+    return image_rows(rows, "Between two test images", ["image", *[""] * (steps - 2), "image"]) if rows else None
+
+
+def _two_of_a_class(labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Places of the first two of each class that has two."""
+    places: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    return [(own[0], own[1]) for own in places.values() if len(own) > 1]
+
+
+def _neighbours(count: int) -> list[tuple[int, int]]:
+    return [(place, place + 1) for place in range(0, count - 1, 2)]
 
 
 def curve(history: Mapping[str, Sequence[float]]) -> Figure:

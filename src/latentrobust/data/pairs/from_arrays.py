@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from latentrobust.arguments import validated
@@ -44,7 +46,7 @@ def pairs(
         y: labels ``[N]``: whole numbers from 0 up, or names; None for none. Numbers too large to be places in a list of
             classes are taken as names.
         group: ``[N]``, numbers or names: what belongs together and must not be in two splits; None where pairs belong
-            together that have the same ``x``.
+            together that have an image in common.
         kind: ``[N]``, numbers or names of kinds of perturbations; None for one.
         split: ``[N]``: ``train``, ``validation`` or ``test``; None to draw by group.
         name: of the data.
@@ -80,23 +82,22 @@ def _of_arrays(
     names = {where: _column(part, count, where) for where, part in (("group", group), ("kind", kind), ("split", split))}
     label, class_names = (None, ()) if y is None else _labels(y, count)
     # The same example in several pairs is one image, and one group: its pairs must not be in two splits.
-    contents = [
-        hashlib.sha1(image.numpy().tobytes(), usedforsecurity=False).hexdigest()
-        for part in Chosen(first, None, "x").chunks()
-        for image in part
-    ]
+    contents = [content for content, _ in _contents(Chosen(first, None, "x"))]
     clean, different = numbered(contents)
     first_of = {content: place for place, content in reversed(list(enumerate(contents)))}
     kept = np.array([first_of[content] for content in different])
     of_kind, kinds = numbered(names["kind"] or [PERTURBED] * count, in_order(names["kind"]))
-    of_group, groups = numbered(names["group"] or [str(place) for place in clean.tolist()])
-    group_of: dict[int, int] = {}
-    for image, own in zip(clean.tolist(), of_group.tolist(), strict=True):
-        if group_of.setdefault(image, own) != own:
-            raise InputError(
-                f"the groups {groups[group_of[image]]} and {groups[own]} have the same image x: its pairs belong in one"
-                " group, or they could end in two splits"
-            )
+    # Images of one colour, all black say, are what a perturbation can make of any image: no sign of the same one.
+    others = [None if plain else content for content, plain in _contents(Chosen(second, None, "x_tilde"))]
+    of_group, groups = numbered(names["group"] or _linked(contents, others))
+    group_of: dict[str, int] = {}
+    for row, own in enumerate(of_group.tolist()):
+        for content in (contents[row], others[row]):
+            if content is not None and group_of.setdefault(content, own) != own:
+                raise InputError(
+                    f"the groups {groups[group_of[content]]} and {groups[own]} have the same image: its pairs belong in"
+                    " one group, or they could end in two splits"
+                )
     fixed = None
     if names["split"] is not None:
         fixed = fixed_splits(of_group, groups, names["split"])
@@ -105,6 +106,28 @@ def _of_arrays(
         images, clean, len(kept) + torch.arange(count), of_kind, of_group, label, fixed, kinds, groups,
         class_names, name,
     )  # fmt: skip
+
+
+def _contents(images: Chosen) -> Iterator[tuple[str, bool]]:
+    """What tells an image from others, and whether it is of one value everywhere."""
+    for part in images.chunks():
+        for image in part:
+            values = image.numpy()
+            yield (
+                hashlib.sha1(values.tobytes(), usedforsecurity=False).hexdigest(),
+                bool((values == values.flat[0]).all()),
+            )
+
+
+def _linked(contents: Sequence[str], others: Sequence[str | None]) -> list[str]:
+    """A group for each pair: those with an image in common are of one, and so are those that a third pair joins."""
+    places, _ = numbered([*contents, *(other or content for content, other in zip(contents, others, strict=True))])
+    ends = places.numpy().reshape(2, -1)
+    size = int(places.max()) + 1
+    _, part_of = connected_components(
+        coo_array((np.ones(len(contents)), tuple(ends)), shape=(size, size)), directed=False
+    )
+    return [str(part) for part in part_of[ends[0]]]
 
 
 class Chosen(NamedTuple):
