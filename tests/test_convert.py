@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from latentrobust import load_model, load_perturbation_set, save_model
-from latentrobust.convert import import_checkpoint, main
+from latentrobust.convert import import_checkpoint, import_flow, main
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
@@ -120,16 +120,28 @@ def test_bad_files_stop_with_one_line_and_write_nothing(tmp_path, capsys):
     published(tmp_path / "c.pth")
     torch.save({"model_state_dict": {}, "x": Evil()}, tmp_path / "evil.pth")
     torch.save({"weights": 1}, tmp_path / "other.pth")
+    torch.save({"a": torch.zeros(2, 2)}, tmp_path / "bare.pth")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbered.pth")
+    (tmp_path / "text.pth").write_text("weights")
+    whole = {name: value.to(torch.int64) for name, value in build("mnist_conv").state_dict().items()}
+    torch.save({"model_state_dict": whole}, tmp_path / "whole.pth")
     cases = [
         ("c.pth", "mnist_stn", "14", "is not a checkpoint of mnist_stn"),
         ("evil.pth", "mnist_conv", "14", "asks to run code"),
-        ("other.pth", "mnist_conv", "14", "no model_state_dict"),
+        ("other.pth", "mnist_conv", "14", "holds no state dict"),
+        ("numbered.pth", "mnist_conv", "14", "holds no state dict"),
+        ("text.pth", "mnist_conv", "14", "it is damaged, cut short, or no checkpoint"),
+        ("whole.pth", "mnist_conv", "14", "give the weights before they were quantised"),
+        ("bare.pth", "lenet5", None, "these are not the weights of lenet5"),
         ("missing.pth", "mnist_conv", "14", "no checkpoint at"),
         ("c.pth", "mnist_conv", "-1", "--radius must be positive and finite"),
     ]
     for file, network, radius, message in cases:
         with pytest.raises(SystemExit) as stopped:
-            main([str(tmp_path / file), str(tmp_path / "out"), "--network", network, "--radius", radius])
+            main([
+                str(tmp_path / file), str(tmp_path / "out"), "--network", network,
+                *(["--data", "mnist"] if radius is None else ["--radius", radius]),
+            ])  # fmt: skip
         printed = capsys.readouterr().err
         assert stopped.value.code == 2
         assert message in printed
@@ -177,6 +189,9 @@ def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
         (["--network", "mnist_fc", "--calibrate", "data=nothing"], "--calibrate data=nothing"),
         (["--network", "wide_resnet", "--argument", "depth=11"], "6 n"),
         (["--network", "wide_resnet", "--argument", "colour=11"], "colour"),
+        (["--network", "mnist_fc", "--radius", "3", "--norm", "linf"], "--norm is for flows, and mnist_fc is none"),
+        (["--network", "glow", "--radius", "3", "--likelihood", "gaussian"], "--likelihood is for CVAEs"),
+        (["--network", "mnist_fc", "--radius", "3", "--data", "mnist"], "--data is for classifiers"),
     ],
 )
 def test_wrong_options_give_one_line(tmp_path, capsys, options, message):
@@ -215,6 +230,20 @@ def test_other_weights_than_a_flows_are_refused(tmp_path, capsys):
         assert stopped.value.code == 2
         assert "is missing" in capsys.readouterr().err
         assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("flows.steps.0.coup.nn.in_conv.weight", (3,), "begins with no convolution"),
+        ("flows.steps.99999.x", (1,), "has gaps below 99999"),
+    ],
+)
+def test_what_a_flow_s_weights_claim_is_checked_before_it_is_built(tmp_path, name, shape, message):
+    state = {"flows.steps.0.coup.nn.in_conv.weight": torch.zeros(8, 2, 3, 3), name: torch.zeros(shape)}
+    torch.save({"model": state}, tmp_path / "f.pt")
+    with pytest.raises(InputError, match=message):
+        import_flow(tmp_path / "f.pt", "glow", 1.0)
 
 
 WRAPPED = {  # of the flow project: the network, its arguments, and what its code standardises images with

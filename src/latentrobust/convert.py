@@ -40,7 +40,7 @@ from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
-from latentrobust.perturbation_sets.stored import check_finite, read_checkpoint
+from latentrobust.perturbation_sets.stored import check_finite, check_kinds, read_checkpoint, weights_in
 from latentrobust.published import beside, read_published
 from latentrobust.refusals import is_bad_input
 from latentrobust.streams import BAD_INPUT, prepare_streams
@@ -130,8 +130,10 @@ def _normalisation(
             f"nothing tells how the images of this {network} are normalised, for it is none of the published"
             " checkpoints: give --argument mean=[…] and --argument std=[…] (0 and 1 for none)"
         )
-    channels = next(value.shape[1] for value in state.values() if value.dim() == 4)
-    classes = next(len(value) for value in reversed(state.values()) if value.dim() == 1)
+    channels = next((value.shape[1] for value in state.values() if value.dim() == 4), 0)
+    classes = next((len(value) for value in reversed(state.values()) if value.dim() == 1), 0)
+    if not (channels and classes):
+        raise InputError(f"these are not the weights of {network}: it has convolutions, and a bias a class")
     fitting = [
         name
         for name, (mean, _) in STANDARDISATION.items()
@@ -153,11 +155,7 @@ def _normalisation(
 def _published_state(path: str | Path) -> tuple[dict[str, torch.Tensor], bool]:
     """Weights by name, and whether they lay behind the standardising wrapper of the flow project."""
     checkpoint = read_checkpoint(path, NUMBERS)
-    bare = checkpoint if all(isinstance(value, torch.Tensor) for value in checkpoint.values()) else None
-    state = checkpoint.get("model_state_dict", checkpoint.get("model", bare))
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} has no model_state_dict: it is not a published checkpoint")
-    state = {name.removeprefix("module."): value for name, value in state.items()}  # left by data parallelism
+    state = weights_in(checkpoint, path)
     wrapped = bool(state) and all(name.startswith("model.") for name in state)
     state = {name.removeprefix("model."): value for name, value in state.items()}
     check_finite(state, path)
@@ -165,6 +163,7 @@ def _published_state(path: str | Path) -> tuple[dict[str, torch.Tensor], bool]:
 
 
 def _load(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path, network: str) -> None:
+    check_kinds(module, state, path)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -199,7 +198,15 @@ def _convert(chosen: argparse.Namespace) -> str:
         arguments: Any = OmegaConf.to_container(OmegaConf.from_dotlist(chosen.argument))
     except OmegaConfBaseException as error:
         raise InputError(f"--argument needs name=value: {error}") from None
+    asked_data, asked_likelihood = chosen.data, chosen.likelihood
     arguments = _take_published(chosen, arguments)
+    for option, value, networks, of in (
+        ("--norm", chosen.norm, flows.NETWORKS, "flows"),
+        ("--likelihood", asked_likelihood, cvae.NETWORKS, "CVAEs"),
+        ("--data", asked_data, classifiers.CLASSIFIERS, "classifiers"),
+    ):
+        if value is not None and chosen.network not in networks:
+            raise InputError(f"{option} is for {of}, and {chosen.network} is none of them")
     if chosen.network in cvae.NETWORKS or chosen.network in flows.NETWORKS:
         if chosen.radius is not None and not (chosen.radius > 0 and math.isfinite(chosen.radius)):
             raise InputError(f"--radius must be positive and finite; got {chosen.radius}")
@@ -209,7 +216,7 @@ def _convert(chosen: argparse.Namespace) -> str:
         where = (chosen.checkpoint, chosen.network, chosen.radius or 1.0)
         perturbations: PerturbationSet
         if chosen.network in flows.NETWORKS:
-            perturbations = import_flow(*where, chosen.norm, **arguments)
+            perturbations = import_flow(*where, chosen.norm or "l2", **arguments)
         else:
             perturbations = import_checkpoint(*where, chosen.likelihood or "bernoulli", **arguments)
         if data is not None:
@@ -316,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         " data/perturbation=rts: its validation pairs give a set its radius, latent norms and coverage",
     )  # fmt: skip
     parser.add_argument("--likelihood", choices=["bernoulli", "gaussian"], help="of a CVAE; bernoulli by default")
-    parser.add_argument("--norm", default="l2", choices=["l2", "linf"], help="of a flow's set")
+    parser.add_argument("--norm", choices=["l2", "linf"], help="of a flow's set; l2 by default")
     parser.add_argument(
         "--data", choices=sorted(STANDARDISATION), help="that a classifier of Yüksel et al. was trained on: its images'"
         " mean and standard deviation are not in the checkpoint",

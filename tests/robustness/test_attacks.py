@@ -452,3 +452,26 @@ def test_attacks_say_in_words_what_they_spend():
         " at the 3 most likely other classes, random start), PGD (50 steps on <lambda>, random start), random search (4"
         " draws, 6 refinements)"
     )
+
+
+class InDouble(nn.Module):
+    """Answers in float64 for float32 images."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).double()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_model_may_answer_in_another_precision(norm):
+    torch.manual_seed(0)
+    single = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x = torch.rand(16, *SHAPE)
+    y = single(x).argmax(1)
+    for attack in (APGD(steps=5), PGD(steps=5), latent_autoattack(steps=5)):
+        found = [attack(model, ball(norm, 0.3), x, y) for model in (single, InDouble(single))]
+        assert found[0].offsets.dtype == found[1].offsets.dtype
+        torch.testing.assert_close(found[0].score.double(), found[1].score.double(), atol=1e-5, rtol=1e-5)

@@ -454,3 +454,22 @@ def test_draws_of_a_staged_perturbation_are_those_of_its_stages():
     stages = {"a": training.PairedData(), "b": two}
     assert training.Schedule(stages, {"a": 1, "b": 1}).draws == 2
     assert training.Curriculum(training.Adversarial()).draws == 1
+
+
+def test_terms_of_objectives_are_of_single_precision_under_autocast():
+    """From the same logits in half precision, whatever comes after the network is what float32 gives."""
+    logits = (3 * torch.randn(2, 3, 16, 10)).bfloat16()
+    model, y = torch.nn.Identity(), torch.randint(10, (16,))
+    x, perturbed = logits[0, 0], logits[0, 1]
+    for objective in (Trades(), NuclearNorm(), Consistency(lambda x, _: x), NoiseConsistency()):
+        draws = logits[0, 1:].flatten(0, 1) if isinstance(objective, NoiseConsistency) else perturbed
+        labels = y.repeat(2) if isinstance(objective, NoiseConsistency) else y
+        keys = torch.arange(len(labels))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = objective(model, x, draws, labels, keys).loss
+            climbed = objective.attack_loss(model, x, y)(perturbed)
+        torch.testing.assert_close(
+            found, objective(model, x.float(), draws.float(), labels, keys).loss, atol=1e-5, rtol=1e-5
+        )
+        alone = objective.attack_loss(model, x.float(), y)(perturbed.float())
+        torch.testing.assert_close(climbed.float(), alone, atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import latentrobust
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.attacks import PGD
-from latentrobust.tasks.foreign import own_model
+from latentrobust.tasks.foreign import _processor, own_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -143,3 +143,52 @@ def test_a_hugging_face_classifier(tmp_path):
     x = torch.rand(2, 3, 16, 16)
     scaled = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     torch.testing.assert_close(model(x), theirs(scaled).logits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"image_mean": MEAN, "image_std": STD, "size": 8}, {"mean": [*MEAN], "std": [*STD], "size": [8, 8]}),
+        ({"do_normalize": False, "image_mean": MEAN, "image_std": STD}, {}),
+        ({"do_resize": False, "size": 8}, {}),
+        ({"size": {"shortest_edge": 12}, "crop_size": 8, "do_center_crop": False}, {"size": [12, 12]}),
+        ({"size": {"shortest_edge": 12}, "crop_size": {"height": 8, "width": 6}}, {"size": [8, 6]}),
+        ({"do_rescale": False, "do_normalize": False}, {"mean": [0.0], "std": [1 / 255]}),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, {"mean": [0.5], "std": [0.5]}),
+    ],
+)
+def test_an_image_processor_s_settings_are_followed(tmp_path, settings, expected):
+    """What a processor would make of 256 levels, from images in [0, 1]."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = _processor(str(tmp_path))
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value)
+
+
+def test_an_image_processor_without_settings_is_refused(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("[1]")
+    with pytest.raises(InputError, match="no table of settings"):
+        _processor(str(tmp_path))
+
+
+def test_weights_are_taken_out_of_somebody_s_checkpoint_and_checked(tmp_path):
+    source = {"source": f"{__name__}.Theirs", "weights": tmp_path / "weights.pth"}
+    torch.save({"model": {f"module.{name}": value for name, value in module.state_dict().items()}}, source["weights"])
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(own_model(**source)(x), module(x))
+    for changed, message in ((torch.nan, "not finite"), (1, "before they were quantised")):
+        state = {name: torch.full(value.shape, changed) for name, value in module.state_dict().items()}
+        torch.save(state, source["weights"])
+        with pytest.raises(InputError, match=message):
+            own_model(**source)
+
+
+def test_what_somebody_s_module_raises_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in (("divides", "1 / 0\n"), ("unreadable", "def f(:\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(
+            InputError, match=f"model.source={name}.Net cannot be imported .*(ZeroDivision|Syntax)Error"
+        ):
+            own_model(f"{name}.Net")

@@ -70,7 +70,7 @@ class Halving:
     def next(self, u: Tensor, value: Tensor, gradient: Tensor, project: Projection) -> Tensor:
         """From the better of these offsets and the best before."""
         if self._best is None:
-            lengths = torch.full_like(value, self.length)
+            lengths = u.new_full(value.shape, self.length)
         else:
             lengths, *before = self._best
             better = value > before[1]

@@ -62,6 +62,40 @@ def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
             raise InputError(f"{path} holds weights that are not finite ({name}): its training has diverged")
 
 
+def weights_in(checkpoint: Mapping[Any, Any], path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict in somebody's checkpoint, without the prefix of data parallelism.
+
+    Raises:
+        InputError: if there is none.
+    """
+    state: Any = checkpoint
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(checkpoint.get(name), Mapping):
+            state = checkpoint[name]
+            break
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise InputError(f"{path} holds no state dict: expected tensors by name, or model_state_dict with them")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def check_kinds(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse weights that are no fractions where the module has some, and the other way round: they would be rounded.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
+    for name, own in module.state_dict().items():
+        if (
+            isinstance(own, torch.Tensor)
+            and name in state
+            and state[name].is_floating_point() != own.is_floating_point()
+        ):
+            raise InputError(
+                f"{path} holds {name} as {str(state[name].dtype).removeprefix('torch.')}, where the network has"
+                f" {str(own.dtype).removeprefix('torch.')}: give the weights before they were quantised or converted"
+            )
+
+
 def warn_unfinished(path: Path) -> None:
     """Warn where something lies in the folder of a run that has not finished: it may be of any epoch."""
     for folder in (path, *path.absolute().parents[:3]):
@@ -131,7 +165,8 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
         raise InputError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen types for damaged and refused files
         refused = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
-        reason = "it asks to run code (an unsafe pickle)" if refused else first_line(error)
+        broken = f"it is damaged, cut short, or no checkpoint ({type(error).__name__})"
+        reason = "it asks to run code (an unsafe pickle)" if refused else broken
         raise InputError(f"cannot read the checkpoint {path}: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")

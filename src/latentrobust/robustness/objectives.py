@@ -95,7 +95,7 @@ class Trades:
     def attack_loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> AttackLoss:
         """The divergence from the clean prediction."""
         with torch.no_grad():
-            clean = logits_of(model, x).log_softmax(1)
+            clean = _log_probabilities(logits_of(model, x))
         return _Divergence(clean, targets)
 
     def __call__(
@@ -103,7 +103,7 @@ class Trades:
     ) -> Step:
         """Two passes of the model."""
         clean, logits = _for_draws(logits_of(model, x), perturbed), logits_of(model, perturbed)
-        divergence = _divergence(clean.log_softmax(1), logits.log_softmax(1), targets)
+        divergence = _divergence(_log_probabilities(clean), _log_probabilities(logits), targets)
         return Step(cross_entropy(clean, targets) + self.beta * divergence, logits)
 
 
@@ -161,9 +161,10 @@ class Consistency(Standard):
         own = random.fold_in(keys, Purpose.VIEWS)
         views = [self.augmentation(perturbed, random.fold_in(own, number)) for number in range(2)]
         logits = model(torch.cat([perturbed, *views])).chunk(3)
-        probabilities = [part.softmax(1) for part in logits]
+        predicted = [_log_probabilities(part) for part in logits]
+        probabilities = [part.exp() for part in predicted]
         mixture = (sum(probabilities[1:], probabilities[0]) / 3).clamp(1e-7, 1).log()
-        divergence = torch.stack([_divergence(part.log_softmax(1), mixture, targets) for part in logits]).mean(0)
+        divergence = torch.stack([_divergence(part, mixture, targets) for part in predicted]).mean(0)
         return Step(cross_entropy(logits[0], targets) + self.weight * divergence, logits[0])
 
 
@@ -188,7 +189,7 @@ class NoiseConsistency(Standard):
         """One pass of the model; losses ``[B]``."""
         step = super().__call__(model, x, perturbed, targets, keys)
         y = targets[: len(x)]
-        each = step.logits.log_softmax(1).unflatten(0, (-1, len(x)))
+        each = _log_probabilities(step.logits).unflatten(0, (-1, len(x)))
         mean = each.logsumexp(0) - math.log(len(each))
         apart = torch.stack([_divergence(mean, one, y) for one in each]).mean(0)
         uncertainty = over_positions(-(mean.exp() * mean).sum(1), y)
@@ -211,7 +212,16 @@ class _Divergence:
     flat_at_centre = True
 
     def __call__(self, logits: Tensor) -> Tensor:
-        return _divergence(self.clean, logits.log_softmax(1), self.targets)
+        return _divergence(self.clean, _log_probabilities(logits), self.targets)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least: autocast on a CPU leaves what follows in half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return _wide(logits).log_softmax(1)
 
 
 def _divergence(clean: Tensor, perturbed: Tensor, y: Tensor) -> Tensor:
@@ -225,8 +235,7 @@ def _nuclear_parts(clean: Tensor, perturbed: Tensor, y: Tensor) -> Tensor:
     The norm is ``sum(D * U V^T)`` and ``U V^T``, taken as a constant, its gradient. Positions that do not count are
     rows of zeros; what an example adds is a mean over those that do.
     """
-    moved = (perturbed - clean).movedim(1, -1)
-    moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
+    moved = (_wide(perturbed) - _wide(clean)).movedim(1, -1)
     if moved.dim() > 2:
         moved = torch.where((y >= 0).unsqueeze(-1), moved, 0)
     with torch.no_grad(), torch.autocast(moved.device.type, enabled=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from latentrobust.arguments import Count, validated
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import regular
 from latentrobust.networks.classifiers.wrapped import Outputs, wrap
-from latentrobust.perturbation_sets.stored import read_checkpoint
+from latentrobust.perturbation_sets.stored import check_finite, check_kinds, read_checkpoint, weights_in
 
 HUGGING_FACE = "hf:"
 TORCHSCRIPT, EXPORTED = (".pt", ".pth", ".ts", ".torchscript"), (".pt2",)
@@ -59,7 +60,9 @@ def own_model(
     path = Path(source)
     if source.startswith(HUGGING_FACE):
         model, processor = _hugging_face(source.removeprefix(HUGGING_FACE))
-        mean, std, size = mean or processor.get("mean"), std or processor.get("std"), size or processor.get("size")
+        if mean is None and std is None:
+            mean, std = processor.get("mean"), processor.get("std")
+        size = size or processor.get("size")
     elif path.suffix.lower() in EXPORTED:
         model = _from_file(path, lambda: torch.export.load(str(path)).module())
     elif path.suffix.lower() in TORCHSCRIPT or path.is_file():
@@ -79,8 +82,9 @@ def _imported(source: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"model.source={source}: expected {FORMS}")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"model.source={source} cannot be imported ({error}): expected {FORMS}") from None
+    except Exception as error:  # somebody's code
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"model.source={source} cannot be imported ({what}): expected {FORMS}") from error
     if isinstance(found, nn.Module):
         return found
     try:
@@ -130,9 +134,10 @@ class _AsExported(nn.Module):
 
 
 def _fill(model: nn.Module, path: Path) -> None:
-    found = read_checkpoint(path)
-    state = found.get("state_dict", found.get("model_state_dict", found))
+    state = weights_in(read_checkpoint(path), path)
+    check_finite(state, path)
     try:
+        check_kinds(model, state, path)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or one_line(error)
@@ -166,10 +171,30 @@ def _processor(name: str) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    size = found.get("crop_size") or found.get("size")
+    if not isinstance(found, dict):
+        raise InputError(f"model.source=hf:{name}: its preprocessor_config.json is no table of settings")
+    size = found.get("size") if found.get("do_resize", True) else None
+    if found.get("do_center_crop", "crop_size" in found):
+        size = found.get("crop_size") or size
     if isinstance(size, Mapping):
         size = [size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))]
     elif isinstance(size, int):
         size = [size, size]
-    known = {"mean": found.get("image_mean"), "std": found.get("image_std"), "size": size}
+    known = {**_standardisation(found), "size": size}
     return {key: value for key, value in known.items() if value is not None and None not in value}
+
+
+def _standardisation(found: Mapping[str, Any]) -> dict[str, list[float] | None]:
+    """Mean and deviation of images in [0, 1] that do what a processor does to images of 256 levels."""
+    mean, std = found.get("image_mean"), found.get("image_std")
+    if not found.get("do_normalize", True) or mean is None or std is None:
+        mean, std = [0.0], [1.0]
+    mean, std = (list(values) if isinstance(values, Sequence) else [values] for values in (mean, std))
+    if None in mean or None in std:
+        return {}
+    scale, offset = 255.0, 0.0
+    if found.get("do_rescale", True):
+        scale, offset = 255 * float(found.get("rescale_factor", 1 / 255)), float(bool(found.get("rescale_offset")))
+    mean, std = [(value + offset) / scale for value in mean], [value / scale for value in std]
+    unchanged = set(mean) == {0.0} and all(math.isclose(value, 1.0) for value in std)
+    return {} if unchanged else {"mean": mean, "std": std}

@@ -39,8 +39,13 @@ def glow_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]:
     first = published.get("flows.steps.0.coup.nn.in_conv.weight")
     if first is None:
         raise InputError("these are not the weights of flow-lp's Glow: flows.steps.0 is missing")
+    if first.dim() != 4:
+        raise InputError("these are not the weights of flow-lp's Glow: flows.steps.0 begins with no convolution")
     levels = 1 + max(name.count("next.") for name in published)
-    steps = 1 + max(int(found[1]) for name in published if (found := re.match(r"flows\.steps\.(\d+)\.", name)))
+    numbers = {int(found[1]) for name in published if (found := re.match(r"flows\.steps\.(\d+)\.", name))}
+    steps = len(numbers)
+    if max(numbers) >= steps:
+        raise InputError(f"these are not the weights of flow-lp's Glow: flows.steps has gaps below {max(numbers)}")
     channels = first.shape[1] // 2
     side = 28 if channels == 1 else 32
     return {"image_shape": [channels, side, side], "levels": levels, "steps": steps, "hidden": first.shape[0]}

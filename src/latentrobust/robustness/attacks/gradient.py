@@ -166,7 +166,7 @@ class _AdaptiveStep:
         k, state = self.iteration, self.state
         self.iteration += 1
         if k == 0:
-            length = torch.full_like(value, 2 * self.ball.radius)
+            length = u.new_full(value.shape, 2 * self.ball.radius)  # a model may answer in another precision
             zeros = torch.zeros_like(value)
             self.state = {
                 "step": length, "step_before": length, "gains": zeros, "last": value,
