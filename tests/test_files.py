@@ -8,7 +8,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import disk_of, read_json, read_text, remove_partial, replacing
+from latentrobust.lock import holder_of
 from latentrobust.refusals import describe_error
+from latentrobust.run_folder import run_folder
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -69,3 +71,17 @@ def test_a_value_taken_from_a_part_that_is_left_out_names_the_value():
     with pytest.raises(OmegaConfBaseException) as error:
         OmegaConf.to_container(config, resolve=True)
     assert describe_error(error.value).startswith("task.width is taken from model.width, which is left out here: give")
+
+
+def test_a_run_that_cannot_say_it_is_done_has_failed(tmp_path, monkeypatch):
+    """A full disk at the last moment is told, and the folder is free again."""
+
+    def sync(handle):
+        if "DONE" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(OSError, match="No space left"), run_folder(tmp_path / "run", {}) as claimed:
+        claimed.begin()
+    assert not (tmp_path / "run" / "DONE").exists()
+    assert holder_of(tmp_path / "run") is None

@@ -328,6 +328,15 @@ def test_the_page_of_a_sweep_is_one_file_that_says_who_leads(tmp_path):
     assert not re.search(r'(src|href)="(?!data:|\.\./)', page)  # nothing is fetched from elsewhere
 
 
+def test_names_of_folders_and_values_are_shown_as_they_are(tmp_path):
+    for place, value in (("lr=1 #2", r"a$\b$1"), ("100%25", "$x_$1")):
+        run(tmp_path, place, {"accuracy/clean": len(place) / 10}, f"p={value}", "lr=1")
+        run(tmp_path, f"{place}b", {"accuracy/clean": len(place) / 10}, f"p={value}", "lr=2")
+    report(tmp_path)
+    page = (tmp_path / "report" / "sweep.html").read_text()
+    assert {"../lr%3D1%20%232/metrics.json", "../100%2525/metrics.json"} <= set(re.findall(r'href="([^"]+)"', page))
+
+
 def test_a_sweep_of_sets_needs_no_names_of_metrics(tmp_path):
     run(tmp_path, "1", {"quality/pgd_ae": 0.01, "radius": 3.0, "coverage/radius": 0.9}, "learner.spread=1")
     run(tmp_path, "2", {"quality/pgd_ae": 0.02, "radius": 4.0, "coverage/radius": 0.8}, "learner.spread=0.30000000001")

@@ -23,10 +23,10 @@ from latentrobust.networks import flows
 from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
-from latentrobust.reporting import aggregate, tables
+from latentrobust.reporting import aggregate, figures, tables
 from latentrobust.reporting.density import interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
-from latentrobust.reporting.models import _count, _flattered
+from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles
 from latentrobust.reporting.quality import _judged, _verdict
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
@@ -311,3 +311,27 @@ def test_a_flow_is_pictured_between_the_images_there_are(classes, y, rows):
     named = None if found is None else [text.get_text() for text in found.findobj(Text)]
     assert named is None if rows is None else set(rows) <= set(named)
     assert interpolations(FlowSet(network, "l2", 1.0), batch.at(torch.tensor([0]))) is None
+
+
+def test_a_model_has_one_colour_in_all_figures_of_a_report():
+    curves = {"_mine": {0.0: 1.0, 1.0: 0.5}, "other": {0.0: 1.0, 1.0: 0.2}}
+    colours = figures.one_each(curves)
+    (both,) = figures.robust_accuracy(curves, colours).axes
+    (alone,) = figures.certified_accuracy({"other": np.array([-1.0, 0.5])}, [], {}, colours).axes
+    assert both.lines[1].get_color() == alone.lines[0].get_color() != both.lines[0].get_color()
+    assert [text.get_text().strip() for text in both.get_legend().get_texts()] == ["_mine", "other"]
+
+
+def test_an_axis_of_radii_goes_up_where_nothing_is_certified():
+    (axis,) = figures.certified_accuracy({"a": np.array([-1.0, -1.0])}, []).axes
+    assert axis.get_xlim() == (0, 1)
+
+
+def test_rows_of_radii_that_are_close_are_told_apart():
+    test = SimpleNamespace(
+        trained_for=None, radii={1.001: "", 1.002: "", 2.0: "full"}, robust=None, perturbations=None,
+        entries=[Entry("certified", 0.5, radius=radius) for radius in (1.001, 1.002)],
+    )  # fmt: skip
+    titles = [title.removesuffix(" (full)").rpartition(" ")[2] for title, _ in _robust_titles({"": test})]
+    assert titles == ["1.001", "1.002", "2"]
+    assert len(set(_certified_titles({"": test}).values())) == 2

@@ -359,3 +359,10 @@ def test_the_sweep_file_of_wandb_drives_the_command_line(repository, composed):
     check_values(cfg)
     assert said["metric"]["name"] == "quality/pgd_ae"
     assert cfg.evaluation.quality is not None
+
+
+def test_logs_that_were_set_aside_are_not_read(tmp_path):
+    for folder, value in ((".earlier/1/logs", 9.0), ("logs", 1.0)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "metrics.csv").write_text(f"val/loss\n{value}\n")
+    assert logged(tmp_path, "val/loss") == [1.0]

@@ -83,6 +83,10 @@ def test_what_cannot_be_imported_is_left_to_who_instantiates_it():
         ("data=pairs", "data=pairs"),
         ("evaluation.quality.coverage=null", "evaluation.quality.coverage=null"),
         ("--cfg", "--cfg"),
+        ("paths.output_dir='/x/coverage=0.9/a'", "paths.output_dir='/x/coverage=0.9/a'"),
+        ('name="set, coverage=0.9"', 'name="set, coverage=0.9"'),
+        ("a=['coverage=0.5',coverage=0.6]", "a=['coverage=0.5','coverage=0.6']"),
+        (r"a='it\'s coverage=0.5'", r"a='it\'s coverage=0.5'"),
     ],
 )
 def test_radii_called_coverage_can_be_typed_without_quotes(argument, expected):

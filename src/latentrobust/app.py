@@ -144,7 +144,9 @@ def undashed(arguments: Sequence[str]) -> Sequence[str]:
 def quoted_coverage(argument: str) -> str:
     """An override whose radii may be called ``coverage=0.95``: Hydra takes a second ``=`` between quotes alone."""
     key, is_set, value = argument.partition("=")
-    return key + is_set + re.sub(r"(?<![\w'\"])coverage=([0-9.]+)", r"'coverage=\1'", value)
+    quoted = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+    found = re.compile(rf"({quoted})|(?<!\w)(coverage=[0-9.]+)")
+    return key + is_set + found.sub(lambda part: part[1] or f"'{part[2]}'", value)
 
 
 def _without_null_groups() -> dict[str, str]:

@@ -291,10 +291,12 @@ def run_folder(
             claimed.end()
             raise
         settle()
-        LOG.info("done")
-        _mark(claimed.path, DONE, "")
-        claimed.point_to()
-        claimed.end()
+        try:
+            _mark(claimed.path, DONE, "")
+            LOG.info("done")
+            claimed.point_to()
+        finally:
+            claimed.end()
 
 
 def _reason(error: BaseException) -> str:
@@ -324,8 +326,9 @@ def _mark(folder: Path, marker: str, text: str) -> None:
         return
     try:
         write_text(folder / marker, text + "\n" if text else "")
-    except OSError:  # the disk is full: the missing DONE says enough, and the first error is the one to show
-        return
+    except OSError:  # the disk is full
+        if marker != FAILED:  # whose first error is the one to show
+            raise
 
 
 def write_text(path: Path, text: str) -> Path:

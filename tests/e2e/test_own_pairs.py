@@ -116,7 +116,16 @@ def test_from_a_folder_to_a_set_and_a_robust_model(sets, tmp_path, layout):
     assert {"accuracy/clean", "accuracy/perturbed", "robust/full", "certified/p50"} <= set(trained.metrics)
     assert (tmp_path / "model" / "report.html").is_file() == drawn
     if layout == "groups":
+        _pictured(trained.modules[-1])
         _same_in_python(cfg, tmp_path)
+
+
+def _pictured(test):
+    """What is shown beside the worst images are the images that they were made of, of examples with several pairs."""
+    x, y = test.adversarial_of
+    assert len(x) == len(y) == len(torch.unique(x.flatten(1), dim=0)) > 3
+    distances = torch.cdist(test.adversarial.images[-1].flatten(1), x.flatten(1))
+    assert distances.argmin(1).tolist() == list(range(len(x)))
 
 
 def _same_in_python(cfg, tmp_path):

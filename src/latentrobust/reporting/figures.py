@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -213,12 +214,16 @@ def coverage(curve: Coverage, by_kind: Mapping[str, Coverage], radius: float) ->
     return plain(figure, axis)
 
 
-def robust_accuracy(curves: Mapping[str, Mapping[float, float]]) -> Figure:
+def robust_accuracy(
+    curves: Mapping[str, Mapping[float, float]], colours: Mapping[str, str] = MappingProxyType({})
+) -> Figure:
     """Accuracy in the worst case found, against the radius: a curve a model, radius to accuracy."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, curve in curves.items():
-        axis.plot(list(curve), list(curve.values()), marker="o", markersize=4, label=name)
+        axis.plot(
+            list(curve), list(curve.values()), marker="o", markersize=4, color=colours.get(name), label=_named(name)
+        )
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlim(left=0)
     axis.set_xlabel("radius ε of the set")
@@ -228,14 +233,17 @@ def robust_accuracy(curves: Mapping[str, Mapping[float, float]]) -> Figure:
     return plain(figure, axis)
 
 
-def smallest_offset(sizes: Mapping[str, np.ndarray], largest: float) -> Figure:
+def smallest_offset(
+    sizes: Mapping[str, np.ndarray], largest: float, colours: Mapping[str, str] = MappingProxyType({})
+) -> Figure:
     """Share of images that some offset up to a norm was found to fool, a curve a model; infinite where none was."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     for name, norms in sizes.items():
         reached = np.sort(norms[np.isfinite(norms)])
         shares = np.arange(1, len(reached) + 1) / max(len(norms), 1)
-        axis.step([0, *reached, largest], [0, *shares, shares[-1] if len(shares) else 0], where="post", label=name)
+        heights = [0, *shares, shares[-1] if len(shares) else 0]
+        axis.step([0, *reached, largest], heights, where="post", color=colours.get(name), label=_named(name))
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlim(0, largest)
     axis.set_xlabel("norm of the smallest offset found that fools")
@@ -249,6 +257,7 @@ def certified_accuracy(
     radii: Mapping[str, np.ndarray],
     targets: Sequence[float],
     attacked: Mapping[str, Mapping[float, float]] = MappingProxyType({}),
+    colours: Mapping[str, str] = MappingProxyType({}),
 ) -> Figure:
     """Share certified up to a radius, one curve per model, and what attacks on the smoothed model leave, as points.
 
@@ -256,13 +265,20 @@ def certified_accuracy(
     """
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
-    end = max([*targets, *(float(values.max()) for values in radii.values())]) * 1.05
-    grid = np.linspace(0, max(end, 1e-9), 400)
+    # Nothing certified and no target: there is no radius to show, and an axis that goes somewhere all the same.
+    end = 1.05 * max([0.0, *targets, *(float(values.max()) for values in radii.values())]) or 1.0
+    grid = np.linspace(0, end, 400)
     for name, values in radii.items():
-        (line,) = axis.step(grid, [(values >= radius).mean() for radius in grid], where="post", label=name)
+        heights = [(values >= radius).mean() for radius in grid]
+        (line,) = axis.step(grid, heights, where="post", color=colours.get(name), label=_named(name))
         if left := attacked.get(name):
             axis.plot(
-                list(left), list(left.values()), "v", color=line.get_color(), markersize=5, label=f"{name}, attacked"
+                list(left),
+                list(left.values()),
+                "v",
+                color=line.get_color(),
+                markersize=5,
+                label=_named(f"{name}, attacked"),
             )
     for target in targets:
         axis.axvline(target, color=GREY, linestyle=":", linewidth=1)
@@ -275,13 +291,16 @@ def certified_accuracy(
     return plain(figure, axis)
 
 
-def accuracy_by_kind(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
+def accuracy_by_kind(
+    accuracies: Mapping[str, Mapping[str, float]], colours: Mapping[str, str] = MappingProxyType({})
+) -> Figure:
     """Accuracy on each kind of perturbation, a dot a model."""
     kinds = list(next(iter(accuracies.values())))
     figure = Figure(figsize=(6.4, 0.28 * len(kinds) + 1.6), layout="constrained")
     axis = figure.subplots()
     for name, values in accuracies.items():
-        axis.plot([values[kind] for kind in kinds], range(len(kinds)), "o", markersize=5, label=name, alpha=0.8)
+        shares, colour = [values[kind] for kind in kinds], colours.get(name)
+        axis.plot(shares, range(len(kinds)), "o", markersize=5, color=colour, label=_named(name), alpha=0.8)
     axis.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(-0.02, 1.02)
@@ -319,12 +338,18 @@ def plain(figure: Figure, axis: Axes) -> Figure:
     return figure
 
 
-def write_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all; names in it are shown as they are, whatever ``$`` they have.
+def one_each(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each model, the same in all figures of a report."""
+    return {name: f"C{place % 10}" for place, name in enumerate(names)}
 
-    Raises:
-        OSError: if it cannot be written.
-    """
+
+def _named(name: str) -> str:
+    """A name for a legend, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def as_png(figure: Figure, dpi: int = 110) -> bytes:
+    """A figure as PNG; names in it are shown as they are, whatever ``$`` they have."""
     logarithmic = {
         label
         for axes in figure.axes
@@ -335,6 +360,18 @@ def write_figure(figure: Figure, path: Path) -> Path:
     for text in figure.findobj(Text):
         if text not in logarithmic:
             text.set_parse_math(False)
+    target = io.BytesIO()
+    figure.savefig(target, dpi=dpi, format="png")
+    return target.getvalue()
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    drawn = as_png(figure)
     with replacing(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+        file.write(drawn)
     return path

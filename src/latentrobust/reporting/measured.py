@@ -72,7 +72,7 @@ class MeasuredModel(Protocol):
     certify: CertifySettings | None
     trained_for: float | None
     adversarial: Found | None
-    adversarial_index: Tensor
+    adversarial_of: tuple[Tensor, Tensor] | None
 
     @property
     def ood(self) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from latentrobust.reporting.measured import MeasuredModel
 from latentrobust.reporting.shown import ShownData
 from latentrobust.robustness.certificates import PixelCertificates
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, logits_of
-from latentrobust.robustness.results import value_at
+from latentrobust.robustness.results import printed, value_at
 from latentrobust.robustness.smoothing import PROMISE
 
 CAPTIONS = {
@@ -50,6 +50,7 @@ TWO_STATEMENTS = (
     " may be wrong; “all pixels of an image at once” holds with 1 − α for every certified pixel of it together."
 )
 SHOWN_MAPS = 6
+SHORT = 8  # characters of a class that stands above an image
 SHARES = ("accuracy", "accuracy_known", "robust", "certified", "certified_image", "smoothed")
 FLATTERED = 0.005  # difference to PGD alone that is pointed out
 BLURRED = 0.05  # drop of accuracy at ε = 0 that is pointed out
@@ -114,10 +115,11 @@ def _robust_titles(tests: Mapping[str, MeasuredModel]) -> list[tuple[str, float]
     titles = []
     leading = {test.trained_for for test in tests.values() if test.trained_for is not None}
     radii = {radius: name for test in tests.values() for radius, name in test.radii.items()}
+    shown = printed([*leading, *radii], digits=3)
     by = "PGD alone finds" if _only_pgd(tests) else "attacks find"
     for radius in [*sorted(leading), *sorted(set(radii) - leading)]:
         name = f" ({radii[radius]})" if radii.get(radius) else ""
-        title = f"worst case that {by} within ε = {radius:.3g}{name}"
+        title = f"worst case that {by} within ε = {shown[radius]}{name}"
         if radius == 0:
             title = "at the set's centre, ε = 0: what decoding alone leaves"
         titles.append((f"{title}, trained for" if radius in leading else title, radius))
@@ -127,11 +129,13 @@ def _robust_titles(tests: Mapping[str, MeasuredModel]) -> list[tuple[str, float]
 def _certified_titles(tests: Mapping[str, MeasuredModel]) -> dict[tuple[str, float], str]:
     """Rows of certified accuracy, by statement and radius."""
     titles = {}
+    entries = [entry for test in tests.values() for entry in test.entries if entry.measure in AT_RADIUS]
+    shown = printed([entry.radius for entry in entries if entry.radius is not None], digits=3)
     for test in tests.values():
         for entry in test.entries:
             if entry.measure in AT_RADIUS and entry.radius is not None:
                 of = f" ({', '.join([*entry.names, *_share_of_set(test, entry.radius)])})"
-                title = f"{AT_RADIUS[entry.measure]} {entry.radius:.3g}{of if len(of) > 3 else ''}"
+                title = f"{AT_RADIUS[entry.measure]} {shown[entry.radius]}{of if len(of) > 3 else ''}"
                 titles[entry.measure, entry.radius] = title + STATEMENTS.get(entry.measure, "")
     return titles
 
@@ -247,6 +251,7 @@ def _aim(criterion: Criterion) -> str:
 
 def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, tuple[Figure, str]]:
     drawn: dict[str, tuple[Figure, str]] = {}
+    colours = figures.one_each(name or "model" for name in tests)
     attacked = {name: test for name, test in tests.items() if "robust" in test.tables}
     certified = {name: test for name, test in tests.items() if "certified" in test.tables}
     if attacked:
@@ -254,11 +259,11 @@ def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
             name or "model": {radius: value_at(test.entries, "robust", radius) or 0.0 for radius in test.radii}
             for name, test in attacked.items()
         }
-        drawn["robust_accuracy"] = (figures.robust_accuracy(curves), _caption("robust_accuracy", tests))
+        drawn["robust_accuracy"] = (figures.robust_accuracy(curves, colours), _caption("robust_accuracy", tests))
     if attacked and not _per_pixel(tests):
         sizes = {name or "model": test.tables["robust"]["smallest_fooling_norm"] for name, test in attacked.items()}
         largest = max(max(test.radii) for test in attacked.values())
-        drawn["smallest_offset"] = (figures.smallest_offset(sizes, largest), CAPTIONS["smallest_offset"])
+        drawn["smallest_offset"] = (figures.smallest_offset(sizes, largest, colours), CAPTIONS["smallest_offset"])
     drawn |= _by_kind(tests, data)
     if certified and _per_pixel(tests):
         drawn["certified_pixels"] = (_certified_pixels(certified), CAPTIONS["certified_pixels"])
@@ -282,10 +287,12 @@ def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
             for name, test in certified.items()
         }
         drawn["certified_accuracy"] = (
-            figures.certified_accuracy(curves_of, targets, attacked_of),
+            figures.certified_accuracy(curves_of, targets, attacked_of, colours),
             CAPTIONS["certified_accuracy"] + (BETWEEN if any(attacked_of.values()) else ""),
         )
     for name, test in attacked.items():
+        if test.adversarial is None:  # of a part that an earlier version has left
+            continue
         label = f"adversarial_{name}" if name else "adversarial"
         if _per_pixel(tests):
             # At the median of the latent norms as in figures 13 and 14, at the full radius as in figure 15.
@@ -311,7 +318,10 @@ def _by_kind(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
         if "kinds" in test.tables and len(data.kinds) > 1
     }
     if of_kinds:
-        drawn["accuracy_by_kind"] = (figures.accuracy_by_kind(of_kinds), _caption("accuracy_by_kind", tests))
+        drawn["accuracy_by_kind"] = (
+            figures.accuracy_by_kind(of_kinds, figures.one_each(name or "model" for name in tests)),
+            _caption("accuracy_by_kind", tests),
+        )
     grids = {name: test.corruptions.grid for name, test in tests.items() if test.corruptions is not None}
     if any(len(grid.severities) > 1 for grid in grids.values()):
         of_severities = {
@@ -331,28 +341,34 @@ def _by_kind(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
 
 
 def _adversarial(test: MeasuredModel, data: ShownData, name: str) -> Figure:
-    radius, images = _worst(test, -1)
-    pairs = data.pairs("test", test.adversarial_index)
-    said = _said(test, images).tolist()
+    radius, images, x, y = _worst(test, -1)
+    said = [_class(data, number) for number in _said(test, images).tolist()]
     title = f"Worst images found within ε = {radius:.3g}{f' for “{name}”' if name else ''}"
-    outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said, strict=True)]
-    return figures.adversarial_rows(pairs.x, images, outcomes, title)
+    between = " → " if all(name.isdecimal() for name in said) else "\n→ "
+    outcomes = [f"{_class(data, true)}{between}{other}" for true, other in zip(y.tolist(), said, strict=True)]
+    return figures.adversarial_rows(x, images, outcomes, title)
+
+
+def _class(data: ShownData, number: int) -> str:
+    """A class by its name, where that is short enough to stand above an image."""
+    name = data.class_names[number] if number < len(data.class_names) else ""
+    return name if 0 < len(name) <= SHORT else str(number)
 
 
 def _maps(test: MeasuredModel, data: ShownData, name: str, number: int) -> Figure:
-    radius, images = _worst(test, number)
-    pairs = data.pairs("test", test.adversarial_index)
-    pictures = {"example x": pairs.x[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
+    radius, images, x, y = _worst(test, number)
+    pictures = {"example x": x[:SHOWN_MAPS], "found x′": images[:SHOWN_MAPS]}
     said = {key: _said(test, part) for key, part in pictures.items()}
     title = f"Worst lights found within ε = {radius:.3g}{f' for “{name}”' if name else ''}, and maps of classes"
-    return segmentation.maps_under_attack(pictures, said, pairs.labels[:SHOWN_MAPS], data.class_names, title)
+    return segmentation.maps_under_attack(pictures, said, y[:SHOWN_MAPS], data.class_names, title)
 
 
-def _worst(test: MeasuredModel, number: int) -> tuple[float, torch.Tensor]:
-    """One of the radii that were attacked, which rise, and what the first attack found there."""
-    found = test.adversarial
+def _worst(test: MeasuredModel, number: int) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One of the radii that were attacked, which rise; what the first attack found there, the images and labels."""
+    found, of = test.adversarial, test.adversarial_of
     assert found is not None
-    return found.radii[number], found.images[number].cpu()
+    assert of is not None
+    return found.radii[number], found.images[number].cpu(), *of
 
 
 def _said(test: MeasuredModel, images: torch.Tensor) -> torch.Tensor:

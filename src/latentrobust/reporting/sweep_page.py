@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,14 +22,14 @@ import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
 from latentrobust.reporting.aggregate import Summary, is_share, title_of
 from latentrobust.reporting.comparison import Comparison
-from latentrobust.reporting.figures import plain
+from latentrobust.reporting.figures import as_png, plain
 from latentrobust.reporting.tables import cells
 from latentrobust.reporting.training import PANELS, read_curves
 from latentrobust.run_folder import DONE, number_or_text, write_text
 
 PICTURES = ("samples", "adversarial", "pairs", "robust_accuracy", "training")  # of a run, the first that it has
 WIDEST = 480  # pixels of such a picture
-MOST_RUNS, MOST_LINES = 24, 12
+MOST_RUNS, MOST_LINES = 24, 10  # as many lines as there are colours
 DPI = 110
 COMPARED = ("metric", "first", "second", "over", "pairs", "difference", "95 % interval", "p (Holm)", "more than chance")
 
@@ -248,7 +249,7 @@ def _runs(summary: Summary, home: Path) -> Iterator[dict[str, Any]]:
         link = os.path.relpath(page if page.is_file() else run.folder / "metrics.json", home)  # of report=false
         seeds = ", ".join(f"{key}={value:g}" for key, value in run.seeds.items() if key == "seed")
         says = f"{label_of(summary, place)}; {seeds}" if seeds else label_of(summary, place)
-        yield {"name": run.folder.name, "link": link, "says": says, "picture": _picture(run.folder / "figures")}
+        yield {"name": run.folder.name, "link": quote(link), "says": says, "picture": _picture(run.folder / "figures")}
 
 
 def _picture(figures: Path) -> str:
@@ -273,6 +274,4 @@ def _why(folder: Path) -> str:
 
 
 def _png(figure: Figure) -> str:
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=DPI)
-    return base64.b64encode(target.getvalue()).decode()
+    return base64.b64encode(as_png(figure, DPI)).decode()

@@ -200,7 +200,7 @@ class Assessment(nn.Module):
             self.certificates = PairValues(self.assessor.certificate_columns) if certify is not None else None
         self._asked = torch.zeros(len(facts.first_kinds), dtype=torch.bool)
         self.adversarial: Found | None = None
-        self.adversarial_index = torch.zeros(0, dtype=torch.int64)
+        self.adversarial_of: tuple[Tensor, Tensor] | None = None  # the images and labels that it was found for
 
     @property
     def model(self) -> nn.Module:
@@ -248,7 +248,7 @@ class Assessment(nn.Module):
                 if self.adversarial is None:
                     first = next(iter(found.values()))
                     self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
-                    self.adversarial_index = part.index[:SHOWN].cpu()
+                    self.adversarial_of = part.x[:SHOWN].cpu(), part.labels[:SHOWN].cpu()
         if self.certificates is not None and self.certify is not None:
             part = below(batch, self.certify.examples)
             if part is not None:

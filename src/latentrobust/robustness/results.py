@@ -17,11 +17,11 @@ Table = dict[str, np.ndarray]
 DIGITS = 6
 
 
-def printed(radii: Iterable[float]) -> dict[float, str]:
+def printed(radii: Iterable[float], digits: int = DIGITS) -> dict[float, str]:
     """How radii are written in names such as ``robust/eps=2.5``: with six digits, or as many as tell them apart."""
     radii = sorted(set(radii))
-    for digits in range(DIGITS, 17):
-        names = [f"{radius:.{digits}g}" for radius in radii]
+    for enough in range(digits, 17):
+        names = [f"{radius:.{enough}g}" for radius in radii]
         if len(set(names)) == len(names):
             break
     return dict(zip(radii, names, strict=True)) if radii else {}

@@ -28,7 +28,7 @@ from latentrobust.files import read_json
 from latentrobust.lock import FolderLock, holder_of
 from latentrobust.refusals import describe_error
 from latentrobust.reporting.sweep import write_sweep_table
-from latentrobust.run_folder import DONE, read_metrics, write_csv, write_text
+from latentrobust.run_folder import DONE, EARLIER, read_metrics, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
 from latentrobust.sweeping.jobs import CLAIMS, NAME, Job, Sweep, fingerprint
 from latentrobust.sweeping.plan import Plan
@@ -320,6 +320,8 @@ class Search:
 def logged(place: Path, name: str) -> list[float]:
     """All values of a name in the logs below a run's folder, in order."""
     for path in sorted(place.rglob("logs/metrics.csv")):
+        if EARLIER in path.relative_to(place).parts:  # of what was set aside
+            continue
         with path.open(newline="", errors="replace") as file:
             found = []
             for row in csv.DictReader(file):

@@ -90,7 +90,7 @@ class ModelTest(pl.LightningModule):
         self.entries: Sequence[Entry] = []
         self.tables: dict[str, dict[str, np.ndarray]] = {}
         self.adversarial: Found | None = None
-        self.adversarial_index = torch.zeros(0, dtype=torch.int64)
+        self.adversarial_of: tuple[torch.Tensor, torch.Tensor] | None = None
         self.criterion: Criterion = Classification()
 
     def setup(self, stage: str) -> None:
@@ -104,7 +104,7 @@ class ModelTest(pl.LightningModule):
             "metrics": self.metrics,
             "tables": self.tables,
             "adversarial": self.adversarial._asdict() if self.adversarial is not None else None,
-            "adversarial_index": self.adversarial_index,
+            "adversarial_of": self.adversarial_of,
             "per_pixel": isinstance(self.criterion, PixelAccuracy),
         }
 
@@ -114,9 +114,8 @@ class ModelTest(pl.LightningModule):
         self.metrics, self.tables = results["metrics"], results["tables"]
         assert self.assessment is not None
         self.entries = self.assessment.radius_entries(self.tables)
-        if results["adversarial"] is not None:
-            self.adversarial = Found(**results["adversarial"])
-        self.adversarial_index = results["adversarial_index"]
+        if results["adversarial"] is not None and results.get("adversarial_of") is not None:
+            self.adversarial, self.adversarial_of = Found(**results["adversarial"]), results["adversarial_of"]
 
     def _prepare(self, data: PairData, rank: int = 0, world: int = 1) -> None:
         check_centred(data)
@@ -156,7 +155,7 @@ class ModelTest(pl.LightningModule):
         found = self.assessment.compute()
         self.entries, self.metrics, self.tables = found.entries, dict(found.metrics), dict(found.per_example)
         self.adversarial = self.assessment.adversarial
-        self.adversarial_index = self.assessment.adversarial_index
+        self.adversarial_of = self.assessment.adversarial_of
 
     @property
     def _assessor(self) -> Assessor | None:
