@@ -430,6 +430,18 @@ def test_python_attacks_by_default_as_the_command_does(composed):
     assert instantiate(paper.evaluation.robust, _convert_="all").only_pgd
 
 
+def test_a_key_that_nothing_reads_is_refused(composed):
+    for added in ("+resume=true", "++max_steps=1"):
+        cfg = composed("train", "experiment=digits/rts", added)
+        cfg.overrides = [added]
+        with pytest.raises(InputError, match=f"there is no option {added.strip('+').partition('=')[0]}"):
+            check_from(cfg)
+    for given in (["+rate=0.01", "learner.optimizer.lr=${rate}"], ["+sweep=figure_2"]):
+        cfg = composed("train", "experiment=digits/rts", *given)
+        cfg.overrides = given
+        check_from(cfg)
+
+
 def test_a_run_to_build_on_is_refused_where_nothing_does_but_in_a_sweep(composed):
     alone = composed("train", "experiment=fashion_mnist/model", "method=standard", "from=outputs/flow")
     with pytest.raises(InputError, match="nothing here builds on a run"):

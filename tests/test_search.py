@@ -175,8 +175,11 @@ def test_hopeless_trials_are_pruned(tmp_path, here):
                 if row["state"] == "COMPLETE"]  # fmt: skip
     hopeless = [abs(-3 - math.log10(float(row["learner.optimizer.lr"]))) for row in pruned]
     assert min(hopeless) > min(complete)
+    sweep = Sweep(tmp_path / "search")
     for row in pruned:
         assert len(logged(tmp_path / "search" / row["trial"], "val/loss")) < 5
+        assert sweep.state(sweep.jobs[int(row["trial"])]).name == "PRUNED"
+    assert status(sweep)[1] == 0  # seconds left: no worker goes on with what was pruned
 
 
 def test_processes_share_a_search_and_take_over_from_the_dead(tmp_path, driver):
@@ -318,6 +321,18 @@ def test_pruning_by_what_nobody_logs_is_refused(tmp_path, here):
     (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(prune="val/loss", overrides=["logger=none"])))
     with pytest.raises(InputError, match="drop prune, or logger=none"):
         compose_a_trial(read_plan(tmp_path / "plan.yaml"))
+
+
+def test_a_metric_that_no_trial_has_ends_a_search_at_the_first(tmp_path, here):
+    _, error, code = here(plan_of(metric="quality/pgd_aee"))
+    assert code == 2
+    assert "trial 0 measured nothing of that name; did you mean quality/pgd_ae?" in error
+
+
+def test_a_search_in_which_every_trial_fails_says_so_by_its_code(tmp_path, here):
+    _, error, code = here(plan_of(trials=1, overrides=["experiment=digits/rts", "learner.spread=no"]))
+    assert code == 1
+    assert "trial 0 failed" in error
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, here):

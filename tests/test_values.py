@@ -6,7 +6,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from latentrobust.app import CONF, quoted_coverage
+from latentrobust.app import CONF, quoted_coverage, undashed
 from latentrobust.arguments import Positive, RadiusName, check, hints_of, maker_of
 from latentrobust.errors import InputError
 from latentrobust.values import _located, check_values
@@ -102,3 +102,10 @@ def test_names_of_radii_are_taken(radius):
 def test_other_names_of_radii_are_refused(radius):
     with pytest.raises(InputError, match="radius must be"):
         check(radius, Positive | RadiusName, "radius")
+
+
+def test_a_folder_is_not_named_by_nothing():
+    for argument in ("paths.output_dir=", "paths.output_dir=''", "+hydra.run.dir="):
+        with pytest.raises(InputError, match="is empty: name a folder"):
+            undashed([argument])
+    undashed(["paths.output_dir=x", "name=", "from="])

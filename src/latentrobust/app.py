@@ -34,6 +34,7 @@ FLAGS = {  # of Hydra's
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--"),
 }
+EMPTY_FOLDER = re.compile(r"\+{0,2}(paths\.\w+_dir|paths\.root|hydra\.\w+\.dir)=(?:''|\"\")?")
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
 
 
@@ -131,10 +132,14 @@ def run_app(
 def undashed(arguments: Sequence[str]) -> Sequence[str]:
     """The arguments, where none has dashes but flags: Hydra takes ``--experiment=…`` for ``--experimental-rerun``.
 
+    None names a folder by nothing either, which would be the one that the command was given in.
+
     Raises:
         InputError: for the first such argument.
     """
     for argument in arguments:
+        if (empty := EMPTY_FOLDER.fullmatch(argument)) is not None:  # of a variable that is not set, say
+            raise InputError(f"{empty[1]} is empty: name a folder")
         flag, _, value = argument.partition("=")
         if flag.startswith("--") and flag not in FLAGS:
             raise InputError(f"there is no flag {flag}; options are written {flag[2:]}={value or '…'}, without dashes")
@@ -271,8 +276,11 @@ def explained(name: str, error: BaseException) -> str:
     message = str(error)
     if (option := re.search(r"Could not find '(\w+)/([^']+)'", message)) is not None:
         group, asked = option.groups()
-        if group == "experiment" and (now := experiment_now(asked)) is not None:
-            return f"experiment={asked} is now {now}"
+        now = experiment_now(asked) if group == "experiment" else None
+        if group == "hydra" and asked.startswith("launcher/"):
+            now = f"launcher={asked.rpartition('/')[2]}"
+        if now is not None:
+            return f"{group}{'=' if group == 'experiment' else '/'}{asked} is now {now}"
         while group != "experiment" and "/" in asked:  # whose names have slashes; other groups lie in groups
             part, _, asked = asked.partition("/")
             group = f"{group}/{part}"
@@ -299,7 +307,8 @@ def explained(name: str, error: BaseException) -> str:
     alike = [leaf for leaf in known if leaf.endswith(f".{last}")]
     near = [leaf for leaf in alike if leaf.startswith(f"{first}.")] or difflib.get_close_matches(key[1], known, 1, 0.8)
     near = (near or alike)[:2]
-    meant = f"did you mean {' or '.join(near)}?" if near else f"+{key[1]}=… adds it"
+    adds = f"+{key[1]}=… adds it" if "." in key[1] else "docs/configuration.md lists all"
+    meant = f"did you mean {' or '.join(near)}?" if near else adds
     return f"there is no option {key[1]}; {meant}"
 
 
@@ -332,6 +341,19 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _check_added(cfg: DictConfig) -> None:
+    """Refuse ``+key=value`` at the top that nothing reads; values that others are made of (``${key}``) are fine."""
+    from latentrobust.values import GROUPS, TOP  # noqa: PLC0415 - seconds, which help texts do without
+
+    text = OmegaConf.to_yaml(cfg)
+    for line in cfg.get("overrides") or ():
+        added = re.match(r"\+\+?(\w+)=", str(line))
+        if added is None or (CONF / added[1]).is_dir() or added[1] in {*GROUPS, *(key.split(".")[0] for key in TOP)}:
+            continue
+        if re.search(rf"\$\{{{added[1]}[.}}]", text) is None:
+            raise InputError(f"there is no option {added[1]}: {line} would change nothing")
+
+
 def _with_twins() -> list[str]:
     folder = CONF / "size"
     return sorted(f"experiment={path.parent.relative_to(folder).as_posix()}" for path in folder.glob("*/**/small.yaml"))
@@ -344,8 +366,11 @@ def check_from(*jobs: DictConfig) -> None:
         jobs: the configuration of a run, or of all jobs of a sweep. One job of a sweep alone is not refused.
 
     Raises:
-        InputError: if ``from`` is given and no part of any configuration refers to it.
+        InputError: if ``from`` is given and no part of any configuration refers to it; for keys that were added at the
+            top and that nothing refers to either.
     """
+    for cfg in jobs:
+        _check_added(cfg)
     given = next((cfg["from"] for cfg in jobs if cfg.get("from") is not None), None)
     if given is None or (len(jobs) == 1 and jobs[0].get("sweep") is not None):
         return

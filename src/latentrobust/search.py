@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from latentrobust.errors import InputError
 from latentrobust.interrupts import interruptible, queued_again
-from latentrobust.streams import speaking_as
+from latentrobust.streams import FAILED, speaking_as
 from latentrobust.sweeping.plan import read_plan
 from latentrobust.sweeping.search import Search
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exits with 0 when done, 2 for bad input (one line on standard error), 130 when interrupted."""
+    """Exits with 0 when done, 1 where no trial has a value, 2 for bad input (one line), 130 when interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m latentrobust.search",
         description="Search for good options with Optuna. Every trial is a run in FOLDER/<number>; any number of these"
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         search = Search(plan, chosen.folder)
         search.work(lambda line: print(line, flush=True))
         print("\n".join(search.summary()))
+        if not search.has_found_something:
+            sys.exit(FAILED)
 
 
 if __name__ == "__main__":

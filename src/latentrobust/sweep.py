@@ -20,7 +20,7 @@ def status(sweep: Sweep) -> tuple[list[State], float | None]:
     """How each job stands, and about how many seconds are left; None where none has been done yet."""
     states = [sweep.state(job) for job in sweep.jobs]
     taken = [seconds for job in sweep.jobs if (seconds := sweep.seconds(job)) is not None]
-    left = sum(state.name not in ("DONE", "FAILED") for state in states)
+    left = sum(state.name not in ("DONE", "FAILED", "PRUNED") for state in states)
     at_once = max(sum(state.name == "RUNNING" for state in states), 1)
     return states, left * sum(taken) / len(taken) / at_once if taken else None
 

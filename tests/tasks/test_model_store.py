@@ -1,14 +1,17 @@
 """Classifiers on disk."""
 
 import json
+import shlex
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
 
 import latentrobust
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build
+from latentrobust.networks.registry import advice
 
 
 def small():
@@ -76,3 +79,13 @@ def test_damaged_and_foreign_files_give_one_line(tmp_path, small_set):
         latentrobust.load_model(tmp_path / "other.pt")
     with pytest.raises(InputError, match="something other than a model"):
         saved(small(), tmp_path)
+
+
+def test_the_remedy_for_a_network_from_elsewhere_can_be_pasted():
+    origin = {
+        "_target_": "mine.own_model", "source": "mynet.Net", "arguments": None, "weights": None, "pretrained": False,
+        "mean": [0.5, 0.4], "sizes": {"depth": 3},
+    }  # fmt: skip
+    pasted = shlex.split(advice(origin, "model.network").partition(", with ")[2])
+    found = {line.key_or_group: line.value() for line in OverridesParser.create().parse_overrides(pasted)}
+    assert found == {f"model.network.{key}": value for key, value in origin.items() if value is not None}

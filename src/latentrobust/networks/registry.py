@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from shlex import quote
 from typing import Any, TypeVar
 
 import torch
@@ -59,10 +60,18 @@ def advice(origin: Any, key: str) -> str:
     """How to load something whose class comes from elsewhere, from the command line and from Python."""
     if not isinstance(origin, Mapping) or not isinstance(origin.get("_target_"), str):
         return f"pass it as network= in Python, or name it with +{key}._target_=…"
-    named = " ".join(f"+{key}.{name}={value}" for name, value in origin.items() if name != "_target_")
-    return (
-        f"pass it as network= in Python, or name it, if you trust it, with +{key}._target_={origin['_target_']} {named}"
-    ).strip()
+    given = {name: value for name, value in origin.items() if value is not None}
+    named = " ".join(quote(f"+{key}.{name}={_as_typed(value)}") for name, value in given.items())
+    return f"pass it as network= in Python, or name it, if you trust it, with {named}"
+
+
+def _as_typed(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_as_typed(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(_as_typed, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 MOST_NUMBERS = 1 << 27

@@ -181,6 +181,9 @@ class Assessor:
         self.radii = attack_radii(robust.radii, perturbations) if robust else {}
         self.eps = printed(self.radii)
         self.targets = certified_radii(certify.radii, perturbations) if certify else {}
+        largest, own = max(self.targets, default=0.0), perturbations.ball.radius
+        if certify and perturbations.ball.norm == "l2" and largest > own * (1 + 1e-6):
+            warn(f"certified radius {largest:g} exceeds the set's own of {own:g}: beyond it the set was not measured")
         self.sigma = 0.0
         self.certificate_table: CertificateTable | None = None
         self._journal: CertificateJournal | None = None

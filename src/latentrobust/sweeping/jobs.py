@@ -18,6 +18,8 @@ from latentrobust.run_folder import CONFIG, DONE, EARLIER, effects, of_a_run, wr
 NAME = "jobs.json"
 CLAIMS = ".workers"
 """Below the sweep's folder: a folder per job with its worker's lock and what the job printed."""
+PRUNED = "PRUNED"
+"""In that folder: a search has ended the trial early."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class State:
     """How a job stands.
 
     Attributes:
-        name: ``OPEN``, ``RUNNING``, ``DONE``, ``FAILED``, ``DIED`` or ``UNFINISHED``.
+        name: ``OPEN``, ``RUNNING``, ``DONE``, ``FAILED``, ``DIED``, ``PRUNED`` or ``UNFINISHED``.
         detail: why it failed, or who runs it.
     """
 
@@ -178,6 +180,8 @@ class Sweep:
             return self._done(job)
         if (holder := holder_of(place) or (None if claimed else holder_of(self.claims(job)))) is not None:
             return State("RUNNING", holder)
+        if (pruned := self.claims(job) / PRUNED).is_file():
+            return State("PRUNED", pruned.read_text(errors="replace").strip())
         for marker in (self.claims(job) / FAILED, place / FAILED):
             if marker.is_file():
                 reason = marker.read_text(errors="replace").strip()

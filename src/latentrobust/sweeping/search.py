@@ -7,6 +7,7 @@ it, may work on one search, be killed, and go on.
 from __future__ import annotations
 
 import csv
+import difflib
 import importlib.util
 import json
 import math
@@ -30,7 +31,7 @@ from latentrobust.refusals import describe_error
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, EARLIER, read_metrics, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
-from latentrobust.sweeping.jobs import CLAIMS, NAME, Job, Sweep, fingerprint
+from latentrobust.sweeping.jobs import CLAIMS, NAME, PRUNED, Job, Sweep, fingerprint
 from latentrobust.sweeping.plan import Plan
 from latentrobust.sweeping.work import entry_point, last_words, running
 from latentrobust.values import check_values
@@ -251,7 +252,10 @@ class Search:
         with running(command, sweep, claims, lock.inherited) as process:
             while (code := _waited(process, POLL)) is None:
                 if self._is_hopeless(job.number, place):
-                    return states.PRUNED, None
+                    break
+        if code is None:
+            write_text(claims / PRUNED, "no better than the others so far\n")  # so that no worker goes on with it
+            return states.PRUNED, None
         if code:
             line = last_words(claims, code)
             print(f"latentrobust search: trial {job.number} failed: {line}", file=sys.stderr, flush=True)
@@ -262,7 +266,12 @@ class Search:
             raise InputError(
                 f"prune={self.plan.prune}: trial {job.number} logged nothing of that name: see metrics.csv in its logs/"
             )
-        value = read_metrics(place)[0].get(self.plan.metric) if (place / DONE).is_file() else None
+        found = read_metrics(place)[0] if (place / DONE).is_file() else None
+        if found is not None and self.plan.metric not in found:
+            near = difflib.get_close_matches(self.plan.metric, found, 1)
+            meant = f"did you mean {near[0]}?" if near else f"its metrics.json has {', '.join(found)}"
+            raise InputError(f"metric={self.plan.metric}: trial {job.number} measured nothing of that name; {meant}")
+        value = found.get(self.plan.metric) if found is not None else None
         if value is None or not math.isfinite(value):
             print(f"latentrobust search: trial {job.number} has no {self.plan.metric}", file=sys.stderr, flush=True)
             return states.FAIL, None
@@ -281,6 +290,11 @@ class Search:
             if trial.should_prune():
                 return True
         return False
+
+    @property
+    def has_found_something(self) -> bool:
+        """Whether any trial has a value."""
+        return bool(self._trials(self._optuna.trial.TrialState.COMPLETE))
 
     def _write_tables(self) -> None:
         """``search.csv``, a row per trial; and the table over the jobs' folders."""
