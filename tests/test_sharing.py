@@ -165,7 +165,8 @@ def run(tmp_path):
     (folder / "figures").mkdir()
     (folder / "figures" / "samples.png").write_bytes(b"a picture")
     (folder / "config.yaml").write_text(
-        "name: lamps\njob_type: train\nseed: 3\npaths: {}\noverrides: [data=pairs, seed=3, logger=wandb]\n"
+        "name: lamps\njob_type: train\nseed: 3\npaths: {}\n"
+        "overrides: [data=pairs, data.root=my pairs, seed=3, logger=wandb]\n"
         "evaluation: {robust: {attacks: {pgd: {}, aa: {}}}, certify: {n: 100, alpha: 0.001}}\n"
     )
     metrics = {
@@ -189,7 +190,8 @@ def test_a_card_says_what_was_measured_and_its_limits(run, tmp_path):
     weights = sha256_of(tmp_path / "shared" / "model.safetensors")
     for part in (
         "license: cc-by-4.0", "# lamps", "It contains 90 % [80, 95] of the perturbations", "few pairs", weights,
-        "`python -m latentrobust.train data=pairs seed=3`", "| PGD AE | 0.01 | Nearest point", "Data: digits",
+        "`python -m latentrobust.train data=pairs 'data.root=my pairs' seed=3`",
+        "| PGD AE | 0.01 | Nearest point", "Data: digits",
     ):  # fmt: skip
         assert part in card
     assert "robust/p50" not in card
@@ -199,7 +201,8 @@ def test_a_card_says_what_was_measured_and_its_limits(run, tmp_path):
     main(["card", str(run), str(tmp_path / "model"), "--licence", "of nobody", "--model", "robust"])
     card = (tmp_path / "model" / "README.md").read_text()
     for part in (
-        "license: other", "licence of the data: of nobody", "into 4 classes", "with pgd and aa: 40 images",
+        "license: other", "licence of the data: of nobody", "| accuracy/clean | 75.0 % | Images as they are. |",
+        "into 4 classes", "with pgd and aa: 40 images",
         "| robust/p50 | 50.0 % [35, 65] | Right after these attacks within ε = 0.7. |",
         "σ = 0.5 in the latents, at most 100 draws", "| certified/full | 25.0 % [10, 49] | The smoothed model: right,",
         sha256_of(run / "perturbation_set" / "model.safetensors"),

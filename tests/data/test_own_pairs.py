@@ -644,3 +644,20 @@ def test_perturbations_that_leave_nothing_do_not_join_images():
     x = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
     assert len(pairs(x, np.zeros_like(x)).groups) == 40
     assert len(pairs(x, np.zeros_like(x), group=np.arange(40)).groups) == 40
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    root, elsewhere = tmp_path / "pairs", tmp_path / "elsewhere"
+    for place in (root / "a", elsewhere / "b"):
+        place.mkdir(parents=True)
+        for name in ("one", "two"):
+            Image.fromarray(np.full((6, 6), len(name) + ord(place.name) + ord(name[0]), np.uint8)).save(
+                place / f"{name}.png"
+            )
+    (root / "b").symlink_to(elsewhere / "b")
+    assert len(read_pairs(root).groups) == 2
+    (root / "c").symlink_to(root / "a")
+    (root / "a" / "round").symlink_to(root)
+    with pytest.raises(InputError, match=r"(a/round is a link to the root|c is a link to a), which is read already"):
+        read_pairs(root)
+    assert len(read_pairs(root, incomplete="skip").groups) == 2

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from statsmodels.stats.proportion import proportion_confint
@@ -150,7 +151,8 @@ def card(
         lines += [
             "## What was measured",
             "",
-            f"On test {'pairs' if is_set else 'images'}, which nothing was learned from; in brackets 95 % intervals.",
+            f"On test {'pairs' if is_set else 'images'}, which nothing was learned from; in brackets, where there are"
+            " some, 95 % intervals.",
             *([] if is_set else _how(found, metrics, configuration)),
             "",
             "| | | |",
@@ -162,7 +164,7 @@ def card(
     lines += ["## What it does not say", "", *(f"- {limit}" for limit in LIMITS[found.kind]), ""]
     lines += ["## Use", "", "```python", *_usage(found.kind), "```", ""]
     given = [str(line) for line in configuration.get("overrides") or []]
-    overrides = " ".join(line for line in given if has_effect(line.lstrip("+~").partition("=")[0]))
+    overrides = " ".join(quote(line) for line in given if has_effect(line.lstrip("+~").partition("=")[0]))
     command = f"python -m latentrobust.{configuration.get('job_type', 'train')} {overrides}".strip()
     versions = ", ".join(f"{name} {version}" for name, version in (description.get("versions") or {}).items())
     lines += [
@@ -220,10 +222,10 @@ def _of_set(metrics: Mapping[str, float]) -> list[Row]:
 def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mapping[str, Any]) -> list[Row]:
     own = {name.removeprefix(found.prefix): value for name, value in metrics.items() if name.startswith(found.prefix)}
     meanings = {
-        "accuracy/clean": "Images as they are.",
-        "accuracy/perturbed": "The data's own perturbed images.",
+        "accuracy/clean": "Images as they are",
+        "accuracy/perturbed": "The data's own perturbed images",
         "robust": "Right after these attacks",
-        "smoothed/clean": "The smoothed model: images as they are.",
+        "smoothed/clean": "The smoothed model: images as they are",
         "smoothed/robust": "The smoothed model: right after a search",
         "certified": "The smoothed model: right, and certified",
     }
@@ -231,9 +233,9 @@ def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mappin
     rows = []
     for name in _shares(own):
         part, _, last = name.rpartition("/")
-        meaning = meanings.get(name, "")
-        if part in meanings:
-            meaning = meanings[part] + (f" within ε = {radii[last]:.4g}." if last in radii else ".")
+        text = meanings.get(part) or meanings.get(name, "")
+        text += f" within ε = {radii[last]:.4g}" if part in meanings and last in radii else ""
+        meaning = f"{text}." if text else ""
         if name in meanings or part in meanings or part.startswith("accuracy"):
             rows.append((name, f"{100 * own[name]:.1f} %{_interval(own, name)}", meaning))
     return rows

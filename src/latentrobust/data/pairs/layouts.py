@@ -159,10 +159,21 @@ def parallel(root: Path, label: LabelFrom | None = None) -> Listing:
 
 
 def _folders_of_images(root: Path, found: Listing) -> list[tuple[Path, list[Path]]]:
-    """Every folder below a root that has images in it, and those, in natural order; hidden ones are not looked at."""
+    """Every folder below a root that has images in it, and those, in natural order; hidden ones are not looked at.
+
+    Links to folders are followed; a folder that is there twice, or contains itself, is a problem and looked at once.
+    """
     folders = []
-    for place, names, files in os.walk(root):
+    seen: dict[str, str] = {}
+    for place, names, files in os.walk(root, followlinks=True):
         names[:] = sorted((name for name in names if not name.startswith(".")), key=natural)
+        where = Path(place).relative_to(root).as_posix()
+        if (first := seen.setdefault(os.path.realpath(place), where)) != where:
+            found.problems.append(
+                f"{where} is a link to {'the root' if first == '.' else first}, which is read already"
+            )
+            names[:] = []
+            continue
         visible = [name for name in files if not name.startswith(".")]
         images = [name for name in visible if Path(name).suffix.lower() in ENDINGS]
         found.ignored += len(visible) - len(images)
