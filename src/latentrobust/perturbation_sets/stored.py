@@ -165,7 +165,10 @@ def read_checkpoint(path: str | Path, safe_globals: list[Any] | None = None) -> 
         raise InputError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen types for damaged and refused files
         refused = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
-        broken = f"it is damaged, cut short, or no checkpoint ({type(error).__name__})"
+        of_disk = isinstance(error, OSError) and error.filename is not None
+        broken = (
+            first_line(error) if of_disk else f"it is damaged, cut short, or no checkpoint ({type(error).__name__})"
+        )
         reason = "it asks to run code (an unsafe pickle)" if refused else broken
         raise InputError(f"cannot read the checkpoint {path}: {reason}") from None
     if not isinstance(checkpoint, dict):
