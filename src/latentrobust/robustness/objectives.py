@@ -118,7 +118,7 @@ class NuclearNorm:
         weight: λ of the paper. Too large, and the model gives one class to all: ``docs/results.md`` has values.
     """
 
-    def __init__(self, weight: NonNegative = 1.0) -> None:
+    def __init__(self, weight: NonNegative = 0.3) -> None:
         self.weight = weight
 
     def attack_loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> AttackLoss:
