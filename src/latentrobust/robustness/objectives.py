@@ -115,7 +115,7 @@ class NuclearNorm:
     makes one-step training smooth around the images. The adversary climbs cross-entropy plus the same.
 
     Args:
-        weight: λ of the paper. Too large, and the model gives one class to all: ``docs/results.md`` has values.
+        weight: λ of the paper. Too large, and nothing is learned: ``docs/results.md`` has values.
     """
 
     def __init__(self, weight: NonNegative = 0.3) -> None:
