@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentrobust.arguments import Count, Natural, Positive, Range, Share, check, hints_of, validated
+from latentrobust.arguments import Count, Natural, Positive, Range, Seed, Share, check, hints_of, validated
 from latentrobust.errors import InputError
 
 
@@ -59,6 +59,7 @@ def test_what_fits_is_taken(value, annotation, expected):
         (None, Callable[[int], int], "something that can be called, got None"),
         (1.5, Count | None, "a whole number at least 1 or null, got 1.5"),
         ("x" * 500, int, "a whole number, got 'xxx"),
+        (2**32, Seed, "at least 0 and at most 4294967295, got"),
     ],
 )
 def test_what_does_not_fit_is_named(value, annotation, message):

@@ -42,6 +42,8 @@ from .conftest import compose_in_process
 from .e2e.test_models import TINY_MODEL
 from .test_report import run as leave_run
 
+ADVERSARIAL = {"_target_": "latentrobust.robustness.training.Adversarial", "radius": 2.0, "norm": None}
+CURRICULUM = {"_target_": "latentrobust.robustness.training.Curriculum", "perturbation": ADVERSARIAL}
 METRICS = {"radius": 2.0, "latent_norm/max": 1.9, "quality/no_change": 0.02}
 
 
@@ -67,12 +69,14 @@ def test_robust_accuracies_of_pgd_alone_are_labelled(tmp_path):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(20, 1, 4, 4)
     data = (x, model(x).argmax(1))
-    alone = RobustSettings(attacks={"pgd": PGD(steps=30)}, radii=[0.1])
+    alone = RobustSettings(attacks={"pgd": PGD(steps=30)}, radii=["full"])
     both = RobustSettings(attacks={"pgd": PGD(steps=30), "apgd": APGD(steps=5)}, radii=[0.1])
     texts = [
         assess(model, PixelBall((1, 4, 4), "linf", 0.1), data, robust=each).to_markdown() for each in (alone, both)
     ]
     assert "| robust/eps=0.1 (PGD only) |" in texts[0]
+    assert "| robust/full (PGD only) |" in texts[0]
+    assert "| robust/examples |" in texts[0]
     assert "PGD only" not in texts[1]
     for name, target in (("one", "PGD"), ("two", "latent_autoattack")):
         resolved = {"evaluation.robust.attacks.it._target_": f"latentrobust.robustness.attacks.{target}", "name": name}
@@ -170,6 +174,11 @@ def test_a_report_shows_command_date_warnings_and_curves(finished):
             },
             1.5,
         ),
+        (CURRICULUM | {"values": [0, 1]}, 2.0),
+        (CURRICULUM | {"values": [0, 0.25]}, 0.5),
+        (CURRICULUM | {"values": [0, 0.25], "perturbation": ADVERSARIAL | {"radius": "p75"}}, None),
+        ({"_target_": "x.Joint", "parts": {"a": {"_target_": "x.PairedData"}, "b": ADVERSARIAL}}, 2.0),
+        ({"_target_": "x.Joint", "parts": {"a": ADVERSARIAL, "b": ADVERSARIAL | {"radius": "p50"}}}, None),
     ],
 )
 def test_the_radius_that_a_model_was_trained_for(training, radius):

@@ -46,9 +46,14 @@ class Range:
         return (self.least < value if self.above else self.least <= value) and value <= self.most
 
     def __str__(self) -> str:
-        low = "" if math.isinf(self.least) else f"{'above' if self.above else 'at least'} {self.least:g}"
-        high = "" if math.isinf(self.most) else f"at most {self.most:g}"
+        low = "" if math.isinf(self.least) else f"{'above' if self.above else 'at least'} {_plain(self.least)}"
+        high = "" if math.isinf(self.most) else f"at most {_plain(self.most)}"
         return " and ".join(part for part in (low, high) if part) or "finite"
+
+
+def _plain(number: float) -> str:
+    """A number as it may be typed: whole ones with all their digits."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 @dataclass(frozen=True)

@@ -275,21 +275,33 @@ def _earlier_seconds(trainer: pl.Trainer) -> float:
 def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
     """The radius that a ``training_perturbation`` makes models withstand: a number, a name, or None for none.
 
-    Of a schedule, that of its last stage; of a curriculum, the one that it grows to.
+    Of a schedule, that of its last stage; of a curriculum, the one that it grows to; of several perturbations at once,
+    the one that has a radius.
     """
     if not training:
         return None
     target = str(training.get("_target_", "")).rpartition(".")[2]
+    found: float | str | None = None
     if target == "Schedule" and training.get("stages"):
-        return trained_for(list(training["stages"].values())[-1])
-    if target == "Curriculum":
-        return trained_for(training.get("perturbation"))
-    if target in WITH_TARGET:
-        return training.get("target")
-    if target not in WITH_RADIUS or training.get("norm") is not None:  # of another ball than the set's
-        return None
-    radius = training.get("radius")
-    return "full" if radius is None else radius
+        found = trained_for(list(training["stages"].values())[-1])
+    elif target == "Curriculum":
+        found = _scaled(trained_for(training.get("perturbation")), (training.get("values") or [1])[-1])
+    elif target == "Joint":
+        radii = {trained_for(part) for part in (training.get("parts") or {}).values()} - {None}
+        found = radii.pop() if len(radii) == 1 else None
+    elif target in WITH_TARGET:
+        found = training.get("target")
+    elif target in WITH_RADIUS and training.get("norm") is None:  # else of another ball than the set's
+        radius = training.get("radius")
+        found = "full" if radius is None else radius
+    return found
+
+
+def _scaled(radius: float | str | None, share: float) -> float | str | None:
+    """A share of a radius, which has no name even where the radius has one."""
+    if share == 1 or radius is None:
+        return radius
+    return share * radius if isinstance(radius, int | float) else None
 
 
 def stored_training(path: str | Path, over: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -16,6 +16,7 @@ from latentrobust.data.__main__ import main
 from latentrobust.data.loader import IndexLoader
 from latentrobust.data.pairs.from_arrays import pairs
 from latentrobust.data.pairs.given import GivenPairs
+from latentrobust.data.pairs.inspection import inspect
 from latentrobust.data.pairs.inspection import picture as draw_pairs
 from latentrobust.data.pairs.listing import ProblemsError
 from latentrobust.data.pairs.reading import read_pairs
@@ -550,6 +551,7 @@ def test_capitals_of_parallel_folders_do_not_matter_but_those_of_kinds_do(tmp_pa
     assert (len(found), found.centred) == (3, True)
     with pytest.raises(InputError, match="the kinds Dark and dark differ in case alone"):
         read_pairs(tmp_path / "two")
+    assert inspect(tmp_path / "two").problems == ("the kinds Dark and dark differ in case alone",)
 
 
 def test_nothing_is_packed_before_everything_was_looked_at(tmp_path):
@@ -661,3 +663,11 @@ def test_links_to_folders_are_followed_once(tmp_path):
     with pytest.raises(InputError, match=r"(a/round is a link to the root|c is a link to a), which is read already"):
         read_pairs(root)
     assert len(read_pairs(root, incomplete="skip").groups) == 2
+
+
+def test_a_variant_that_was_cut_short_is_meant(tmp_path):
+    for number in range(3):
+        for name in ("original", "left", "right"):
+            save(tmp_path / f"{number}" / f"{name}.png", 40 * number)
+    with pytest.raises(InputError, match="did you mean original"):
+        read_pairs(tmp_path, original="orig")

@@ -15,6 +15,7 @@ from latentrobust.robustness.smoothing import PROMISE
 
 Table = dict[str, np.ndarray]
 DIGITS = 6
+COUNTED = ("examples", "queries", "draws", "sigma")  # last parts of names that are no shares of examples
 
 
 def printed(radii: Iterable[float], digits: int = DIGITS) -> dict[float, str]:
@@ -146,7 +147,8 @@ class Results:
         """The metrics as a table with what was measured of, warnings, and what a certificate promises."""
         lines = ["| metric | value |", "|---|---|"]
         for name, value in sorted(self.metrics.items()):
-            alone = " (PGD only)" if self.only_pgd and name.startswith("robust/") and "eps=" in name else ""
+            measure, _, last = name.partition("/")
+            alone = " (PGD only)" if self.only_pgd and measure == "robust" and last not in COUNTED else ""
             lines.append(f"| {name}{alone}{self._of(name)} | {value:.4g} |")
         lines += [line for warning in self.warnings for line in ("", f"**Warning:** {warning}.")]
         if "certified" in self.per_example:
@@ -156,5 +158,5 @@ class Results:
     def _of(self, name: str) -> str:
         part = {"robust": "robust", "certified": "certified", "smoothed": "certified"}.get(name.partition("/")[0], "")
         counted, total = self.subsets.get(part, (0, 0))
-        of_examples = name.rpartition("/")[2] in ("examples", "draws", "sigma")
+        of_examples = name.rpartition("/")[2] in COUNTED
         return f" (first {counted:,} of {total:,})" if counted < total and not of_examples else ""

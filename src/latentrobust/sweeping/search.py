@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from latentrobust.app import CONF, follow_latest, leave_out, null_groups, quoted_coverage, resolved
+from latentrobust.app import CONF, explained, follow_latest, leave_out, null_groups, quoted_coverage, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json
 from latentrobust.lock import FolderLock, holder_of
-from latentrobust.refusals import describe_error
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, EARLIER, read_metrics, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
@@ -137,7 +136,7 @@ class Search:
         except InputError:
             raise
         except Exception as error:  # whatever Hydra raises while it composes is about the overrides
-            raise InputError(describe_error(error)) from None
+            raise InputError(explained(self.plan.app, error)) from None
 
     def work(self, say: Callable[[str], None] = print) -> None:
         """Run trials until as many as planned have ended; those of processes that died are gone on with first.

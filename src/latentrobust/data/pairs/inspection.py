@@ -18,7 +18,7 @@ from latentrobust.data.pairs.from_arrays import holds_arrays, read_arrays
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.layouts import LabelFrom, Layout, listed
 from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
-from latentrobust.data.pairs.reading import of_listing
+from latentrobust.data.pairs.reading import of_listing, twin_kinds
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
@@ -83,7 +83,7 @@ def inspect(
     either: Colour = ("grey" if grey == len(looked.found) else "colour") if colour == "auto" else colour
     look = common_look(looked, wanted, either, fit, background, str(root))
     images, unreadable = packed(found.files, look, cache_folder(cache, root), base)
-    problems = (*found.problems, *(unreadable | looked.problems).values())
+    problems = (*found.problems, *twin_kinds(found.kind), *(unreadable | looked.problems).values())
     found.leave_out(unreadable | looked.problems)
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
     if table_or_none is not None:

@@ -116,7 +116,8 @@ def groups(root: Path, original: str | None = None, label: LabelFrom | None = No
     if original is not None and by_group and len(lacking) == len(by_group):
         known = Counter(variant for variants in by_group.values() for variant in variants)
         names = [name for name, _ in known.most_common(8)]
-        near = difflib.get_close_matches(original, list(known), 1)
+        begun = [name for name in known if name.startswith(original)]
+        near = begun if len(begun) == 1 else difflib.get_close_matches(original, list(known), 1)
         raise InputError(
             f"data.original={original}: no group of {root} has such a variant; "
             + (f"did you mean {near[0]}?" if near else f"there are {_few(names)}")

@@ -88,7 +88,7 @@ def read_pairs(
             raise InputError(f"{place}: {', '.join(idle)} is for image files; arrays are taken as they are")
         return read_arrays(place, named, cache)
     found = listed(place, layout, original, label)
-    found.problems += _twin_kinds(found.kind)
+    found.problems += twin_kinds(found.kind)
     base = place if place.is_dir() else place.parent
     looked = headers(found.files)
     before = [*found.problems, *looked.problems.values()]
@@ -103,7 +103,7 @@ def read_pairs(
     return of_listing(found, images, named, tuple(problems))
 
 
-def _twin_kinds(kinds: Sequence[str]) -> list[str]:
+def twin_kinds(kinds: Sequence[str]) -> list[str]:
     """Kinds whose names differ in case alone: most likely one kind, counted as two."""
     spelt: dict[str, list[str]] = {}
     for kind in dict.fromkeys(kinds):
