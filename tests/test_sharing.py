@@ -1,6 +1,7 @@
 """What is shared can be loaded, read and repeated by others: remote names, cards, claims, exported programs."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -229,6 +230,13 @@ def test_a_card_names_no_radius_where_certificates_have_another_one(run, tmp_pat
     card = (tmp_path / "model" / "README.md").read_text()
     assert "Right after these attacks. |" in card
     assert "ε = 0.7" not in card
+
+
+def test_an_only_model_without_a_name_is_said(run, tmp_path):
+    shutil.copytree(run / "models" / "plain" / "model", run / "model")
+    shutil.rmtree(run / "models")
+    with pytest.raises(InputError, match="holds no model plain; its only model has no name: leave the name out"):
+        stored_in(run, "plain")
 
 
 def test_bad_input_of_sharing_is_one_line(run, tmp_path, capsys):

@@ -43,6 +43,9 @@ def one_line(text):
         ("train", ["no.such.option=1"], "there is no option no.such.option"),
         ("train", ["learner.lr=1"], "there is no option learner.lr; did you mean learner.optimizer.lr?"),
         ("evaluate", ["data.batchsize=1"], "did you mean data.batch_size?"),
+        ("train", ["-m", "learner=cvae,foo"], "there is no learner=foo"),
+        ("train", [*TINY, "+resume=true"], "there is no option resume: +resume=true would change nothing"),
+        ("train", ["paths.output_dir="], "paths.output_dir is empty: name a folder"),
         ("train", [*TINY, "learner.likelihood=poisson"], "poisson"),
         (
             "train",

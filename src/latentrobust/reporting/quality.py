@@ -12,6 +12,7 @@ from latentrobust.reporting import figures
 from latentrobust.reporting.html import Section
 from latentrobust.reporting.measured import MeasuredSet
 from latentrobust.reporting.shown import ShownData
+from latentrobust.reporting.summary import too_coarse
 
 ROWS = {
     "no_change": ("x itself", "Taking the unperturbed example, no set at all: what the other rows must beat."),
@@ -36,7 +37,7 @@ CAPTIONS = {
     "pairs": "First row: test examples. Second: the same, perturbed, as observed. Third: the observed perturbation"
     " pushed through the set (encoded to an offset, projected to the ball, decoded). The closer the third row is to the"
     " second, the better the set contains what was seen.",
-    "samples": "What the set generates on its own: random draws for six examples. They should look like perturbations"
+    "samples": "What the set generates on its own: random draws for a few examples. They should look like perturbations"
     " that could have been observed.",
     "interpolations": "Straight lines between two offsets. A smooth path means that the set holds the perturbations"
     " between the observed ones too.",
@@ -80,7 +81,7 @@ def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]
     return Section(
         title="The perturbation set",
         text=_explanation(perturbations),
-        verdict=" ".join(filter(None, (_verdict(metrics), _coverage(test)))),
+        verdict=" ".join(filter(None, (_verdict(metrics), _coverage(test, metrics)))),
         poor=_judged(metrics) is not None,
         columns=columns,
         rows=rows,
@@ -151,10 +152,10 @@ def _verdict(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _coverage(test: MeasuredSet) -> str:
-    """What the radius means, in a sentence."""
+def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
+    """What the radius means, in a sentence; none where the set is too coarse for it, as the report says first."""
     found = test.coverage
-    if found is None:
+    if found is None or too_coarse(metrics):
         return ""
     share, low, high = found.at(test.perturbations.ball.radius)
     measured = f"{found.pairs:,} test pairs of {found.groups:,} {'group' if found.groups == 1 else 'groups'}"

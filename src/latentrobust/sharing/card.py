@@ -63,10 +63,10 @@ def stored_in(run: str | Path, model: str | None = None) -> Stored:
     place = run / "models" / model / "model" if model else run / "model"
     if not (place / CONFIG).is_file():
         there = sorted(path.parent.parent.name for path in run.glob(f"models/*/model/{CONFIG}"))
-        raise InputError(
-            f"{run} holds no {f'model {model}' if model else 'set'}"
-            + (f"; its models are {', '.join(there)}: name one" if there else "")
-        )
+        remedy = f"; its models are {', '.join(there)}: name one" if there else ""
+        if model and (run / "model" / CONFIG).is_file():
+            remedy = "; its only model has no name: leave the name out"
+        raise InputError(f"{run} holds no {f'model {model}' if model else 'set'}{remedy}")
     return Stored("model", place, run, f"{model}/" if model else "")
 
 

@@ -16,10 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentrobust.app import check_from, follow_latest, leave_out, left_out_groups, resolved
+from latentrobust.app import check_from, explained, follow_latest, leave_out, left_out_groups, resolved
 from latentrobust.errors import InputError
 from latentrobust.preflight import check_optimized_metric
-from latentrobust.refusals import describe_error, is_bad_input
+from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE
 from latentrobust.stages import variants
 from latentrobust.streams import BAD_INPUT, FAILED
@@ -65,7 +65,7 @@ class FixedJobs(Callback):
                 sys.exit(FAILED)
             if is_new:
                 _take_back(place)
-            print(f"latentrobust {name}: {describe_error(error)}", file=sys.stderr)
+            print(f"latentrobust {name}: {explained(name, error)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
         sys.exit(_tell(sweep, ended))
 
