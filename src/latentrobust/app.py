@@ -76,9 +76,9 @@ def run_app(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a trace and exit with 1: the handling is below
 
     failures: list[Exception] = []
+    finished: list[Any] = []
     composed = False
     given = list(sys.argv)
-    left_out: dict[str, str] = {}
     _LEFT_OUT.clear()
 
     def job(cfg: DictConfig) -> Any:
@@ -86,9 +86,10 @@ def run_app(
         composed = True
         sys.argv = given  # processes that DDP starts repeat the command
         _name_the_run(cfg)
-        leave_out(cfg, left_out)
+        leave_out(cfg, _LEFT_OUT)
         try:
-            return task(cfg)
+            finished.append(task(cfg))
+            return finished[-1]
         except Stopped as stopped:
             _queue_again(cfg, stopped)
             raise
@@ -96,11 +97,7 @@ def run_app(
             if (signalled := requested()) is not None:  # another's code has made an error of it
                 raise signalled from None
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                # Hydra shows this only after the last job; say it now, with the job that it belongs to.
-                print(
-                    f"latentrobust {name}: job {HydraConfig.get().job.num} failed: {describe_error(error)}",
-                    file=sys.stderr,
-                )
+                _name_the_job(name, error)
                 raise
             failures.append(error)  # past Hydra, which would print lines of its own
             if is_bad_input(error):
@@ -111,8 +108,7 @@ def run_app(
         with interruptible():
             arguments = sys.argv[1:] if expand is None else expand(sys.argv[1:])
             sys.argv = [sys.argv[0], *map(quoted_coverage, undashed(arguments))]
-            left_out.update(_without_null_groups())
-            _LEFT_OUT.update(left_out)
+            _LEFT_OUT.update(_without_null_groups())
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         if failures:
             raise failures[0]
@@ -124,9 +120,18 @@ def run_app(
         # What Hydra raises while it composes, in whichever type, is about the overrides.
         if not is_bad_input(error) and (composed or not isinstance(error, ValueError | TypeError)):
             raise
-        _stop(f"latentrobust {name}: {describe_error(error) if composed else explained(name, error)}", BAD_INPUT)
+        _stop(
+            f"latentrobust {name}: {describe_error(error) if composed else explained(name, error)}",
+            FAILED if finished else BAD_INPUT,  # other jobs of a sweep have done their work
+        )
     finally:
         sys.argv = given
+
+
+def _name_the_job(name: str, error: Exception) -> None:
+    """Say at once which job has failed: Hydra shows it only after the last one."""
+    number = HydraConfig.get().job.num
+    print(f"latentrobust {name}: job {number} failed: {describe_error(error)}", file=sys.stderr)
 
 
 def undashed(arguments: Sequence[str]) -> Sequence[str]:
