@@ -184,13 +184,12 @@ class FlowLearner(Scheduled):
     def on_validation_epoch_end(self) -> None:
         """Where the data has pairs: their norms, and the radius if it is to be selected."""
         if not self.trainer.sanity_checking:
-            if self.history["epoch"][-1:] == [
-                self.trainer.current_epoch + 1
-            ]:  # of several in an epoch, the last counts
-                self.history["epoch"].pop()
-                self.history["val"].pop()
-            self.history["epoch"].append(self.trainer.current_epoch + 1)
-            self.history["val"].append(float(self.val_bits.compute()))
+            epoch, bits = self.trainer.current_epoch + 1, float(self.val_bits.compute())
+            if self.history["epoch"][-1:] == [epoch]:  # of several validations in an epoch, the last counts
+                self.history["val"][-1] = bits
+            else:
+                self.history["epoch"].append(epoch)
+                self.history["val"].append(bits)
         if not self._has_pairs:
             return
         self.latent_norms = self.norms.compute()

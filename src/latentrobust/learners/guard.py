@@ -14,8 +14,8 @@ class NonFiniteGuard(pl.Callback):
     """Skips and counts steps with NaN or infinite gradients; gives up after ``patience`` in a row.
 
     A skipped step leaves weights, optimiser and running statistics as they were, whichever of the batches that it
-    accumulates was to blame. Gradients are examined after they have
-    been averaged over processes, so all of them skip together.
+    accumulates was to blame. Gradients are examined after they have been averaged over processes, so all of them skip
+    together.
 
     Raises:
         FloatingPointError: on giving up, naming step and learning rate.
