@@ -128,8 +128,8 @@ def test_bad_files_stop_with_one_line_and_write_nothing(tmp_path, capsys):
     cases = [
         ("c.pth", "mnist_stn", "14", "is not a checkpoint of mnist_stn"),
         ("evil.pth", "mnist_conv", "14", "asks to run code"),
-        ("other.pth", "mnist_conv", "14", "holds no state dict"),
-        ("numbered.pth", "mnist_conv", "14", "holds no state dict"),
+        ("other.pth", "mnist_conv", "14", "is neither a state dict nor a checkpoint with one"),
+        ("numbered.pth", "mnist_conv", "14", "is neither a state dict nor a checkpoint with one"),
         ("text.pth", "mnist_conv", "14", "it is damaged, cut short, or no checkpoint"),
         ("whole.pth", "mnist_conv", "14", "give the weights before they were quantised"),
         ("bare.pth", "lenet5", None, "these are not the weights of lenet5"),

@@ -40,7 +40,13 @@ from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.perturbation_sets.ball import Norm
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
-from latentrobust.perturbation_sets.stored import check_finite, check_kinds, read_checkpoint, weights_in
+from latentrobust.perturbation_sets.stored import (
+    check_finite,
+    check_kinds,
+    not_parallel,
+    read_checkpoint,
+    weights_in,
+)
 from latentrobust.published import beside, read_published
 from latentrobust.refusals import is_bad_input
 from latentrobust.streams import BAD_INPUT, prepare_streams
@@ -155,7 +161,7 @@ def _normalisation(
 def _published_state(path: str | Path) -> tuple[dict[str, torch.Tensor], bool]:
     """Weights by name, and whether they lay behind the standardising wrapper of the flow project."""
     checkpoint = read_checkpoint(path, NUMBERS)
-    state = weights_in(checkpoint, path)
+    state = not_parallel(weights_in(checkpoint, path))
     wrapped = bool(state) and all(name.startswith("model.") for name in state)
     state = {name.removeprefix("model."): value for name, value in state.items()}
     check_finite(state, path)

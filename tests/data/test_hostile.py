@@ -81,7 +81,7 @@ def test_a_pickle_that_would_act_does_not(tmp_path):
 def test_numbers_of_numpy_s_in_checkpoints_are_numbers(tmp_path, kind):
     torch.save({"lr": kind(2), "w": torch.ones(2)}, tmp_path / "x.pt")
     assert read_checkpoint(tmp_path / "x.pt", NUMBERS)["lr"] == 2
-    with pytest.raises(InputError, match="holds no state dict"):
+    with pytest.raises(InputError, match="is neither a state dict nor a checkpoint with one"):
         import_checkpoint(tmp_path / "x.pt", "mnist_fc", 1.0)
 
 

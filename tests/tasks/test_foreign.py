@@ -34,6 +34,12 @@ def theirs():
 module = theirs()
 
 
+def within():
+    inside = nn.Sequential()
+    inside.add_module("module", Theirs())
+    return inside
+
+
 def not_a_model():
     return "text"
 
@@ -177,6 +183,10 @@ def test_weights_are_taken_out_of_somebody_s_checkpoint_and_checked(tmp_path):
     torch.save({"model": {f"module.{name}": value for name, value in module.state_dict().items()}}, source["weights"])
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(own_model(**source)(x), module(x))
+    inside = nn.Sequential()
+    inside.add_module("module", module)  # whose names begin as those of data parallelism do
+    torch.save(inside.state_dict(), source["weights"])
+    torch.testing.assert_close(own_model(**(source | {"source": f"{__name__}.within"}))(x), module(x))
     for changed, message in ((torch.nan, "not finite"), (1, "before they were quantised")):
         state = {name: torch.full(value.shape, changed) for name, value in module.state_dict().items()}
         torch.save(state, source["weights"])

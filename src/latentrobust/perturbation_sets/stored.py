@@ -63,7 +63,7 @@ def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
 
 
 def weights_in(checkpoint: Mapping[Any, Any], path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in somebody's checkpoint, without the prefix of data parallelism.
+    """The state dict in somebody's checkpoint.
 
     Raises:
         InputError: if there is none.
@@ -74,7 +74,14 @@ def weights_in(checkpoint: Mapping[Any, Any], path: str | Path) -> dict[str, tor
             state = checkpoint[name]
             break
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
-        raise InputError(f"{path} holds no state dict: expected tensors by name, or model_state_dict with them")
+        raise InputError(
+            f"{path} is neither a state dict nor a checkpoint with one in model_state_dict, state_dict or model"
+        )
+    return dict(state)
+
+
+def not_parallel(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by name, without the prefix that data parallelism leaves."""
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

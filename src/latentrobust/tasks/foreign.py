@@ -17,7 +17,13 @@ from latentrobust.arguments import Count, validated
 from latentrobust.errors import InputError, one_line
 from latentrobust.files import regular
 from latentrobust.networks.classifiers.wrapped import Outputs, wrap
-from latentrobust.perturbation_sets.stored import check_finite, check_kinds, read_checkpoint, weights_in
+from latentrobust.perturbation_sets.stored import (
+    check_finite,
+    check_kinds,
+    not_parallel,
+    read_checkpoint,
+    weights_in,
+)
 
 HUGGING_FACE = "hf:"
 TORCHSCRIPT, EXPORTED = (".pt", ".pth", ".ts", ".torchscript"), (".pt2",)
@@ -135,6 +141,8 @@ class _AsExported(nn.Module):
 
 def _fill(model: nn.Module, path: Path) -> None:
     state = weights_in(read_checkpoint(path), path)
+    if not set(model.state_dict()) & set(state):  # a model may have a part that is called module
+        state = not_parallel(state)
     check_finite(state, path)
     try:
         check_kinds(model, state, path)

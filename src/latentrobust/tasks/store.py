@@ -22,6 +22,7 @@ from latentrobust.perturbation_sets.stored import (
     stored_at,
     tensors_of,
     warn_unfinished,
+    weights_in,
     write_folder,
 )
 from latentrobust.remote import at_hand
@@ -130,9 +131,4 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         state = tensors_of(checkpoint, path)
         weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         return checkpoint[CHECKPOINT_KEY], weights
-    state = checkpoint.get("state_dict", checkpoint.get("model_state_dict", checkpoint))
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise InputError(f"{path} is neither a checkpoint of a classifier nor a state dict")
-    return {}, state
+    return {}, weights_in(checkpoint, path)
