@@ -27,7 +27,7 @@ from latentrobust.reporting import aggregate, figures, tables
 from latentrobust.reporting.density import interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles
-from latentrobust.reporting.quality import _judged, _verdict
+from latentrobust.reporting.quality import _coverage, _judged, _verdict
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
 from latentrobust.reporting.training import read_curves
@@ -344,3 +344,13 @@ def test_rows_of_radii_that_are_close_are_told_apart():
     titles = [title.removesuffix(" (full)").rpartition(" ")[2] for title, _ in _robust_titles({"": test})]
     assert titles == ["1.001", "1.002", "2"]
     assert len(set(_certified_titles({"": test}).values())) == 2
+
+
+@pytest.mark.parametrize(("no_change", "is_coarse"), [(0.05, False), (0.01, True)])
+def test_a_share_that_says_nothing_is_said_to(no_change, is_coarse):
+    ball = SimpleNamespace(radius=2.0)
+    found = SimpleNamespace(at=lambda _: (1.0, 0.29, 1.0), pairs=29, groups=3, tolerance=0.02, share=[0.5])
+    test = SimpleNamespace(coverage=found, perturbations=SimpleNamespace(ball=ball))
+    text = _coverage(test, {"coverage/tolerance": 0.02, "quality/no_change": no_change})
+    assert text.startswith("At this radius the set contains 100% [29%, 100%]")
+    assert ("too coarse for this share to say anything" in text) == is_coarse

@@ -153,17 +153,18 @@ def _verdict(metrics: Mapping[str, float]) -> str:
 
 
 def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
-    """What the radius means, in a sentence; none where the set is too coarse for it, as the report says first."""
+    """What the radius means, in a sentence, and whether that says anything."""
     found = test.coverage
-    if found is None or too_coarse(metrics):
+    if found is None:
         return ""
     share, low, high = found.at(test.perturbations.ball.radius)
     measured = f"{found.pairs:,} test pairs of {found.groups:,} {'group' if found.groups == 1 else 'groups'}"
     each = f"{100 * math.sqrt(found.tolerance):.2g} % of the range from black to white per pixel (root mean square)"
+    coarse = " So near is the image itself, as a rule: the set is too coarse for this share to say anything."
     return (
         f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of examples that"
         f" nothing was learned from, to within {each}: measured on {measured}, with a 95 % interval. Its centre alone,"
-        f" with no offset, is as near to {found.share[0]:.0%} of them."
+        f" with no offset, is as near to {found.share[0]:.0%} of them.{coarse if too_coarse(metrics) else ''}"
     )
 
 
