@@ -57,6 +57,19 @@ def test_another_machine_s_process_lives_as_long_as_it_says_so(tmp_path):
     own.release()
 
 
+@pytest.mark.parametrize("ahead", [-4 * lock.STALE, 4 * lock.STALE])
+def test_clocks_of_machines_need_not_agree(tmp_path, monkeypatch, ahead):
+    """The server dates the file; this machine's clock is minutes ahead of it, or behind."""
+    file = tmp_path / lock.NAME
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + ahead)
+    assert died(tmp_path) is None
+    old = file.stat().st_mtime - 2 * lock.STALE
+    os.utime(file, (old, old))
+    assert died(tmp_path) == "process 1 on elsewhere"
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+
+
 def test_a_damaged_lock_is_none(tmp_path):
     (tmp_path / lock.NAME).write_text("{")
     own = FolderLock(tmp_path)

@@ -80,6 +80,23 @@ def test_a_worker_does_what_is_open_and_says_what_failed(tmp_path, capsys):
     assert "seed=0" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ahead", [-600, 600])
+def test_a_worker_tries_failed_jobs_again_once_whatever_its_clock_says(tmp_path, monkeypatch, ahead):
+    sweep = make(tmp_path / "s", 2)
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + ahead)
+    tried = []
+
+    def counted(sweep, job):
+        tried.append(job.number)
+        assert len(tried) < 9, "it is tried for ever"
+        return fake(failing=[1])(sweep, job)
+
+    for _ in range(2):
+        assert [job.number for job in work(sweep.folder, command=counted)] == [1]
+        time.sleep(0.05)  # the second worker begins after the failure
+    assert tried == [0, 1, 1]
+
+
 def test_a_job_that_dies_without_a_word_is_tried_again_and_then_given_up(tmp_path, capsys):
     sweep = make(tmp_path / "s", 1)
     kill = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,19 @@ def quoted(text: str) -> str:
     if re.fullmatch(r"[\w./+ -]+", text):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def now_in(folder: Path) -> float:
+    """The time by the clock that dates a folder's files, which may be a server's, in seconds since the epoch.
+
+    Taken from a file that is made there and removed; where none can be made, this machine's clock has to do.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.utime(file.fileno())
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 @contextmanager

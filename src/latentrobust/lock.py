@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from latentrobust.errors import InputError
+from latentrobust.files import now_in
 
 try:
     import fcntl
@@ -139,7 +140,7 @@ def _locked(file: IO[str]) -> bool:
 def _lives(holder: dict[str, Any], path: Path) -> bool:
     """Of a process that holds no lock that this system knows of."""
     if holder["host"] != socket.gethostname():
-        return time.time() - path.stat().st_mtime < STALE
+        return now_in(path.parent) - path.stat().st_mtime < STALE
     if holder["pid"] == os.getpid():
         return False
     if fcntl is not None and _has_locks(path):

@@ -259,6 +259,16 @@ def test_an_interrupted_folder_goes_on_and_is_verified(tmp_path, capsys):
     assert (tmp_path / "fog_5.npy").read_bytes() == content
 
 
+@pytest.mark.parametrize("count", [256, 1000])
+def test_labels_beyond_a_byte_do_not_wrap_around(tmp_path, count):
+    images = Split(source().train.images[:3], torch.tensor([0, count - 1, 2]))
+    write_corrupted(images, Plan("train", ("contrast",), (1, 5), "archive"), tmp_path)
+    stored = np.load(tmp_path / "labels.npy")
+    assert stored.tolist() == [0, count - 1, 2] * 2
+    assert (stored.dtype == np.uint8) == (count <= 256)
+    Corrupted(tmp_path, 3, (3, 32, 32)).check(["contrast"], [1, 5], images, "train")
+
+
 def test_a_folder_may_get_frost_later(tmp_path):
     write_corrupted(source().train, Plan("train", ("contrast",)), tmp_path)
     assert write_corrupted(source().train, Plan("train", ("contrast", "frost")), tmp_path) == ["frost_5.npy"]

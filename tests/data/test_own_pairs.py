@@ -444,7 +444,16 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
     with Image.open(tmp_path / "shown.png") as picture:
         assert picture.width > 8 * 100  # small images are enlarged, so that there is room for the names of their kinds
     # A run with data.incomplete=skip would go on, and so does the look at it; splits as asked.
-    main(["inspect", str(root), "--incomplete", "skip", "--test", "3", "--validation", "1", "--picture", "shown.png"])
+    asked = ["inspect", str(root), "--incomplete", "skip", "--picture", "shown.png"]
+    splits = ["--test", "3", "--validation", "1"]
+    for options, reason in ((splits, "images have several sizes"), (["--size", "8", "10", "--test", "40"], "groups")):
+        with pytest.raises(SystemExit) as stopped:
+            main([*asked, *options])
+        assert stopped.value.code == 2
+        refused = capsys.readouterr().err
+        assert "a run would not start: " in refused
+        assert reason in refused
+    main([*asked, *splits, "--size", "8", "10"])
     said = capsys.readouterr().out
     assert "a problem; left out is" in said
     for part in ("train 5 groups", "validation 1 groups", "test 3 groups"):

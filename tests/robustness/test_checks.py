@@ -15,6 +15,7 @@ from latentrobust.robustness import training
 from latentrobust.robustness.assess import RobustSettings, assess
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, latent_autoattack
+from latentrobust.robustness.checks import check_varied
 from latentrobust.robustness.objectives import MaxCleanAdversarial, NuclearNorm, Standard, Trades
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.tasks.store import load_model, save_model
@@ -72,6 +73,35 @@ def test_models_that_hide_their_gradient_are_marked_in_the_results(linear, image
     assert any(message in warning for warning in report.warnings)
     assert message in report.to_markdown()
     assert assess(linear, ball(), (images, y), robust=settings).warnings == []
+
+
+def test_a_model_that_gives_one_class_to_everything_is_warned_about(linear, images):
+    y = linear(images).argmax(1)
+    assert len(y.unique()) > 1
+    steady = nn.Linear(images[0].numel(), 2).requires_grad_(False)  # class 0, by far, with a gradient
+    steady.weight *= 1e-3
+    steady.bias[:] = torch.tensor([1.0, 0.0])
+    constant = nn.Sequential(nn.Flatten(), steady)
+    settings = RobustSettings(attacks={"pgd": PGD(steps=5, relative_step=0.3)}, radii=[0.01])
+    said = "predicts class 0 for every image"
+    assert any(said in text for text in assess(constant, ball(), (images, y), robust=settings).warnings)
+    same = assess(constant, ball(), (images, torch.zeros_like(y)), robust=settings)  # labels sorted, say
+    few = assess(constant, ball(), (images[:3], 1 - torch.zeros_like(y[:3])), robust=settings)
+    assert same.warnings == few.warnings == []
+
+
+def test_a_constant_map_of_classes_is_warned_about():
+    predicted, y = torch.zeros(8, 4, 4, dtype=torch.long), torch.zeros(8, 4, 4, dtype=torch.long)
+    y[:, :2] = -1  # does not count
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_varied(predicted, y)
+    y[:, 2] = 1
+    with pytest.warns(RobustnessWarning, match="predicts class 0 for every pixel of the first 8 examples"):
+        check_varied(predicted, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_varied(y.clamp_min(0), y)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

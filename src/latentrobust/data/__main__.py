@@ -73,7 +73,7 @@ def look(arguments: argparse.Namespace) -> None:
     """Say what there is in own pairs, and draw some of them.
 
     Raises:
-        InputError: if there is nothing to look at, or something is wrong with it.
+        InputError: if there is nothing to look at, or a run with the same options would be refused.
     """
     drawn = arguments.picture or PICTURE
     if arguments.picture is None and not may_be_replaced(drawn):
@@ -96,6 +96,8 @@ def look(arguments: argparse.Namespace) -> None:
     if found.problems and arguments.incomplete == "error":
         many = "problem" if len(found.problems) == 1 else "problems"
         raise InputError(f"{arguments.root}: {len(found.problems):,} {many}, listed above")
+    if found.refused:
+        raise InputError(f"{arguments.root}: a run would not start: {'; '.join(found.refused)}")
 
 
 def _root(arguments: argparse.Namespace) -> Path:

@@ -13,6 +13,8 @@ from latentrobust.robustness.criteria import class_margins, cross_entropy, logit
 EXAMPLES = 32
 STUCK = 0.25  # share of an offset's coordinates without a gradient from which on searches are warned about
 SATURATED = 16.0  # margin beyond which float32's softmax rounds the predicted probability to 1
+FEW = 8  # images (or maps of labels) of which too little can be said to call a model constant
+OTHERS = 0.125  # share of labels of other classes from which on one answer to everything is warned about
 
 
 def check_images(x: Tensor, name: str = "images") -> None:
@@ -41,8 +43,21 @@ def check_deterministic(model: nn.Module, x: Tensor) -> None:
         warn("the model answers differently when asked twice: its figures hold for one draw of its randomness only")
 
 
+def check_varied(predicted: Tensor, y: Tensor) -> None:
+    """Warn if one class is predicted everywhere although labels ``y`` (below 0: not counted) differ from it."""
+    predicted, labels = predicted[y >= 0], y[y >= 0]
+    if len(y) < FEW or not len(labels) or bool((predicted != predicted[0]).any()):
+        return
+    if float((labels != predicted[0]).double().mean()) >= OTHERS:
+        places = "pixel" if y.dim() == 3 else "image"
+        warn(
+            f"the model predicts class {int(predicted[0])} for every {places} of the first {len(y)} examples, whose"
+            " labels differ: its accuracies say how frequent that class is, not how robust the model is"
+        )
+
+
 def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Warn if the model is random, returns probabilities, or hides its gradient, judged on the first few images."""
+    """Warn if the model is random, constant, returns probabilities, or hides its gradient, by the first few images."""
     x, y = x[:EXAMPLES], y[:EXAMPLES]
     check_deterministic(model, x)
     if y.dim() == 3:  # an image in which no pixel counts has no loss to have a gradient
@@ -63,6 +78,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
             " say so with latentrobust.wrap(model, outputs='probabilities'))"
         )
     predicted = logits.argmax(1)
+    check_varied(predicted, y)
     margin = float(class_margins(logits, predicted).median())
     if margin > SATURATED:
         warn(

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latentrobust.errors import InputError
-from latentrobust.files import quoted
+from latentrobust.files import now_in, quoted
 from latentrobust.interrupts import Stopped, interruptible, settle
 from latentrobust.lock import FAILED, FolderLock
 from latentrobust.reporting.sweep import write_sweep_table
@@ -123,7 +123,7 @@ def last_words(claims: Path, code: int) -> str:
 class _Worker:
     def __init__(self, sweep: Sweep, command: Command) -> None:
         self.sweep, self.command = sweep, command
-        self.started = time.time()
+        self.started = now_in(sweep.folder)
         self.deaths: dict[int, int] = {}
 
     def wants(self, job: Job, state: str) -> bool:

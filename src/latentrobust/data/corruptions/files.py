@@ -140,7 +140,9 @@ def write_corrupted(images: Split, plan: Plan, folder: Path) -> list[str]:
     labels = folder / "labels.npy"
     repeats = len(plan.severities) if plan.layout == "archive" else 1
     with replacing(labels) as file:
-        np.save(file, np.tile(images.labels.numpy().astype(np.uint8), repeats))
+        labelled = images.labels.numpy()
+        wraps = labelled.size and (labelled.min() < 0 or labelled.max() > np.iinfo(np.uint8).max)
+        np.save(file, np.tile(labelled if wraps else labelled.astype(np.uint8), repeats))  # uint8 as published
     return written
 
 

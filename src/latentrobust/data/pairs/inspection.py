@@ -37,13 +37,13 @@ class Inspection:
         lines: to print.
         problems: with files and rows, all of them.
         pairs: those that can be used; None where there are none.
-        size_is_missing: whether images have several sizes and none was given.
+        refused: why a run with these options would not start although the files are in order.
     """
 
     lines: tuple[str, ...]
     problems: tuple[str, ...]
     pairs: Pairs | None
-    size_is_missing: bool = False
+    refused: tuple[str, ...] = ()
 
 
 def inspect(
@@ -66,7 +66,8 @@ def inspect(
     """
     if layout == "arrays" or (layout == "auto" and holds_arrays(root)):
         table = read_arrays(root, root.resolve().stem, cache)
-        return Inspection((f"{root}: arrays", *_of_table(table, validation, test)), (), table)
+        about, refused = _of_table(table, validation, test)
+        return Inspection((f"{root}: arrays", *about), (), table, refused)
     found = listed(root, layout, original, label)
     base = root if root.is_dir() else root.parent
     looked = headers(found.files)
@@ -78,7 +79,6 @@ def inspect(
         "sizes (height×width): " + _counted({f"{h}×{w}": count for (h, w), count in sizes.items()}),
         f"colour: {grey:,} grey, {len(looked.found) - grey:,} in colour",
     ]
-    missing = size is None and len(sizes) > 1
     wanted = size if size is not None or not sizes else sizes.most_common(1)[0][0]
     either: Colour = ("grey" if grey == len(looked.found) else "colour") if colour == "auto" else colour
     look = common_look(looked, wanted, either, fit, background, str(root))
@@ -86,17 +86,20 @@ def inspect(
     problems = (*found.problems, *twin_kinds(found.kind), *(unreadable | looked.problems).values())
     found.leave_out(unreadable | looked.problems)
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
-    if table_or_none is not None:
-        lines += _of_table(table_or_none, validation, test)
-    if missing:
+    about, refused = ([], ()) if table_or_none is None else _of_table(table_or_none, validation, test)
+    lines += about
+    if size is None and len(sizes) > 1:
         height, width = sizes.most_common(1)[0][0]
-        lines.append(f"images have several sizes: give one, such as data.size=[{height},{width}]")
+        refused += (f"images have several sizes: give one, such as data.size=[{height},{width}]",)
+        lines.append(refused[-1])
     if colour == "auto" and 0 < grey < len(looked.found):
-        lines.append("images are grey and in colour: give data.colour=grey or data.colour=colour")
-    return Inspection(tuple(lines), problems, table_or_none, missing)
+        refused += ("images are grey and in colour: give data.colour=grey or data.colour=colour",)
+        lines.append(refused[-1])
+    return Inspection(tuple(lines), problems, table_or_none, refused)
 
 
-def _of_table(table: Pairs, validation: int | float, test: int | float) -> list[str]:
+def _of_table(table: Pairs, validation: int | float, test: int | float) -> tuple[list[str], tuple[str, ...]]:
+    """What a table holds, and why it cannot be split."""
     lines = [f"{table.describe()}"]
     if len(table.kinds) > 1:
         counts = table.kind.bincount(minlength=len(table.kinds)).tolist()
@@ -110,7 +113,7 @@ def _of_table(table: Pairs, validation: int | float, test: int | float) -> list[
     try:
         data = GivenPairs(table, validation=validation, test=test)
     except InputError as error:
-        return [*lines, f"splits: {error}"]
+        return [*lines, f"splits: {error}"], (str(error),)
     lines.append(
         "splits: "
         + ", ".join(
@@ -118,7 +121,7 @@ def _of_table(table: Pairs, validation: int | float, test: int | float) -> list[
             for split in data.rows
         )
     )
-    return lines
+    return lines, ()
 
 
 def _counted(counts: dict[str, int], by_count: bool = True) -> str:
