@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from torch import Tensor
 from torchmetrics import MeanMetric
 
+from latentrobust.arguments import Share, validated
 from latentrobust.files import replacing, write_tensors
 from latentrobust.interrupts import requested
 from latentrobust.modules import batches_trained
@@ -33,12 +36,23 @@ class WholeFiles(TorchCheckpointIO):
         write_tensors(Path(path), checkpoint)
 
 
-class AveragedWeights(EMAWeightAveraging):
-    """`EMAWeightAveraging` whose average lies where the weights are trained, and is in place for all of a validation.
+@validated
+class AveragedWeights(WeightAveraging):
+    """An exponential moving average of weights and statistics, in place for all of a validation, and kept in the end.
 
-    Lightning keeps it on the CPU, and takes it out before modules and callbacks look back at the epoch: radius and
-    errors would be of the average, samples and pictures of the last weights.
+    The decay grows with the steps n, as min(``decay``, (1 + n) / (10 + n)), so that a short run does not end with a
+    share of the weights it began with. Buffers of floating-point numbers (running means and variances of batch norm)
+    are averaged as weights are, since averaged weights do not fit the last statistics; others are the last ones.
+
+    Lightning's own keeps the average on the CPU, and takes it out before modules and callbacks look back at the epoch:
+    radius and errors would be of the average, samples and pictures of the last weights.
+
+    Args:
+        decay: share of the average that a step leaves, once it has grown to that; 1 never stops growing.
     """
+
+    def __init__(self, decay: Share = 0.999) -> None:
+        super().__init__(use_buffers=True, multi_avg_fn=partial(_average, decay))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning has made the average before it moved the module."""
@@ -52,6 +66,17 @@ class AveragedWeights(EMAWeightAveraging):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the weights back, before checkpoints (Lightning calls those last) store both."""
         super().on_validation_epoch_end(trainer, pl_module)
+
+
+def _average(decay: float, averages: Sequence[Tensor], currents: Sequence[Tensor], count: Tensor) -> None:
+    """Move averages of one type towards what they average, after ``count`` steps of which they know."""
+    if not averages[0].is_floating_point():
+        for average, current in zip(averages, currents, strict=True):
+            average.copy_(current)
+        return
+    weight = (1 - (1 + count) / (10 + count)).clamp_min(1 - decay).to(averages[0].dtype)
+    for average, current in zip(averages, currents, strict=True):
+        average.lerp_(current, weight)
 
 
 class BestCheckpoint(ModelCheckpoint):
