@@ -3,6 +3,8 @@ import os
 import stat
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,3 +87,13 @@ def test_a_run_that_cannot_say_it_is_done_has_failed(tmp_path, monkeypatch):
         claimed.begin()
     assert not (tmp_path / "run" / "DONE").exists()
     assert holder_of(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("value", ["mein_ö", "a#b", "a (1)", "a=b", "it's"])
+def test_a_value_that_hydra_cannot_read_is_answered_with_quotes(value):
+    with pytest.raises(HydraException) as error:
+        OverridesParser.create().parse_overrides([f"data.root={value}"])
+    said = describe_error(error.value)
+    assert said.startswith(f"cannot read data.root={value}: quote the value, data.root='")
+    quoted = said.partition("quote the value, ")[2].partition(" (in a shell")[0]
+    assert OverridesParser.create().parse_overrides([quoted])[0].value() == value

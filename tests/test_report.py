@@ -18,7 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from latentrobust.errors import InputError, RobustnessWarning
-from latentrobust.report import report
+from latentrobust.report import main, report
 from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import among, compare
 from latentrobust.reporting.sweep import write_sweep_table
@@ -344,6 +344,42 @@ def test_a_sweep_of_sets_needs_no_names_of_metrics(tmp_path):
     assert summary.metrics == ["quality/pgd_ae", "radius", "coverage/radius"]
     assert [row["learner.spread"] for row, _ in summary.rows] == ["0.3", "1"]
     assert "All rows" not in (tmp_path / "report" / "sweep.html").read_text()
+
+
+def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
+    for number, (error, share, tolerance) in enumerate([(0.001, 0.9, 0.002), (0.02, 1.0, 0.04)]):
+        for seed in range(3):
+            metrics = {
+                "quality/pgd_ae": error * (1 + 0.01 * seed), "coverage/radius": share - 0.001 * seed,
+                "coverage/tolerance": tolerance, "quality/no_change": 0.03,
+            }  # fmt: skip
+            run(tmp_path, f"{number}{seed}", metrics, f"learner.spread={number}", seed=seed)
+    summary = report(tmp_path)
+    page = (tmp_path / "report" / "sweep.html").read_text()
+    assert re.search(r"quality/pgd_ae: spread=0 has the least, 0.00101; ahead of 1 of 1 others", page)
+    assert "coverage/radius: not compared, since each set has its own tolerance" in page
+    assert {part.metric for part in compare(summary)} == {"quality/pgd_ae", "coverage/tolerance"}
+    assert "99.90 ± 0.25 (too coarse to say anything)" in (tmp_path / "report" / "report.md").read_text()
+    alike = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
+    assert aggregate.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")
+
+
+def test_options_of_tables_are_refused_for_one_run(tmp_path, capsys):
+    run(tmp_path, "one", {"accuracy/clean": 0.5})
+    for option in (["--metric", "nix"], ["--x", "seed"], ["--out", str(tmp_path / "elsewhere")]):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(tmp_path / "one"), *option])
+        assert stopped.value.code == 2
+        assert f"{option[0]} is for tables of several runs" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_unknown_metric_is_answered_with_the_nearest(tmp_path):
+    run(tmp_path, "1", {"accuracy/clean": 0.5, **{f"robust/eps={n}": 0.5 for n in range(40)}})
+    with pytest.raises(InputError, match=r"did you mean accuracy/clean\?$"):
+        report(tmp_path, ["acuracy/clean"])
+    with pytest.raises(InputError, match=r"there are accuracy/clean$"):
+        report(tmp_path, ["nix"])
 
 
 def test_unfinished_repeated_and_diverged_runs(tmp_path):

@@ -21,13 +21,15 @@ from latentrobust import RobustSettings, assess
 from latentrobust.batch import Batch
 from latentrobust.networks import flows
 from latentrobust.perturbation_sets import FlowSet, PixelBall
+from latentrobust.perturbation_sets.coverage import Coverage
+from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, figures, tables
-from latentrobust.reporting.density import interpolations
+from latentrobust.reporting.density import curve, interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles
-from latentrobust.reporting.quality import _coverage, _judged, _verdict
+from latentrobust.reporting.quality import _coverage, _verdict
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
 from latentrobust.reporting.training import read_curves
@@ -60,8 +62,8 @@ METRICS = {"radius": 2.0, "latent_norm/max": 1.9, "quality/no_change": 0.02}
 )
 def test_a_set_of_no_use_is_called_so(pgd, over, says):
     metrics = {**METRICS, "quality/pgd_ae": pgd, "quality/over_ae": over}
-    judged = _judged(metrics)
-    assert (judged is None) == (says is None)
+    assert (judged(metrics) is None) == (says is None)
+    assert judged(METRICS) is None  # nothing was measured
     assert _verdict(metrics).startswith(says or "The nearest point of the set explains 90.0 %")
 
 
@@ -238,7 +240,8 @@ def test_a_light_with_a_dollar_in_its_name_costs_no_run(tmp_path):
 def measured_model(**metrics):
     return SimpleNamespace(
         tables={"robust": {}}, radii={0.0: "", 2.0: "p50", 3.0: "p75, full"}, leading_radius=3.0,
-        criterion=Classification(), certify=CertifySettings(),
+        criterion=Classification(), certify=CertifySettings(), perturbations=PixelBall((1, 2, 2), "l2", 4.0),
+        robust=SimpleNamespace(only_pgd=False),
         entries=[Entry("robust", value, radius=float(name[10:])) for name, value in metrics.items()],
     )  # fmt: skip
 
@@ -270,14 +273,18 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
     assert in_short(coarse, {})[0].endswith("explains 99% of that difference.")
     assert said[1].endswith("leaves this share of images right: 85 % for “safe”, 0 % for “other”.")
     assert said[2] == (
-        "“safe”, smoothed, is certified right on 52 % at the median norm, whatever the attack within the set (each"
-        " certificate holds with 99.9 %)."
+        "“safe”, smoothed, is certified right on 52 % of images, whatever the offset within the median norm (ℓ2 2, 50 %"
+        " of the set's; each certificate holds with 99.9 %)."
     )
     alone = measured_model(robust_eps3=0.5)
     alone.radii = {0.0: "", 3.0: "full"}
     assert in_short(None, {"": alone}) == [
         "Within ε = 3, the worst case that was found leaves this share of images right: 50 %."
     ]
+    alone.robust.only_pgd = True
+    assert "the worst case that PGD alone, which often overstates robustness, found" in in_short(None, {"": alone})[0]
+    collapsed = SimpleNamespace(**vars(covered) | {"metrics": covered.metrics | {"quality/over_ae": 0.001}})
+    assert in_short(collapsed, {})[0].startswith("Collapsed: ")
 
 
 def test_the_header_and_the_table_of_a_set_keep_what_matters_on_a_narrow_terminal():
@@ -295,6 +302,34 @@ def test_the_header_and_the_table_of_a_set_keep_what_matters_on_a_narrow_termina
         print_quality(metrics | further, console)
         head = next(line for line in console.export_text().splitlines() if "metric" in line)
         assert [part.strip() for part in head.strip("┃").split("┃")] == ["metric", *heads]
+
+
+def test_a_row_says_which_models_were_trained_for_its_radius():
+    own = {"trained_for": 2.0, "radii": {0.0: "", 2.0: "p50"}, "robust": None}
+    tests = {
+        "one": SimpleNamespace(**own), "two": SimpleNamespace(**own | {"trained_for": None}),
+        "three": SimpleNamespace(**own),
+    }  # fmt: skip
+    assert _robust_titles(tests)[0][0].endswith("(p50), trained for (“one”, “three”)")
+
+
+def test_coverage_is_said_to_be_of_the_pairs_it_was_measured_on():
+    contained = Coverage(0.01, (0.0, 1.0), (0.5, 0.9), (0.4, 0.8), (0.6, 1.0), pairs=20, groups=10, split="validation")
+    labels = [text.get_text() for text in figures.coverage(contained, {}, 1.0).findobj(Text)]
+    assert "share of validation pairs contained" in labels
+
+
+def test_what_is_validated_after_the_last_epoch_stands_at_that_epoch(tmp_path):
+    log = tmp_path / "metrics.csv"
+    log.write_text("epoch,step,train/loss,val/encoder_ae\n0,1,3.0,\n1,2,2.0,\n2,2,,0.5\n")
+    assert read_curves(log) == {"train/loss": [(1.0, 3.0), (2.0, 2.0)], "val/encoder_ae": [(2.0, 0.5)]}
+    log.write_text("epoch,step,val/encoder_ae\n2,2,0.5\n")
+    assert read_curves(log) == {"val/encoder_ae": [(3.0, 0.5)]}
+
+
+def test_a_curve_of_one_epoch_can_be_seen():
+    (axis,) = curve({"epoch": [1], "train": [5.0], "val": [5.5]}).axes
+    assert all(line.get_marker() == "." for line in axis.lines)
 
 
 def test_the_interval_of_a_held_out_corruption_is_of_the_images_that_were_asked():

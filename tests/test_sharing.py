@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import latentrobust as lr
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.files import sha256_of
 from latentrobust.networks.cvae import build
 from latentrobust.networks.flows.fully_connected import fully_connected
@@ -221,6 +221,36 @@ def test_a_card_does_not_speak_of_coverage_where_the_report_does_not(run, tmp_pa
     assert "too coarse to say which share of unseen perturbations it contains" in card
     assert "90 %" not in card
     assert "coverage/" not in card
+
+
+def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    collapsed = {"quality/pgd_ae": 0.02, "quality/over_ae": 0.0201, "quality/no_change": 0.05}
+    (run / "metrics.json").write_text(json.dumps(metrics | collapsed))
+    main(["card", str(run), str(tmp_path / "shared"), "--licence", "mit"])
+    assert "norm at most 3. **Collapsed: the nearest point, random" in (tmp_path / "shared" / "README.md").read_text()
+    # Who loads it is told, from the run and from what was shared.
+    for place in (run, tmp_path / "shared"):
+        with pytest.warns(RobustnessWarning, match="about the set in .*: Collapsed"):
+            lr.load_perturbation_set(place)
+
+
+def test_a_card_of_a_segmenter_speaks_of_pixels_and_of_no_other_model(run, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics |= {"robust/miou/clean": 0.4, "warnings": ["few pairs", "plain: it is random", "robust: it is slow"]}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    config = (run / "config.yaml").read_text()
+    pgd = "latentrobust.robustness.attacks.PGD"
+    (run / "config.yaml").write_text(config.replace("{pgd: {}, aa: {}}", f"{{pgd: {{_target_: {pgd}}}}}"))
+    main(["card", str(run), str(tmp_path / "model"), "--licence", "mit", "--model", "robust"])
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in (
+        "image-segmentation]", "gives each pixel of images 1×8×8 in [0, 1] one of 4 classes. Accuracies are shares of",
+        "| miou/clean | 40.0 % | Mean intersection over union", "PGD alone often overstates", "- robust: it is slow",
+    ):  # fmt: skip
+        assert part in card
+    assert "it is random" not in card
+    assert "image-classification" not in card
 
 
 def test_a_card_names_no_radius_where_certificates_have_another_one(run, tmp_path):

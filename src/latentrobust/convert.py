@@ -179,6 +179,8 @@ def _load(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path, n
 
 def _take_published(chosen: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
     """Fill in what is not said from the configuration beside the checkpoint; returns the network's arguments."""
+    if not Path(chosen.checkpoint).exists():
+        raise InputError(f"no checkpoint at {chosen.checkpoint}")
     published = read_published(chosen.config) if chosen.config else beside(chosen.checkpoint, chosen.network)
     if published is None:
         if chosen.network is None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
@@ -46,10 +46,12 @@ def is_bad_input(error: BaseException) -> bool:
 def describe_error(error: BaseException) -> str:
     """An exception as one line, with its cause where that says more."""
     cause = error.__cause__
+    if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
+        error = cause
     if isinstance(error, InputError):
         return one_line(error)
-    if isinstance(error, OmegaConfBaseException) and isinstance(cause, InputError):  # of an interpolation
-        return one_line(cause)
+    if isinstance(error, OverrideParseException) and "=" in (error.override or ""):
+        return _quoting(error.override, one_line(error))
     left_out = re.search(r"trying to access (\S+): node `\S+` is not a container.*?full_key: (\S+)", one_line(error))
     if isinstance(error, OmegaConfBaseException) and left_out is not None:
         return f"{left_out[2]} is taken from {left_out[1]}, which is left out here: give {left_out[2]}=…"
@@ -60,6 +62,15 @@ def describe_error(error: BaseException) -> str:
         disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
         return f"cannot use {error.filename}: {error.strerror}{disk}"
     return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
+
+
+def _quoting(override: str, reason: str) -> str:
+    """What to do about an override whose value Hydra's grammar does not know."""
+    key, _, value = override.partition("=")
+    if value.strip().startswith(("'", '"', "[", "{")):
+        return f"cannot read {override} ({reason.partition(' See https')[0]})"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"cannot read {override}: quote the value, {key}='{escaped}' (in a shell \"{key}='{escaped}'\")"
 
 
 def leave_nothing(folder: Path, named: bool) -> None:

@@ -24,7 +24,10 @@ from latentrobust.reporting.terminal import print_summary
 from latentrobust.run_folder import of_a_run, write_csv, write_text
 from latentrobust.streams import BAD_INPUT, prepare_streams
 
-OF_SETS = ("radius", "quality/pgd_ae", "quality/encoder_ae", "quality/expected_ae", "coverage/radius", "bits_per_dim")
+OF_SETS = (
+    "radius", "quality/pgd_ae", "quality/encoder_ae", "quality/expected_ae", "coverage/radius", "coverage/tolerance",
+    "bits_per_dim",
+)  # fmt: skip
 OF_MODELS = ("accuracy/clean", "accuracy/perturbed", "robust/p50", "robust/full", "certified/p50")
 DEFAULT_METRICS = (*OF_MODELS, *(f"*/{name}" for name in OF_MODELS), *OF_SETS)
 
@@ -87,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     try:
         if _is_one_run(Path(chosen.folder)):
+            if given := [f"--{name}" for name in ("metric", "x", "out") if getattr(chosen, name) is not None]:
+                raise InputError(f"{', '.join(given)} is for tables of several runs, and {chosen.folder} is one run")
             from latentrobust.remake import remake_report  # noqa: PLC0415 - it needs all of the framework
 
             print(f"report: {remake_report(chosen.folder)}")

@@ -59,7 +59,7 @@ def write_run_report(
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         write_figure(figure, folder / "figures" / f"{name}.png")
-    about = f"{data.name} ({', '.join(data.kinds)}), {data.test_pairs} test pairs. {data.note}".strip()
+    about = f"{data.name} ({', '.join(data.kinds)}), {data.test_pairs} test {data.what}. {data.note}".strip()
     write_report(folder / "report.html", sections, about, folder / "figures", configuration, warnings, summary)
     return figures
 

@@ -39,6 +39,7 @@ from latentrobust.perturbation_sets.stored import (
     stored_at,
     tensors_of,
     warn_unfinished,
+    warn_useless,
     write_folder,
 )
 from latentrobust.perturbation_sets.vae_gan import VAEGANSet
@@ -213,6 +214,7 @@ def load_perturbation_set(
         raise InputError("no perturbation set is named: give from=… or perturbation_set.path=…")
     path = at_hand(path, SET_FOLDER)
     warn_unfinished(path)
+    warn_useless(path)
     return restore_perturbation_set(path, radius=radius, network=network, of=of)
 
 

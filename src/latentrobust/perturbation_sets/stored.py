@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,8 +19,11 @@ from safetensors.torch import load_file, save
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import PARTIAL, about, read_json, regular, replacing, sync_folder
 from latentrobust.lock import how_it_ended
+from latentrobust.perturbation_sets.judgement import judged
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+METRICS = "metrics.json"
+"""What a run has measured, beside what it has stored."""
 
 
 def write_folder(
@@ -105,12 +109,35 @@ def check_kinds(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path
 
 def warn_unfinished(path: Path) -> None:
     """Warn where something lies in the folder of a run that has not finished: it may be of any epoch."""
-    for folder in (path, *path.absolute().parents[:3]):
-        if _is_run(folder):
-            if not (folder / "DONE").is_file():
-                state = how_it_ended(folder)
-                warn(f"{path} belongs to a run that did not finish ({state}): what it stores is not its final state")
-            return
+    folder = run_around(path)
+    if folder is not None and not (folder / "DONE").is_file():
+        state = how_it_ended(folder)
+        warn(f"{path} belongs to a run that did not finish ({state}): what it stores is not its final state")
+
+
+def warn_useless(path: Path) -> None:
+    """Warn where the run that learned the set at ``path``, or what came with it, has found it to be of no use."""
+    for folder in (path, run_around(path)):
+        if folder is None or not (folder / METRICS).is_file():
+            continue
+        try:
+            found = read_json(folder / METRICS)
+        except (OSError, ValueError):
+            continue
+        named = found.items() if isinstance(found, dict) else ()
+        numbers = {
+            name: math.nan if value is None else value
+            for name, value in named
+            if value is None or isinstance(value, int | float)
+        }
+        if (reason := judged(numbers)) is not None:
+            warn(f"about the set in {path}: {reason}")
+        return
+
+
+def run_around(path: Path) -> Path | None:
+    """The folder of the run in which something lies, if that is one."""
+    return next((folder for folder in (path, *path.absolute().parents[:3]) if _is_run(folder)), None)
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from scipy import stats
 
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import natural
+from latentrobust.perturbation_sets.judgement import too_coarse
 from latentrobust.run_folder import DONE, EARLIER, effects, flat, has_effect, number_or_text, of_a_run, own_places
 
 SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
@@ -29,6 +31,7 @@ NO_SHARES = ("tolerance", "draws", "examples", "queries", "groups", "pairs", "si
 OF_A_MODEL = (*SHARES, "loss", "fit_accuracy", "fit_loss", "fit_seconds", "steps")  # what a model's name stands before
 LEVEL = 0.95
 LABELS = ("name", "run")  # keys that say what a run is called or which one it repeats: other keys tell more
+FEW = 12  # names of metrics that a message shows
 COMMON = "radius"  # of a set, which a model over that set has too
 
 
@@ -56,6 +59,11 @@ class Finished:
     def identity(self) -> str:
         """Equal for runs of one group, which are draws of the same experiment."""
         return json.dumps(self.configuration, sort_keys=True, default=str)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The metrics that are numbers."""
+        return {name: value for name, value in self.metrics.items() if value is not None}
 
     @property
     def only_pgd(self) -> bool:
@@ -214,7 +222,11 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
     metrics = [name for name in names if any(fnmatch(name, pattern) for pattern in wanted)]
     if not metrics:
-        raise InputError(f"no run has a metric {', '.join(wanted)}; there are {', '.join(sorted(names))}")
+        plain = sorted({name for name in names if "eps=" not in name})
+        near = [name for pattern in wanted for name in get_close_matches(pattern, plain, n=3)]
+        shown = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(plain[:FEW])}"
+        more = f" and {len(plain) - FEW} more (in metrics.json)" if not near and len(plain) > FEW else ""
+        raise InputError(f"no run has a metric {', '.join(wanted)}; {shown}{more}")
     groups: dict[str, list[Finished]] = {}
     for run in runs:
         groups.setdefault(run.identity, []).append(run)
@@ -232,6 +244,8 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
                     without.setdefault(name, []).extend(run.folder for run in group if name not in run.metrics)
                 if "robust" in name.split("/") and group[0].only_pgd:
                     found[name] = replace(found[name], remark="PGD only")
+                if is_coverage(name) and any(too_coarse(run.numbers) for run in group):
+                    found[name] = replace(found[name], remark="too coarse to say anything")
         rows.append((({key: _value(group, key) or "" for key in differs}, found), group))
     rows.sort(key=lambda row: [natural_value(value) for value in row[0][0].values()])
     every = list(dict.fromkeys(key for run in runs for key in run.choices))
@@ -336,6 +350,22 @@ def is_better_high(metric: str) -> bool:
     """Whether more of a metric is better."""
     last = metric.rpartition("/")[2]
     return (is_share(metric) and last != "abstained") or last in ("log_likelihood", "active_units")
+
+
+def is_coverage(metric: str) -> bool:
+    """Whether a metric is the share of perturbations that a set contains, to within its ``coverage/tolerance``."""
+    return "coverage" in metric.split("/")[:-1] and is_share(metric)
+
+
+def is_comparable(summary: Summary, metric: str) -> bool:
+    """Whether a metric means the same in all rows: each set has its own tolerance, the worse one the wider.
+
+    Those of rows that have the metric must agree to two digits.
+    """
+    if not is_coverage(metric):
+        return True
+    runs = [run for group in summary.members for run in group if metric in run.metrics]
+    return len({f"{run.numbers.get('coverage/tolerance', math.nan):.2g}" for run in runs}) < 2
 
 
 def is_share(metric: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from latentrobust.reporting.aggregate import Finished, Summary, is_better_high
+from latentrobust.reporting.aggregate import Finished, Summary, is_better_high, is_comparable
 
 ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best one with the others
 LEAST = 2  # seeds in common
@@ -67,9 +67,9 @@ class Comparison:
 
 
 def compare(summary: Summary) -> list[Comparison]:
-    """All comparisons of a table's rows, metric by metric, adjusted by Holm."""
+    """All comparisons of a table's rows, metric by metric, adjusted by Holm; none of coverages to other tolerances."""
     found: list[Comparison] = []
-    for metric in summary.metrics:
+    for metric in (name for name in summary.metrics if is_comparable(summary, name)):
         there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
         pairs = _pairs(summary, metric, there)
         examples = {place: _by_example(summary.members[place], metric) for place in there}

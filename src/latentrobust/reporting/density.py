@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from latentrobust.batch import Batch
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.perturbation_sets.judgement import KNOWS_NOTHING
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
 from latentrobust.reporting.html import Section
 from latentrobust.reporting.measured import MeasuredFlow
@@ -17,6 +18,7 @@ from latentrobust.reporting.shown import ShownData
 from latentrobust.transforms import random
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0)
+FEW = 30  # points from which on a curve is drawn without markers
 SHARES = (0.5, 1.0, 2.0)  # of the radius, for random draws
 CAPTIONS = {
     "temperature": "Images decoded from normal latents times a temperature. Low temperatures give the most likely"
@@ -51,6 +53,7 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
         f" image is what decodes from offsets u of {norm} norm at most {ball.radius:.3g}.",
         verdict=f"The flow needs {metrics['bits_per_dim']:.3f} bits a value for test images. Decoding an encoded image"
         f" gives it back up to {metrics['round_trip_error']:.1e}.",
+        poor=metrics["bits_per_dim"] >= KNOWS_NOTHING,
         columns=["Metric", "Value", "Meaning"],
         rows=[
             [
@@ -121,8 +124,9 @@ def curve(history: Mapping[str, Sequence[float]]) -> Figure:
     """Bits per dimension against the epoch."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
-    axis.plot(history["epoch"], history["train"], color=BLUE, label="training")
-    axis.plot(history["epoch"], history["val"], color=ORANGE, label="validation")
+    marker = "." if len(history["epoch"]) < FEW else ""
+    axis.plot(history["epoch"], history["train"], marker=marker, color=BLUE, label="training")
+    axis.plot(history["epoch"], history["val"], marker=marker, color=ORANGE, label="validation")
     axis.set_xlabel("epoch")
     axis.set_ylabel("bits per dimension")
     axis.set_title("Negative log-likelihood during training", fontsize=10)

@@ -189,7 +189,7 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
         radii, errors = [p["radius"] for p in points], [p[name] for p in points]
         axis.plot(radii, errors, marker="o", markersize=3, label=ERROR_NAMES[name])
     axis.set_yscale("log")
-    axis.set_xlabel("radius of the set (25, 50, 75 % of the latent norms, and the selected one)")
+    axis.set_xlabel("radius (25, 50, 75 % of latent norms, the set's own)")
     axis.set_ylabel("squared error")
     axis.set_title("Quality against the radius", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
@@ -197,7 +197,7 @@ def quality_by_radius(by_radius: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def coverage(curve: Coverage, by_kind: Mapping[str, Coverage], radius: float) -> Figure:
-    """The share of test pairs that each radius contains, with its interval, overall and by kind."""
+    """The share of the pairs of a split that each radius contains, with its interval, overall and by kind."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axis = figure.subplots()
     axis.fill_between(curve.radii, curve.low, curve.high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
@@ -208,7 +208,7 @@ def coverage(curve: Coverage, by_kind: Mapping[str, Coverage], radius: float) ->
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlim(left=0)
     axis.set_xlabel("radius of the set")
-    axis.set_ylabel("share of test pairs contained")
+    axis.set_ylabel(f"share of {curve.split} pairs contained")
     axis.set_title(f"Coverage to within δ = {curve.tolerance:.3g} (mean squared error)", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return plain(figure, axis)

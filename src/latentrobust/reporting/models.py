@@ -15,6 +15,7 @@ from latentrobust.reporting import figures, segmentation
 from latentrobust.reporting.html import Cell, Section
 from latentrobust.reporting.measured import MeasuredModel
 from latentrobust.reporting.shown import ShownData
+from latentrobust.reporting.summary import share_of_set
 from latentrobust.robustness.certificates import PixelCertificates
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, logits_of
 from latentrobust.robustness.results import printed, value_at
@@ -28,8 +29,8 @@ CAPTIONS = {
     " attacked; the curve ends at the share of images that could be fooled.",
     "certified_pixels": "Share of pixels whose class is right and certified up to the radius, under two statements:"
     " for each pixel with probability 1 − α, and for all pixels of an image at once, each radius alone (Holm).",
-    "maps": "Test images and the worst that the first attack found within the radius, each with the predicted map; red:"
-    " pixels that were right before and are wrong now.",
+    "maps": "Test images and the worst that any of the attacks found within the radius, each with the predicted map;"
+    " red: pixels that were right before and are wrong now.",
     "certified_accuracy": "Share of test images whose class is right and certified up to the radius. Adaptive"
     " certification stops once the radii in question (dotted) are decided, so the curve may be low between and beyond.",
 }
@@ -57,6 +58,12 @@ BLURRED = 0.05  # drop of accuracy at ε = 0 that is pointed out
 ONLY_PGD = (
     "PGD alone often overstates robustness, on learned sets by much: evaluation/robust=autoattack before believing"
     " these figures."
+)
+
+
+ABSTENTIONS = (
+    "Smoothed accuracy counts an abstention as wrong; the search for the smoothed model's worst case takes the class"
+    " with most votes, without a test, and may therefore leave more."
 )
 
 
@@ -113,16 +120,22 @@ def _rows(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) -> l
 def _robust_titles(tests: Mapping[str, MeasuredModel]) -> list[tuple[str, float]]:
     """Rows of robust accuracy: the radius that a model was trained for first, then the others from 0 on."""
     titles = []
-    leading = {test.trained_for for test in tests.values() if test.trained_for is not None}
+    leading: dict[float, list[str]] = {}
+    for own, test in tests.items():
+        if test.trained_for is not None:
+            leading.setdefault(test.trained_for, []).append(f"“{own}”")
     radii = {radius: name for test in tests.values() for radius, name in test.radii.items()}
     shown = printed([*leading, *radii], digits=3)
     by = "PGD alone finds" if _only_pgd(tests) else "attacks find"
-    for radius in [*sorted(leading), *sorted(set(radii) - leading)]:
+    for radius in [*sorted(leading), *sorted(set(radii) - set(leading))]:
         name = f" ({radii[radius]})" if radii.get(radius) else ""
         title = f"worst case that {by} within ε = {shown[radius]}{name}"
         if radius == 0:
             title = "at the set's centre, ε = 0: what decoding alone leaves"
-        titles.append((f"{title}, trained for" if radius in leading else title, radius))
+        if radius in leading:
+            whose = f" ({', '.join(leading[radius])})" if len(tests) > 1 else ""
+            title = f"{title}, trained for{whose}"
+        titles.append((title, radius))
     return titles
 
 
@@ -134,7 +147,7 @@ def _certified_titles(tests: Mapping[str, MeasuredModel]) -> dict[tuple[str, flo
     for test in tests.values():
         for entry in test.entries:
             if entry.measure in AT_RADIUS and entry.radius is not None:
-                of = f" ({', '.join([*entry.names, *_share_of_set(test, entry.radius)])})"
+                of = f" ({', '.join(filter(None, [*entry.names, share_of_set(test.perturbations, entry.radius)]))})"
                 title = f"{AT_RADIUS[entry.measure]} {shown[entry.radius]}{of if len(of) > 3 else ''}"
                 titles[entry.measure, entry.radius] = title + STATEMENTS.get(entry.measure, "")
     return titles
@@ -142,15 +155,6 @@ def _certified_titles(tests: Mapping[str, MeasuredModel]) -> dict[tuple[str, flo
 
 def _only_pgd(tests: Mapping[str, MeasuredModel]) -> bool:
     return all(test.robust.only_pgd for test in tests.values() if test.robust is not None)
-
-
-def _share_of_set(test: MeasuredModel, radius: float) -> list[str]:
-    """A certified ℓ2 radius beside the set's own; around an ℓ∞ ball, that of the ℓ2 ball."""
-    if test.perturbations is None:
-        return []
-    ball = test.perturbations.ball
-    own = ball.radius * (math.sqrt(math.prod(ball.shape)) if ball.norm == "linf" else 1.0)
-    return [f"{100 * radius / own:.0f} % of the set's"]
 
 
 def _count(test: MeasuredModel, key: str) -> int:
@@ -212,7 +216,7 @@ def _flattered(test: MeasuredModel, worst: float, radius: float) -> str:
 
 def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
     parts = []
-    if attacked or certified:
+    if any(not isinstance(test.criterion, PixelAccuracy) for test in [*attacked, *certified]):
         parts.append("In brackets: 95 % intervals by Wilson, for the images that were measured.")
     if attacked:
         test = attacked[0]
@@ -233,6 +237,8 @@ def _note(attacked: list[MeasuredModel], certified: list[MeasuredModel]) -> str:
             f" n₀ = {settings.n0}, n = {settings.n}, α = {settings.alpha:g}"
             f"{', adaptive with the same guarantee' if settings.adaptive else ''}."
         )
+        if any(entry.measure == "smoothed/robust" for entry in test.entries):
+            parts.append(ABSTENTIONS)
         table = test.certificate_table
         if isinstance(table, PixelCertificates):
             reach = "; ".join(f"{radius:.3g} for {meaning}" for meaning, radius in table.reach(test.pixels).items())
@@ -302,8 +308,9 @@ def _figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[str, t
             continue
         drawn[label] = (
             _adversarial(test, data, name),
-            f"What the first attack made of test images{f' against “{name}”' if name else ''} at the largest radius,"
-            " and the difference to the image itself (grey: none). Above: the true class and what the model says.",
+            f"The worst that any of the attacks made of test images{f' against “{name}”' if name else ''}, at the"
+            " largest radius, and the difference to the image itself (grey: none). Above: the true class and what the"
+            " model says.",
         )
     return drawn
 
@@ -364,7 +371,7 @@ def _maps(test: MeasuredModel, data: ShownData, name: str, number: int) -> Figur
 
 
 def _worst(test: MeasuredModel, number: int) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One of the radii that were attacked, which rise; what the first attack found there, the images and labels."""
+    """One of the radii that were attacked, which rise; the worst that was found there, the images and labels."""
     found, of = test.adversarial, test.adversarial_of
     assert found is not None
     assert of is not None

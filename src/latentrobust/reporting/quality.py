@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.reporting import figures
 from latentrobust.reporting.html import Section
 from latentrobust.reporting.measured import MeasuredSet
 from latentrobust.reporting.shown import ShownData
-from latentrobust.reporting.summary import too_coarse
 
 ROWS = {
     "no_change": ("x itself", "Taking the unperturbed example, no set at all: what the other rows must beat."),
@@ -52,12 +52,9 @@ CAPTIONS = {
     " a typical pair is contained somewhere. Where the curve is flat, a larger radius contains no more of what was"
     " observed. Pairs of one group (photographs of one thing) count together in the interval.",
     "quality_by_radius": "A smaller radius makes the set smaller: the farthest point comes closer, and fewer observed"
-    " perturbations are reached.",
+    " perturbations are reached. Measured on the first test examples alone, so it may differ from the table.",
 }
 
-
-UNUSABLE = 0.1  # least share of the change that the nearest point has to explain
-COLLAPSED = 0.02  # of the error without a set: the least difference between the farthest and the nearest point
 
 PATH = ("fog", "defocus_blur", "pixelate")  # of figure 8
 
@@ -82,7 +79,7 @@ def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]
         title="The perturbation set",
         text=_explanation(perturbations),
         verdict=" ".join(filter(None, (_verdict(metrics), _coverage(test, metrics)))),
-        poor=_judged(metrics) is not None,
+        poor=judged(metrics) is not None,
         columns=columns,
         rows=rows,
         note=_note(has_nll, has_exact, test.detail),
@@ -118,34 +115,14 @@ def _note(has_nll: bool, has_exact: bool, detail: int) -> str:
     return note
 
 
-def _judged(metrics: Mapping[str, float]) -> str | None:
-    """Why a set is of no use, or None: it holds one image alone, or lies no nearer to what was observed than x does."""
-    reached, unchanged = metrics["quality/pgd_ae"], metrics["quality/no_change"]
-    spread = metrics["quality/over_ae"] - reached
-    if not math.isfinite(reached + spread):
-        return "Unusable: the errors are not finite, because the set decodes some offsets to no number."
-    if spread < COLLAPSED * max(unchanged, reached):
-        return (
-            "Collapsed: the nearest point, random draws and the farthest point are one and the same image, so the set"
-            " ignores its offset. Attacks over it find nothing, whatever the model. Train longer, or with a smaller"
-            " weight of the KL term."
-        )
-    if reached > (1 - UNUSABLE) * unchanged:
-        return (
-            "Unusable: the nearest point of the set is hardly closer to an observed perturbation than the unperturbed"
-            " example is, if at all. What is robust over it says nothing about the perturbations that were observed."
-        )
-    return None
-
-
 def _verdict(metrics: Mapping[str, float]) -> str:
     """Does the set contain what was observed, and is it of any use?"""
     reached, unchanged = metrics["quality/pgd_ae"], metrics["quality/no_change"]
     share = 100 * (1 - reached / unchanged) if unchanged > 0 else 0.0
-    judged = _judged(metrics)
+    said = judged(metrics)
     inside = metrics["latent_norm/max"] <= metrics["radius"]
     reach = "every test pair lies within it" if inside else "some test pairs lie outside it and are projected"
-    return f"{judged} " * (judged is not None) + (
+    return f"{said} " * (said is not None) + (
         f"The nearest point of the set explains {share:.1f} % of the change between a test example and its perturbed"
         f" version (squared error {reached:.4f} against {unchanged:.4f} without a set). The radius"
         f" is {metrics['radius']:.3g}; {reach}."

@@ -29,6 +29,7 @@ class ShownData:
     def __init__(self, data: PairData) -> None:
         self.name, self.note, self.kinds = data.name, data.note, tuple(data.kinds)
         self.class_names, self.test_pairs = tuple(data.class_names), data.count("test")
+        self.what = "pairs" if data.has_pairs else "images"
         self._data: PairData | None = data
         self._answers: dict[str, Any] = {}
 
@@ -38,13 +39,15 @@ class ShownData:
         self = cls.__new__(cls)
         self.name, self.note, self.kinds = facts["name"], facts["note"], tuple(facts["kinds"])
         self.class_names, self.test_pairs = tuple(facts["class_names"]), facts["test_pairs"]
+        self.what = facts.get("what", "pairs")  # an earlier version did not say
         self._answers, self._data = dict(answers), None
         return self
 
     def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Facts as plain values, and the pairs as tensors by what was asked."""
         facts = {"name": self.name, "note": self.note, "kinds": list(self.kinds)}
-        return {**facts, "class_names": list(self.class_names), "test_pairs": self.test_pairs}, self._answers
+        counted = {"test_pairs": self.test_pairs, "what": self.what}
+        return {**facts, "class_names": list(self.class_names), **counted}, self._answers
 
     def pairs(self, split: str, index: Tensor) -> Batch:
         """As in `PairData`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from latentrobust.perturbation_sets.base import PerturbationSet
+from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.reporting.measured import MeasuredModel, MeasuredSet
 from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.radii import names_of
@@ -18,9 +20,9 @@ def in_short(measured_set: MeasuredSet | None, tests: Mapping[str, MeasuredModel
         measured_set: the set and its quality, or None.
         tests: models by name, empty for a single one.
     """
-    sentences = []
+    sentences: list[str] = []
     if measured_set is not None:
-        sentences.append(_of_set(measured_set))
+        sentences += filter(None, (judged(measured_set.metrics), _of_set(measured_set)))
     attacked = {name: test for name, test in tests.items() if "robust" in test.tables}
     if attacked:
         radius, size = _radius(next(iter(attacked.values())))
@@ -33,25 +35,37 @@ def in_short(measured_set: MeasuredSet | None, tests: Mapping[str, MeasuredModel
         if shares:
             pixels = any(isinstance(test.criterion, PixelAccuracy) for test in attacked.values())
             what = "pixels" if pixels else "images"
+            alone = all(test.robust is not None and test.robust.only_pgd for test in attacked.values())
+            by = "PGD alone, which often overstates robustness, found" if alone else "was found"
             sentences.append(
-                f"Within {size}, the worst case that was found leaves this share of {what} right: {', '.join(shares)}."
+                f"Within {size}, the worst case that {by} leaves this share of {what} right: {', '.join(shares)}."
             )
-    for name, test in tests.items():
-        reached = value_at(test.entries, "certified", "p50")
-        if reached is not None:
-            who = f"“{name}”, smoothed," if name else "The model, smoothed,"
-            share = 100 * reached
-            sure = 100 * (1 - test.certify.alpha) if test.certify is not None else 0.0
-            sentences.append(
-                f"{who} is certified right on {share:.0f} % at the median norm, whatever the attack within the set"
-                f" (each certificate holds with {sure:g} %)."
-            )
+    sentences += filter(None, (_certified(name, test) for name, test in tests.items()))
     return sentences
 
 
-def too_coarse(metrics: Mapping[str, float]) -> bool:
-    """Whether "contained" would mean no nearer than the image itself, so that shares of it say nothing."""
-    return metrics.get("coverage/tolerance", 0.0) >= metrics.get("quality/no_change", math.inf)
+def _certified(name: str, test: MeasuredModel) -> str | None:
+    """What is certified at the median norm, and how far that is; None where it was not asked."""
+    found = [entry for entry in test.entries if entry.measure == "certified" and "p50" in entry.names]
+    if not found or found[0].radius is None:
+        return None
+    who = f"“{name}”, smoothed," if name else "The model, smoothed,"
+    what = "pixels" if isinstance(test.criterion, PixelAccuracy) else "images"
+    sure = 100 * (1 - test.certify.alpha) if test.certify is not None else 0.0
+    share = share_of_set(test.perturbations, found[0].radius)
+    return (
+        f"{who} is certified right on {100 * found[0].value:.0f} % of {what}, whatever the offset within the median"
+        f" norm (ℓ2 {found[0].radius:.3g}{f', {share}' if share else ''}; each certificate holds with {sure:g} %)."
+    )
+
+
+def share_of_set(perturbations: PerturbationSet | None, radius: float) -> str:
+    """A certified ℓ2 radius beside the set's own, in words; around an ℓ∞ ball, that of the ℓ2 ball."""
+    if perturbations is None:
+        return ""
+    ball = perturbations.ball
+    own = ball.radius * (math.sqrt(math.prod(ball.shape)) if ball.norm == "linf" else 1.0)
+    return f"{100 * radius / own:.0f} % of the set's"
 
 
 def _of_set(test: MeasuredSet) -> str:

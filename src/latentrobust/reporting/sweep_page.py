@@ -20,7 +20,7 @@ from PIL import Image
 
 import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
-from latentrobust.reporting.aggregate import Summary, is_share, title_of
+from latentrobust.reporting.aggregate import Summary, is_better_high, is_comparable, is_share, title_of
 from latentrobust.reporting.comparison import Comparison
 from latentrobust.reporting.figures import as_png, plain
 from latentrobust.reporting.tables import cells
@@ -31,6 +31,7 @@ PICTURES = ("samples", "adversarial", "pairs", "robust_accuracy", "training")  #
 WIDEST = 480  # pixels of such a picture
 MOST_RUNS, MOST_LINES = 24, 10  # as many lines as there are colours
 DPI = 110
+ERROR = "quality/pgd_ae"  # of a set: how far its nearest point is from what was observed
 COMPARED = ("metric", "first", "second", "over", "pairs", "difference", "95 % interval", "p (Holm)", "more than chance")
 
 
@@ -117,17 +118,20 @@ def comparison_rows(summary: Summary, comparisons: Sequence[Comparison]) -> list
 
 
 def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """For someone who reads nothing else: the best row in the first shares, and whether that is more than chance."""
-    shares = [metric for metric in summary.metrics if is_share(metric)][:3]
-    for metric in shares if len(summary.rows) > 1 else ():
+    """For someone who reads nothing else: the best row in what matters first, and whether that is more than chance."""
+    shares = [metric for metric in summary.metrics if is_share(metric) and is_comparable(summary, metric)]
+    errors = [metric for metric in summary.metrics if metric.endswith(ERROR)]
+    for metric in [*errors, *shares][:3] if len(summary.rows) > 1 else ():
         there = [place for place, (_, found) in enumerate(summary.rows) if metric in found and found[metric].count]
         if len(there) < 2:
             continue
-        best = max(there, key=lambda place: summary.rows[place][1][metric].mean)
+        pick, most, ends = (max, "most", "highest") if is_better_high(metric) else (min, "least", "lowest")
+        best = pick(there, key=lambda place: summary.rows[place][1][metric].mean)
         ahead = [place for place in there if summary.rows[place][1][metric].mean == summary.rows[best][1][metric].mean]
-        mean = 100 * summary.rows[best][1][metric].mean
+        value = summary.rows[best][1][metric].mean
+        mean = f"{100 * value:.1f} %" if is_share(metric) else f"{value:.3g}"
         if len(ahead) > 1:
-            yield f"{metric}: {len(ahead)} of {len(there)} rows share the highest value, {mean:.1f} %."
+            yield f"{metric}: {len(ahead)} of {len(there)} rows share the {ends} value, {mean}."
             continue
         against = [part for part in comparisons if part.metric == metric and best in (part.first, part.second)]
         sure = [part for part in against if part.over == "seeds" and part.is_sure]
@@ -137,7 +141,13 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
             if not paired
             else f"; ahead of {len(sure)} of {len(paired)} others by more than chance over seeds"
         )
-        yield f"{metric}: {label_of(summary, best)} has the most, {mean:.1f} %{told}."
+        yield f"{metric}: {label_of(summary, best)} has the {most}, {mean}{told}."
+    unlike = [metric for metric in summary.metrics if not is_comparable(summary, metric)]
+    if unlike and len(summary.rows) > 1:
+        yield (
+            f"{', '.join(unlike)}: not compared, since each set has its own tolerance (coverage/tolerance), which is"
+            " the wider the worse a set is."
+        )
     for metric, folders in summary.without.items():
         names = ", ".join(folder.name for folder in folders)
         yield f"{metric} is missing in {len(folders)} runs of rows that have it: {names}."

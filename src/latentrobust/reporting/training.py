@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def read_curves(path: Path) -> dict[str, Curve]:
                 name = key.removeprefix(prefix)
                 if value and epoch and any(name.startswith(start) for starts in PANELS.values() for start in starts):
                     curves.setdefault(name, []).append((float(epoch) + 1, float(value)))
-    return curves
+    trained = [place for name, curve in curves.items() if name.startswith("train/") for place, _ in curve]
+    # What is validated after the training is logged as if a further epoch had begun.
+    last = max(trained, default=math.inf)
+    return {name: [(min(place, last), value) for place, value in curve] for name, curve in curves.items()}
 
 
 def training_curves(curves: Mapping[str, Curve], title: str) -> Figure:

@@ -21,7 +21,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
-from latentrobust.robustness.attacks import Found
+from latentrobust.robustness.attacks.base import Found, worst_of
 from latentrobust.robustness.covering import FIRST, CoveringOfBatches
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
@@ -246,8 +246,7 @@ class Assessment(nn.Module):
                 columns, found = self.assessor.attack(part)
                 self.stays.update(part.index, part.kind, **columns)
                 if self.adversarial is None:
-                    first = next(iter(found.values()))
-                    self.adversarial = Found(first.radii, *(value[:, :SHOWN].cpu() for value in first[1:]))
+                    self.adversarial = worst_of([_first(each, SHOWN) for each in found.values()])
                     self.adversarial_of = part.x[:SHOWN].cpu(), part.labels[:SHOWN].cpu()
         if self.certificates is not None and self.certify is not None:
             part = below(batch, self.certify.examples)
@@ -377,3 +376,8 @@ def _at_most(share: float, *limits: int | None) -> int | None:
     """A share of the smallest of some numbers of examples, as far as they are known."""
     known = [limit for limit in limits if limit is not None]
     return math.ceil(min(known) * share) if known else None
+
+
+def _first(found: Found, count: int) -> Found:
+    """What was found for the first few examples, on the CPU."""
+    return Found(found.radii, *(value[:, :count].cpu() for value in found[1:]))

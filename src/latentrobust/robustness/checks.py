@@ -9,6 +9,7 @@ from latentrobust.errors import InputError, warn
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.criteria import class_margins, cross_entropy, logits_of
+from latentrobust.transforms import random
 
 EXAMPLES = 32
 STUCK = 0.25  # share of an offset's coordinates without a gradient from which on searches are warned about
@@ -114,7 +115,7 @@ def check_offsets(model: nn.Module, s: SetAt, ball: LatentBall, y: Tensor, keys:
         gradient = torch.autograd.grad(loss, u, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
         return  # the model's fault, and said there
-    gradient = gradient.flatten(1)
+    gradient = gradient.flatten(1)[:, ~_idle(s, ball, u.detach(), gradient, keys[few])]
     moved = gradient[(gradient != 0).any(1)].nan_to_num()  # NaN moves nothing
     stuck = float((moved == 0).double().mean()) if len(moved) else 0.0
     if stuck > STUCK:
@@ -122,3 +123,14 @@ def check_offsets(model: nn.Module, s: SetAt, ball: LatentBall, y: Tensor, keys:
             f"the loss has no gradient in {100 * stuck:.0f} % of the coordinates of random offsets: searches cannot"
             " move them, and robust accuracy may only seem high; does the set's decoder clip? then SetAt.project should"
         )
+
+
+def _idle(s: SetAt, ball: LatentBall, u: Tensor, gradient: Tensor, keys: Tensor) -> Tensor:
+    """Which coordinates ``[prod(shape)]`` change no image at all: nothing is hidden where there is nothing to find."""
+    idle = (gradient.flatten(1) == 0).all(0)
+    if not bool(idle.any()):
+        return idle
+    redrawn = ball.uniform(random.fold_in(keys, 1), s.offset_dtype)
+    other = torch.where(idle.reshape(ball.shape), redrawn, u)
+    with torch.no_grad():
+        return idle & torch.equal(s.decode(u), s.decode(other))

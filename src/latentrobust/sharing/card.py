@@ -15,11 +15,11 @@ from statsmodels.stats.proportion import proportion_confint
 
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, sha256_of
+from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.perturbation_sets.stored import CONFIG, WEIGHTS
 from latentrobust.remote import Kind
 from latentrobust.reporting.aggregate import is_share
 from latentrobust.reporting.quality import ROWS
-from latentrobust.reporting.summary import too_coarse
 from latentrobust.run_folder import DONE, has_effect, of_a_run, read_metrics
 
 PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
@@ -130,12 +130,18 @@ def card(
     description: Any = read_json(found.folder / CONFIG)
     named = title or str(configuration.get("name") or found.run.name)
     is_set = found.kind == "perturbation_set"
+    if found.prefix:  # not those about the other models of the run
+        others = [path.name for path in (found.run / "models").iterdir() if f"{path.name}/" != found.prefix]
+        warnings = [text for text in warnings if not text.startswith(tuple(f"{name}: " for name in others))]
+    task = (
+        "perturbation-set" if is_set else "image-segmentation" if _of_pixels(found, metrics) else "image-classification"
+    )
     identifier = licence if " " not in licence.strip() else "other"
     lines = [
         "---",
         "library_name: latentrobust",
         f"license: {identifier}",
-        f"tags: [adversarial-robustness, {'perturbation-set' if is_set else 'image-classification'}]",
+        f"tags: [adversarial-robustness, {task}]",
         "---",
         "",
         f"# {named}",
@@ -183,11 +189,16 @@ def card(
 def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     shape = "×".join(map(str, description.get("image_shape") or ()))
     if found.kind == "model":
-        return f"A classifier of images {shape} in [0, 1] into {description.get('classes')} classes."
+        images, classes = f"images {shape} in [0, 1]", f"{description.get('classes')} classes"
+        if _of_pixels(found, metrics):
+            return f"A network that gives each pixel of {images} one of {classes}. Accuracies are shares of pixels."
+        return f"A classifier of {images} into {classes}."
     text = (
         f"A perturbation set: for each image {shape} in [0, 1], all images that a generator makes of it with an offset"
         f" of norm at most {description.get('radius') or metrics.get('radius', float('nan')):.4g}."
     )
+    if (reason := judged(metrics)) is not None:
+        text += f" **{reason}**"
     if "coverage/radius" in metrics and too_coarse(metrics):
         text += (
             " It is too coarse to say which share of unseen perturbations it contains: it reproduces them no better"
@@ -200,6 +211,11 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
             " perturbations of unseen images, to within the tolerance that its coverage states."
         )
     return text
+
+
+def _of_pixels(found: Stored, metrics: Mapping[str, float]) -> bool:
+    """Whether a model gives maps."""
+    return f"{found.prefix}miou/clean" in metrics
 
 
 Row = tuple[str, str, str]  # what was measured, its value, and what it means where that is not in the name
@@ -224,9 +240,13 @@ def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mappin
     meanings = {
         "accuracy/clean": "Images as they are",
         "accuracy/perturbed": "The data's own perturbed images",
+        "miou/clean": "Mean intersection over union, images as they are",
+        "miou/perturbed": "Mean intersection over union, the data's own perturbed images",
+        "accuracy_known/clean": "Pixels of materials that are told apart, images as they are",
+        "accuracy_known/perturbed": "Pixels of materials that are told apart, the data's own perturbed images",
         "robust": "Right after these attacks",
-        "smoothed/clean": "The smoothed model: images as they are",
-        "smoothed/robust": "The smoothed model: right after a search",
+        "smoothed/clean": "The smoothed model: images as they are (an abstention counts as wrong)",
+        "smoothed/robust": "The smoothed model: most votes are right after a search (abstentions are not counted)",
         "certified": "The smoothed model: right, and certified",
     }
     radii = _radii(found.run, configuration, metrics)
@@ -247,8 +267,11 @@ def _how(found: Stored, metrics: Mapping[str, float], configuration: Mapping[str
     number = {part: metrics.get(f"{found.prefix}{part}/examples", 0) for part in ("robust", "certified")}
     said = []
     if number["robust"]:
-        attacks = " and ".join((evaluation.get("robust") or {}).get("attacks") or ())
-        said.append(f"Attacked{f' with {attacks}' if attacks else ''}: {number['robust']:.0f} images.")
+        attacks = (evaluation.get("robust") or {}).get("attacks") or {}
+        names = " and ".join(attacks)
+        said.append(f"Attacked{f' with {names}' if names else ''}: {number['robust']:.0f} images.")
+        if attacks and all(str((attack or {}).get("_target_")).endswith(".PGD") for attack in attacks.values()):
+            said.append("PGD alone often overstates robustness, on learned sets by much.")
     if number["certified"]:
         certify, sigma = evaluation.get("certify") or {}, metrics.get(f"{found.prefix}smoothed/sigma", math.nan)
         said.append(

@@ -20,6 +20,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.coverage import Coverage, CoverageSettings
+from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import (
     PairValues,
@@ -207,6 +208,8 @@ class QualityTest(pl.LightningModule):
             self.coverage, self.coverage_by_kind, measured = self.covering.compute()
             self.metrics |= self.covering.metrics(self.coverage, self.coverage_by_kind)
             self.per_example = {**table, "covering_radius": padded(measured, len(table["index"]))}
+        if (reason := judged(self.metrics)) is not None:
+            warn(f"about the set: {reason}")
 
     def _norms(self, table: dict[str, np.ndarray]) -> dict[str, float]:
         norms = table["latent_norm"].astype(np.float64)

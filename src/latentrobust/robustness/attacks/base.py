@@ -46,6 +46,21 @@ class Found(NamedTuple):
     queries: Tensor
 
 
+def worst_of(found: Sequence[Found]) -> Found:
+    """The worst that any of several attacks at the same radii has found: what fools, and then the lower score."""
+    worst, *others = found
+    for other in others:
+        is_worse = torch.where(other.fooled == worst.fooled, other.score < worst.score, other.fooled)
+        worst = Found(
+            worst.radii,
+            *(
+                torch.where(is_worse.reshape(*is_worse.shape, *[1] * (own.dim() - 2)), new, own)
+                for own, new in zip(worst[1:], other[1:], strict=True)
+            ),
+        )
+    return worst
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """An attack on a model over a perturbation set; immutable, and called with what it attacks.
