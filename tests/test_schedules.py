@@ -27,6 +27,9 @@ def test_constant_between_the_epochs_of_a_change():
     schedule = PiecewiseConstant([1, 0.2, 0.04], [0, 60, 120], total=200, stretch_to=20)
     assert [schedule(Moment(e)) for e in (0, 5.99, 6, 11.9, 12, 30)] == [1, 1, 0.2, 0.2, 0.04, 0.04]
     assert schedule(end(20)) == 0.04
+    for total in (0, -5):
+        with pytest.raises(ValueError, match="total must be a number above 0"):
+            PiecewiseConstant([1], [0], total=total, stretch_to=20)
 
 
 def test_exponential_decay_in_steps_or_epochs():

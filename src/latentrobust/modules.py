@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,15 @@ class Scheduled(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
+
+    def log_means(self, values: Mapping[str, Tensor], count: int) -> None:
+        """Log means over ``count`` examples of a batch, as means over all examples of the epoch and of all processes.
+
+        The count is given as a float: over processes Lightning averages whole numbers as whole numbers, and 101
+        examples in two of them would count as 50 for the sum of half of 101.
+        """
+        weight: Any = float(count)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True)
 
     def log_rate(self, **further: float) -> None:
         """Log the learning rate of a step, and other values that follow a schedule, as ``train/<name>``.

@@ -159,7 +159,7 @@ def check_model(model: torch.nn.Module, data: PairModule) -> None:
 
 
 def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> None:
-    """Refuse more processes than there are pairs: one without any would leave the others waiting.
+    """Refuse more processes than there are pairs, or training batches: one without any would leave the others waiting.
 
     Raises:
         InputError: naming the split.
@@ -173,6 +173,12 @@ def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> Non
             raise InputError(
                 f"data has {count} {split} pairs for {trainer.world_size} processes: use fewer, or more of the data"
             )
+    size, count = shared.data.batch_size, shared.data.count("train")
+    if trainer.world_size > 1 and count < size * trainer.world_size:
+        raise InputError(
+            f"data has {count} training pairs, which is less than a batch of {size} for each of {trainer.world_size}"
+            f" processes: give data.batch_size={max(count // trainer.world_size, 1)} or less"
+        )
 
 
 def check_optimized_metric(cfg: DictConfig, models: list[str]) -> None:

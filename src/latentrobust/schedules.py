@@ -94,7 +94,7 @@ class PiecewiseConstant:
         self,
         values: Sequence[float],
         epochs: Sequence[float],
-        total: float | None = None,
+        total: Positive | None = None,
         stretch_to: float | None = None,
     ) -> None:
         self.values, self.epochs = _checked(values, epochs, None)

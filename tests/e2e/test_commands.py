@@ -346,13 +346,28 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
 
 def test_training_on_two_processes_finishes(tmp_path):
-    """With the default folder, which each process would name by its own clock."""
-    done = command("train", *TINY, "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path)
+    """With the default folder, which each process would name by its own clock; and odd numbers of pairs."""
+    odd = ["data.validation=5", "data.train_size=70"]
+    done = command("train", *TINY, *odd, "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = [path for path in (tmp_path / "outputs" / "mnist" / "linf_fc").iterdir() if not path.is_symlink()]
     assert len(runs) == 1
     assert (runs[0] / "DONE").is_file()
     assert len(list(csv.DictReader((runs[0] / "per_example.csv").open()))) == 8
+    alone = command("train", *TINY, *odd, "data.batch_size=16", "test=false", "paths.output_dir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    logged = []
+    for folder in (runs[0], tmp_path / "alone"):
+        rows = csv.DictReader((folder / "logs" / "metrics.csv").open())
+        means = ("val/loss", "val/reconstruction", "val/kl", "val/encoder_ae", "train/loss", "train/kl")
+        logged.append({name: float(value) for row in rows for name, value in row.items() if value and name in means})
+    assert logged[0] == pytest.approx(logged[1], rel=1e-3)
+    few = command(
+        "train", *TINY, "data.train_size=15", "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert few.returncode == 2
+    assert "15 training pairs, which is less than a batch of 8 for each of 2 processes: give" in few.stderr
 
 
 def test_ddp_in_a_sweep_is_refused_with_the_remedy(tmp_path):

@@ -192,18 +192,25 @@ def test_active_units_counts_what_varies():
     assert metric.compute() == 2
 
 
-def test_metrics_reduce_over_processes_like_one_process():
+def test_metrics_reduce_over_processes_like_one_process(monkeypatch):
     one, two = PairValues(["error"]), [PairValues(["error"]) for _ in range(2)]
-    values = torch.rand(9)
-    index = torch.arange(9)
+    values = torch.rand(11)
+    index = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 3, 4, 5])  # an image may have several pairs of one kind
     one.update(index, index * 0, error=values)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     for rank, metric in enumerate(two):
-        metric.update(index[rank::2], index[rank::2] * 0, error=values[rank::2])
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        for part in torch.arange(11)[rank::2].split(2):
+            metric.update(index[part], index[part] * 0, error=values[part])
+    monkeypatch.undo()
     merged = PairValues(["error"])
-    for name in merged.names:
+    for name in (*merged.names, "place"):
         setattr(merged, name, [torch.cat([torch.cat(getattr(metric, name)) for metric in two])])
     merged._update_count = 1
     assert merged.compute() == one.compute()
+    np.testing.assert_array_equal(merged.table()["error"], values.numpy())
+    assert list(merged.table()) == ["index", "kind", "error"]
     assert one.compute()["error"] == pytest.approx(float(values.mean()))
 
 

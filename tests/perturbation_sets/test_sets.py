@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from latentrobust.data.images import digits
+from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PixelBall, RTSSet
-from latentrobust.transforms.affine import pad_to
+from latentrobust.perturbation_sets.coverage import Coverage
+from latentrobust.transforms.affine import RotationTranslationScale, pad_to
 from latentrobust.transforms.random import example_keys
 
 
@@ -96,3 +98,43 @@ def test_rts_radius_is_a_share_of_the_bounds():
     shifts = RTSSet((1, 8, 8), radius=0.5, shift=3).at(torch.rand(50, 1, 8, 8)).sample(4, torch.arange(50))[..., 2:] * 3
     assert set(shifts.round().flatten().tolist()) == {-1.0, 0.0, 1.0}  # whole pixels, of 1.5
     torch.testing.assert_close(shifts, shifts.round(), atol=1e-5, rtol=0)
+
+
+def test_bounds_beside_a_transform_and_more_than_all_of_them_are_refused():
+    transform = RotationTranslationScale()
+    with pytest.raises(ValueError, match="a transform or its keywords, got both: degrees"):
+        RTSSet((1, 8, 8), transform, degrees=5.0)
+    s = RTSSet((1, 8, 8), transform)
+    with pytest.raises(ValueError, match=r"in \(0, 1\], got 2"):
+        s.set_radius(2.0)
+    s.set_radius(0.5)
+    assert s.ball.radius == 0.5
+
+
+def test_no_images_and_no_draws_decode_to_none(small_set):
+    for s, x in ((RTSSet((1, 8, 8)), torch.rand(3, 1, 8, 8)), (small_set, torch.rand(3, 1, 8, 8))):
+        none, at = s.at(x[:0]), s.at(x)
+        assert none.decode(torch.zeros(0, *s.ball.shape)).shape == (0, 1, 8, 8)
+        assert at.decode(at.sample(0)).shape == (0, 3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, "numpy"])
+def test_images_and_what_they_became_may_be_of_any_precision(small_set, kind):
+    x, x_tilde = torch.rand(2, 3, 1, 8, 8).bfloat16().float()
+    wanted = small_set.at(x)
+    given = [part.double().numpy() if kind == "numpy" else part.to(kind) for part in (x, x_tilde)]
+    at = small_set.at(given[0])
+    torch.testing.assert_close(at.encode(given[1]), wanted.encode(x_tilde))
+    torch.testing.assert_close(at.kl(given[1]), wanted.kl(x_tilde))
+    keys = example_keys(0, torch.arange(3))
+    torch.testing.assert_close(at.reconstruct(given[1], keys), wanted.reconstruct(x_tilde, keys))
+    with pytest.raises(InputError, match=r"perturbed images must be \[3, 1, 8, 8\].*got \[2, 1, 8, 8\]"):
+        at.encode(given[1][:2])
+
+
+def test_radii_by_coverage_need_a_share(small_set):
+    small_set.coverage = Coverage(0.01, (0.0, 1.0), (0.5, 0.9), (0.4, 0.8), (0.6, 1.0), 20, 10, "validation")
+    assert small_set.radius_of("coverage=0.9") == 1
+    for share in ("-1", "0", "nan", "1.2", "some"):
+        with pytest.raises(InputError, match="a share above 0 and at most 1"):
+            small_set.radius_of(f"coverage={share}")

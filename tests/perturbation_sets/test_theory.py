@@ -81,6 +81,10 @@ def test_chi_cdf_where_it_underflows_and_where_it_does_not():
         assert log_chi_cdf(r, k) <= exact
         assert log_chi_cdf(r, k) == pytest.approx(float(exact), rel=1e-9, abs=1e-9)
     assert log_chi_cdf(0, 3) == -math.inf
+    for k in (1, 4):  # r² underflows; one term of the series is left
+        exact = mpmath.log(mpmath.mpf(1e-200) ** k / (mpmath.mpf(2) ** (k / 2) * mpmath.gamma(k / 2 + 1)))
+        assert log_chi_cdf(1e-200, k) <= exact
+        assert log_chi_cdf(1e-200, k) == pytest.approx(float(exact), rel=1e-9)
 
 
 @settings(deadline=None, max_examples=25)

@@ -12,6 +12,7 @@ from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.training.base import Unperturbed
 from latentrobust.schedules import PiecewiseLinear
 from latentrobust.tasks.classification import ClassificationTask
+from latentrobust.tasks.segmentation import SegmentationTask
 
 
 def scores(predictions, labels, classes):
@@ -73,3 +74,16 @@ def test_newly_wrong_pixels_are_of_those_that_count():
     figure.draw_without_rendering()
     box = figure._suptitle.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_labels_below_0_do_not_count_in_a_validation_whichever_they_are(monkeypatch):
+    task = SegmentationTask.__new__(SegmentationTask)
+    nn.Module.__init__(task)
+    task._iou, logged = intersection_over_union(3), {}
+    monkeypatch.setattr(ClassificationTask, "_count_perturbed", lambda *_: None)
+    monkeypatch.setattr(SegmentationTask, "log", lambda self, name, metric, **_: logged.update({name: metric}))
+    y = torch.tensor([[[0, 1], [-100, 2]]])
+    task._count_perturbed(torch.randn(1, 3, 2, 2), y)
+    task._iou.reset()
+    task._count_perturbed(torch.nn.functional.one_hot(y.clamp_min(0), 3).permute(0, 3, 1, 2).float(), y)
+    assert float(logged["val/miou/perturbed"].compute()) == 1

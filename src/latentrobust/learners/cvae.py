@@ -145,7 +145,7 @@ class CVAELearner(Scheduled):
         values = {"train/excess": excess} if self.spread else {}
         values |= {"train/loss": loss.detach() / len(batch.index), "train/reconstruction": reconstruction}
         values |= {"train/kl": kl}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.index), sync_dist=True)
+        self.log_means(values, len(batch.index))
         self.log_rate(beta=beta)
         # DDP averages over processes, and Lightning over accumulated batches.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -213,7 +213,7 @@ class CVAELearner(Scheduled):
             "val/kl": kl.mean(),
             "val/encoder_ae": encoder_error(s, batch.perturbed, u, unbounded, squared_error).mean(),
         }
-        self.log_dict(values, on_epoch=True, batch_size=len(batch.index), sync_dist=True)
+        self.log_means(values, len(batch.index))
         if self._sampled is None:
             self._sampled = batch
 
@@ -238,7 +238,7 @@ class CVAELearner(Scheduled):
         ball = LatentBall(self.network.latent_shape, "l2", radius)
         keys = random.example_keys(self.seed, pairs.index, Purpose.LEARNING_SAMPLES)
         expected = expected_error(s, pairs.perturbed, ball, squared_error, draws=5, keys=keys)
-        self.log("val/expected_ae", expected.mean(), sync_dist=True, batch_size=len(pairs.index))
+        self.log_means({"val/expected_ae": expected.mean()}, len(pairs.index))
         self.log_dict(values)
 
     def perturbation_set(self) -> CVAESet:

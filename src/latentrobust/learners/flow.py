@@ -173,7 +173,7 @@ class FlowLearner(Scheduled):
         size = len(batch.index)
         self.val_bits.update(bits)
         self.log("val/bits_per_dim", self.val_bits, on_epoch=True, batch_size=size)
-        self.log("val/loss", bits.mean(), on_epoch=True, batch_size=size, sync_dist=True)
+        self.log_means({"val/loss": bits.mean()}, size)
         s = FlowSet(self.network, self.norm, radius=1.0).at(batch.x, batch.y)
         back = s.decode_unclamped(torch.zeros_like(s.z))  # type: ignore[attr-defined]
         self.round_trip.update((back - batch.x).abs().amax())

@@ -43,7 +43,23 @@ def _with_fitting_offsets(decode: Callable[[Any, Tensor], Tensor]) -> Callable[[
         if not isinstance(u, Tensor) or tuple(u.shape[-len(shape) :]) != shape:
             got = list(u.shape) if isinstance(u, Tensor) else f"a {type(u).__name__}"
             raise InputError(f"offsets must be {list(shape)} for {len(self.x)} images, or more of these; got {got}")
+        if not u.numel():
+            return self.x.new_zeros((*u.shape[: u.dim() - len(shape)], *self.x.shape))
         return decode(self, u)
+
+    return fitting
+
+
+def _with_fitting_images(ask: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(ask)
+    def fitting(self: SetAt, x_tilde: Tensor, *arguments: Any, **named: Any) -> Any:
+        x_tilde = as_tensor(x_tilde)
+        if not isinstance(x_tilde, Tensor) or x_tilde.shape != self.x.shape:
+            got = list(x_tilde.shape) if isinstance(x_tilde, Tensor) else f"a {type(x_tilde).__name__}"
+            raise InputError(f"perturbed images must be {list(self.x.shape)}, as the images are; got {got}")
+        wide = x_tilde.dtype == torch.float64  # as NumPy has them
+        dtype = self.offset_dtype if wide else torch.promote_types(x_tilde.dtype, self.x.dtype)
+        return ask(self, x_tilde.to(dtype), *arguments, **named)
 
     return fitting
 
@@ -59,6 +75,9 @@ class SetAt(ABC):
         super().__init_subclass__(**kwargs)
         if "decode" in vars(cls):
             setattr(cls, "decode", _with_fitting_offsets(vars(cls)["decode"]))  # noqa: B010
+        for name in ("encode", "reconstruct", "kl"):
+            if name in vars(cls):
+                setattr(cls, name, _with_fitting_images(vars(cls)[name]))
 
     def __init__(self, x: Tensor, ball: LatentBall) -> None:
         self.x = x
@@ -191,7 +210,9 @@ class PerturbationSet(nn.Module, ABC):
             try:
                 share = float(name.removeprefix("coverage="))
             except ValueError:
-                raise InputError(f"radius {name!r} must name a share, such as coverage=0.95") from None
+                share = math.nan
+            if not 0 < share <= 1:
+                raise InputError(f"radius {name!r} must name a share above 0 and at most 1, such as coverage=0.95")
             return self.coverage.radius(share)
         stored = {
             key: norm for key, norm in self.latent_norms.items() if key[:1] == "p" and key[1:].isdigit() and norm > 0
@@ -271,9 +292,11 @@ class PerturbationSet(nn.Module, ABC):
             raise InputError(f"the set is for floating-point images in [0, 1], got {got}")
         if tuple(x.shape[1:]) != self.image_shape:
             raise InputError(f"the set is for images {list(self.image_shape)}, got a batch {list(x.shape)}")
-        if x.dtype == torch.float64:  # as NumPy has them, and networks do not
-            weight = next((part for part in self.parameters() if part.dtype.is_floating_point), x)
+        weight = next((part for part in self.parameters() if part.dtype.is_floating_point), None)
+        if x.dtype == torch.float64 and weight is not None:  # as NumPy has them, and networks do not
             x = x.to(torch.promote_types(weight.dtype, torch.float32))
+        elif weight is not None:
+            x = x.to(torch.promote_types(weight.dtype, x.dtype))
         if not self.needs_label:
             return self.condition(x)
         y = as_tensor(y)

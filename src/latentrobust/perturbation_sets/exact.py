@@ -72,7 +72,9 @@ def _into_ball_and_box(inside: Tensor, u: Tensor, ball: LatentBall, low: Tensor,
     """The point of ball ∩ box nearest to ``u``, given its projection ``inside`` the ball; 0 lies in both.
 
     In ℓ∞ that is cutting alone. In ℓ2 it is ``clip(s·u)`` for the largest s ≤ 1 that keeps the norm (the optimality
-    conditions of both constraints); where coordinates are cut, the others get the length that this sets free.
+    conditions of both constraints); where coordinates are cut, the others get the length that this sets free. After
+    four rounds it is that s to rounding for steps of searches and draws. Offsets whose coordinates differ by orders of
+    magnitude may end shorter than they could, never outside.
     """
     cut = inside.clamp(low, high)
     if ball.norm == "linf":
@@ -86,6 +88,11 @@ def _into_ball_and_box(inside: Tensor, u: Tensor, ball: LatentBall, low: Tensor,
         inside = u * scale.clamp_max(1)
         cut = inside.clamp(low, high)
     return ball.project(cut)  # the last bits of rounding
+
+
+def _check_share(radius: float) -> None:
+    if not 0 < radius <= 1:
+        raise ValueError(f"the radius of an RTS set is a share of its bounds, in (0, 1], got {radius}")
 
 
 @validated
@@ -116,12 +123,22 @@ class RTSSet(PerturbationSet):
         likelihood: str = "gaussian",
         **bounds: Any,
     ) -> None:
-        if not 0 < radius <= 1:
-            raise ValueError(f"the radius of an RTS set is a share of its bounds, in (0, 1], got {radius}")
+        _check_share(radius)
         if not isinstance(transform, RotationTranslationScale | None):
             raise ValueError(f"an RTS set needs an RTS transform, got {type(transform).__name__}: is this RTS data?")
+        if transform is not None and bounds:
+            raise ValueError(f"an RTS set takes a transform or its keywords, got both: {', '.join(bounds)}")
         super().__init__(image_shape, LatentBall((4,), "linf", radius), checked(likelihood))
         self.transform = transform or RotationTranslationScale(**bounds)
+
+    def set_radius(self, radius: float) -> None:
+        """Change the share of the bounds that the set reaches, in place.
+
+        Raises:
+            ValueError: for one that is not in (0, 1].
+        """
+        _check_share(radius)
+        super().set_radius(radius)
 
     def extra_repr(self) -> str:
         """The ball, and the bounds that it is a share of."""

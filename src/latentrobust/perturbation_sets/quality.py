@@ -228,18 +228,24 @@ class PairValues(Metric):
         super().__init__(**kwargs)
         self.names = ["index", "kind", *names]
         self._dtypes = {"index": torch.int64, "kind": torch.int64}  # and those of the values that come
-        for name in self.names:
+        self._dtypes["place"] = torch.int64
+        for name in (*self.names, "place"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, index: Tensor, kind: Tensor, **values: Tensor) -> None:
         """Add the values of a batch."""
+        # Processes take turns: where an image has several pairs of a kind, this is their order.
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if shared else (1, 0)
+        before = sum(map(len, getattr(self, "place")))  # noqa: B009 - a list, which mypy does not know
+        values["place"] = (torch.arange(len(index), device=index.device) + before) * world + rank
         for name, value in {"index": index, "kind": kind, **values}.items():
             self._dtypes.setdefault(name, value.dtype)
             getattr(self, name).append(value.detach().double())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Before processes exchange their values: one that has none sends none, of the dtype that the others have."""
-        for name in self.names:
+        for name in (*self.names, "place"):
             if not getattr(self, name):
                 getattr(self, name).append(torch.zeros(0, dtype=torch.float64, device=self.device))
         super().sync(*args, **kwargs)
@@ -250,10 +256,10 @@ class PairValues(Metric):
             return self._columns()
 
     def _columns(self) -> dict[str, np.ndarray]:
-        columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.names}
+        columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in (*self.names, "place")}
         for name, dtype in self._dtypes.items():  # float64 holds all of them exactly
             columns[name] = columns[name].astype(torch.zeros(0, dtype=dtype).numpy().dtype)
-        order = np.lexsort((columns["kind"], columns["index"]))
+        order = np.lexsort((columns.pop("place"), columns["kind"], columns["index"]))
         return {name: column[order] for name, column in columns.items()}
 
     def compute(self) -> dict[str, float]:

@@ -132,6 +132,9 @@ def log_chi_cdf(r: float, k: int) -> float:
     if r == 0:
         return -math.inf
     a, x = k / 2, r * r / 2
+    if x == 0:  # r² underflows; its series is its first term
+        value = k * math.log(r) - a * math.log(2) - float(special.gammaln(a + 1))
+        return value - _OUTWARD * max(1.0, abs(value))
     direct = float(special.gammainc(a, x))
     if direct > 1e-200:
         value = math.log(direct)

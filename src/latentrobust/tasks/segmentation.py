@@ -52,5 +52,5 @@ class SegmentationTask(ClassificationTask):
     def _count_perturbed(self, logits: Tensor, y: Tensor) -> None:
         super()._count_perturbed(logits, y)
         assert self._iou is not None
-        self._iou.update(logits.argmax(1), y)
+        self._iou.update(logits.argmax(1), y.clamp_min(-1))  # all that is negative does not count
         self.log("val/miou/perturbed", self._iou, on_epoch=True, batch_size=len(y))
