@@ -33,6 +33,16 @@ def test_a_saved_model_loads_the_same(tmp_path):
     torch.testing.assert_close(latentrobust.load_model(run)(x), model(x))
 
 
+def test_a_run_of_several_models_names_them(tmp_path):
+    for name in ("robust", "plain"):
+        saved(small(), tmp_path / "models" / name / "model")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "checkpoints" / "best.ckpt")  # of its set
+    with pytest.raises(InputError, match=r"holds several models \(plain, robust\): name one of their folders"):
+        latentrobust.load_model(tmp_path)
+    assert latentrobust.load_model(tmp_path / "models" / "plain")
+
+
 def test_a_network_from_elsewhere_needs_the_network(tmp_path):
     make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 3))  # noqa: E731
     model = make()

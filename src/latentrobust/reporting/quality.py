@@ -67,7 +67,7 @@ images = s.decode(s.sample(5))     # [5, B, C, H, W]"""
 def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]) -> Section:
     """What was learned, how good it is, and pictures of it; after ``trainer.test``."""
     perturbations = test.perturbations
-    has_nll = perturbations.likelihood != "gaussian"
+    has_nll = any(f"quality/{name}_nll" in metrics for name in ROWS) and perturbations.likelihood != "gaussian"
     has_exact = any(name.startswith("exact/") for name in metrics)
     columns = ["Metric", "Squared error", *["Own loss"] * has_nll, *["Exact set"] * has_exact, "Meaning"]
     rows = []

@@ -41,8 +41,8 @@ class ModelTest(pl.LightningModule):
     the accuracy on known materials (``miou/…``, ``accuracy_known/…``) too. Where the data has several kinds of
     perturbations, each image is attacked and certified once, with the kind of its first pair.
     After ``trainer.test`` there are `metrics` (flat, as in ``metrics.json``), `tables` (``accuracy``, ``robust``,
-    ``certified``, and ``kinds`` where there are several: columns by name, ordered by index) and `adversarial` (what the
-    first attack found, for pictures).
+    ``certified``, and ``kinds`` where there are several: columns by name, ordered by index) and `adversarial` (the
+    worst that any attack found, for pictures).
 
     Args:
         model: images in [0, 1] to logits.

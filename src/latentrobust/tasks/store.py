@@ -16,6 +16,7 @@ from latentrobust.networks.classifiers import build, description_of
 from latentrobust.networks.layout import channels_last, is_channels_last
 from latentrobust.networks.registry import advice, check_size, origin_of
 from latentrobust.perturbation_sets.stored import (
+    CONFIG,
     check_finite,
     read_checkpoint,
     read_folder,
@@ -96,7 +97,12 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
 
 def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Module:
     """`load_model` for the run that is still writing it: without looking whether that has finished."""
-    path = stored_at(at_hand(path, MODEL_FOLDER), MODEL_FOLDER)
+    given = at_hand(path, MODEL_FOLDER)
+    path = stored_at(given, MODEL_FOLDER)
+    several = sorted(place.parent.parent for place in given.glob(f"models/*/{MODEL_FOLDER}/{CONFIG}"))
+    if path != given and several and not (path / CONFIG).is_file():
+        names = ", ".join(place.name for place in several)
+        raise InputError(f"{given} holds several models ({names}): name one of their folders, such as {several[0]}")
     if path.is_dir():
         configuration, state = read_folder(path, "model")
         if configuration.get("kind") != "classifier":
