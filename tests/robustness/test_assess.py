@@ -19,6 +19,7 @@ from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
+from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.quality import QualitySettings
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.assessment import Assessment, Facts
@@ -514,9 +515,9 @@ def test_coverage_of_a_data_module_is_measured_as_the_command_does(small_set, mo
         settings = CoverageSettings(tolerance=tolerance)
         test = QualityTest(small_set, QualitySettings(steps=2, likelihood_draws=0), coverage=settings)
         trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
-        with monkeypatch.context() as patched, pytest.warns(RobustnessWarning, match=f"about the set: {said}"):
-            if tolerance is not None:
-                patched.setattr("latentrobust.tasks.quality.judged", lambda metrics: None)
+        judge = judged if tolerance is None else lambda metrics: None
+        monkeypatch.setattr("latentrobust.tasks.quality.judged", judge)
+        with pytest.warns(RobustnessWarning, match=f"about the set: {said}"):
             trainer.test(test, datamodule=module, verbose=False)
     ours = {name: value for name, value in test.metrics.items() if name.startswith("coverage/")}
     assert {name: metrics[name] for name in ours} == pytest.approx(ours)
