@@ -468,6 +468,15 @@ def test_inspect_says_what_there_is(tmp_path, capsys, monkeypatch):
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("level", "is_dark"), [(4095, True), (0, True), (40000, False)])
+def test_inspect_points_out_images_that_are_almost_black(tmp_path, level, is_dark):
+    for thing in "abc":
+        for variant in ("original", "dark"):
+            save(tmp_path / "twelve" / thing / f"{variant}.png", level, mode="I;16")
+    (said,) = [line for line in inspect(tmp_path / "twelve").lines if line.startswith("dark: ")] or [""]
+    assert said.startswith(f"dark: no value of the first 6 images is above {round(level / 257)} of 255") == is_dark
+
+
 def test_inspect_replaces_no_picture_of_others(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = faces(tmp_path / "faces", people=3, lights=4, size=(40, 200))

@@ -169,9 +169,9 @@ def quality_bars(metrics: Mapping[str, float]) -> Figure:
     axis = figure.subplots()
     values = [metrics[f"quality/{name}"] for name in ERROR_NAMES]
     bars = axis.barh(list(ERROR_NAMES.values()), values, color=BLUE)
-    axis.bar_label(bars, fmt="%.4f", padding=3, fontsize=8)
+    axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     unchanged = metrics["quality/no_change"]
-    axis.axvline(unchanged, color=GREY, linestyle="--", label=f"no set, x itself: {unchanged:.4f}")
+    axis.axvline(unchanged, color=GREY, linestyle="--", label=f"no set, x itself: {unchanged:.3g}")
     axis.invert_yaxis()
     axis.set_xlim(0, max(*values, unchanged) * 1.15)
     axis.set_xlabel("squared error, mean over pixels")

@@ -24,6 +24,7 @@ from latentrobust.errors import InputError
 from latentrobust.files import replacing
 
 SHOWN = 12  # names of kinds and classes
+LOOKED_AT, DARK = 256, 64  # images whose brightest value is looked for, and below which it is pointed out
 COLUMNS, MOST = 8, 24  # pairs that a picture shows beside one another, and in all
 GAP, TEXT, LEAST_WIDTH = 2, 13, 96  # pixels between images, of a line, and of a small image enlarged
 MARK = "latentrobust"  # in a picture's file, which may then be replaced by the next one
@@ -88,6 +89,11 @@ def inspect(
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
     about, refused = ([], ()) if table_or_none is None else _of_table(table_or_none, validation, test)
     lines += about
+    if len(images) and (brightest := int(images[:LOOKED_AT].max())) < DARK:
+        lines.append(
+            f"dark: no value of the first {min(len(images), LOOKED_AT):,} images is above {brightest} of 255 (files of"
+            " 16 bits that use fewer of them?)"
+        )
     if size is None and len(sizes) > 1:
         height, width = sizes.most_common(1)[0][0]
         refused += (f"images have several sizes: give one, such as data.size=[{height},{width}]",)
