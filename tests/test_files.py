@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,6 +14,7 @@ from latentrobust.files import disk_of, read_json, read_text, remove_partial, re
 from latentrobust.lock import holder_of
 from latentrobust.refusals import describe_error
 from latentrobust.run_folder import run_folder
+from latentrobust.streams import prepare_streams
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -97,3 +99,13 @@ def test_a_value_that_hydra_cannot_read_is_answered_with_quotes(value):
     assert said.startswith(f"cannot read data.root={value}: quote the value, data.root='")
     quoted = said.partition("quote the value, ")[2].partition(" (in a shell")[0]
     assert OverridesParser.create().parse_overrides([quoted])[0].value() == value
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_output_to_a_full_disk_ends_nothing(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        prepare_streams()
+        for _ in range(3):
+            print("a line " * 10_000, flush=True)
+        monkeypatch.undo()

@@ -15,7 +15,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 class _Surviving:
-    """A text stream that goes on, unheard, when whoever listened has closed the pipe."""
+    """A text stream that goes on, unheard, when whoever listened has closed the pipe, or its disk is full."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -23,14 +23,14 @@ class _Surviving:
     def write(self, text: str) -> int:
         try:
             return int(self._stream.write(text))
-        except BrokenPipeError:
+        except OSError:
             self._drop()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError:
             self._drop()
 
     def __getattr__(self, name: str) -> Any:
