@@ -1,5 +1,6 @@
 import errno
 import os
+import shlex
 import stat
 import sys
 
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
-from latentrobust.files import disk_of, read_json, read_text, remove_partial, replacing
+from latentrobust.files import disk_of, quoted, read_json, read_text, remove_partial, replacing
 from latentrobust.lock import holder_of
 from latentrobust.refusals import describe_error
 from latentrobust.run_folder import run_folder
@@ -91,14 +92,29 @@ def test_a_run_that_cannot_say_it_is_done_has_failed(tmp_path, monkeypatch):
     assert holder_of(tmp_path / "run") is None
 
 
-@pytest.mark.parametrize("value", ["mein_ö", "a#b", "a (1)", "a=b", "it's"])
+@pytest.mark.parametrize("value", ["mein_ö", "a#b", "a (1)", "a=b", "it's", r"C:\data\a#b", "$x`y`ö", "ö\\"])
 def test_a_value_that_hydra_cannot_read_is_answered_with_quotes(value):
     with pytest.raises(HydraException) as error:
         OverridesParser.create().parse_overrides([f"data.root={value}"])
     said = describe_error(error.value)
     assert said.startswith(f"cannot read data.root={value}: quote the value, data.root='")
-    quoted = said.partition("quote the value, ")[2].partition(" (in a shell")[0]
-    assert OverridesParser.create().parse_overrides([quoted])[0].value() == value
+    able = said.partition("quote the value, ")[2].partition(" (in a shell")[0]
+    assert OverridesParser.create().parse_overrides([able])[0].value() == value
+    assert shlex.split(said.partition("(in a shell ")[2].removesuffix(")")) == [able]
+
+
+@pytest.mark.parametrize("override", ["a.ö=1", "data.size=[1,ö"])
+def test_what_quotes_cannot_mend_is_not_answered_with_them(override):
+    with pytest.raises(HydraException) as error:
+        OverridesParser.create().parse_overrides([override])
+    said = describe_error(error.value)
+    assert said.startswith(f"cannot read {override} (")
+    assert "quote the value" not in said
+
+
+@pytest.mark.parametrize("text", ["/plain/path", r"/tmp/a\b", "a\\", "it's", r"a\'b", "a, b", "[x]", "ü {y}", "mein_ö"])
+def test_quoted_values_are_read_as_they_were(text):
+    assert OverridesParser.create().parse_overrides([f"key={quoted(text)}"])[0].value() == text
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")

@@ -358,7 +358,7 @@ def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
     page = (tmp_path / "report" / "sweep.html").read_text()
     assert re.search(r"quality/pgd_ae: spread=0 has the least, 0.00101; ahead of 1 of 1 others", page)
     assert "coverage/radius: not compared, since each set has its own tolerance" in page
-    assert {part.metric for part in compare(summary)} == {"quality/pgd_ae", "coverage/tolerance"}
+    assert {part.metric for part in compare(summary)} == {"quality/pgd_ae"}
     assert "99.90 ± 0.25 (too coarse to say anything)" in (tmp_path / "report" / "report.md").read_text()
     alike = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
     assert aggregate.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")

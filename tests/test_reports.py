@@ -323,6 +323,8 @@ def test_what_is_validated_after_the_last_epoch_stands_at_that_epoch(tmp_path):
     log = tmp_path / "metrics.csv"
     log.write_text("epoch,step,train/loss,val/encoder_ae\n0,1,3.0,\n1,2,2.0,\n2,2,,0.5\n")
     assert read_curves(log) == {"train/loss": [(1.0, 3.0), (2.0, 2.0)], "val/encoder_ae": [(2.0, 0.5)]}
+    log.write_text("epoch,step,train/loss,val/encoder_ae\n1,2,2.0,0.7\n2,2,,0.5\n")
+    assert read_curves(log)["val/encoder_ae"] == [(2.0, 0.7)]
     log.write_text("epoch,step,val/encoder_ae\n2,2,0.5\n")
     assert read_curves(log) == {"val/encoder_ae": [(3.0, 0.5)]}
 

@@ -250,6 +250,10 @@ def test_a_card_of_a_segmenter_speaks_of_pixels_and_of_no_other_model(run, tmp_p
     ):  # fmt: skip
         assert part in card
     assert "it is random" not in card
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["warnings"] == [
+        "few pairs",
+        "robust: it is slow",
+    ]
     assert "image-classification" not in card
 
 

@@ -33,9 +33,10 @@ def natural(name: object) -> list[str | int]:
 
 def quoted(text: str) -> str:
     """Text as the value of an override: between quotes where Hydra would read something else into it."""
-    if re.fullmatch(r"[\w./+ -]+", text):
+    if re.fullmatch(r"[\w./+ -]+", text, re.ASCII):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Hydra's grammar reads a backslash as itself but before a quote or at the end.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
 def now_in(folder: Path) -> float:
@@ -45,7 +46,6 @@ def now_in(folder: Path) -> float:
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.utime(file.fileno())
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()

@@ -174,7 +174,7 @@ def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> Non
                 f"data has {count} {split} pairs for {trainer.world_size} processes: use fewer, or more of the data"
             )
     size, count = shared.data.batch_size, shared.data.count("train")
-    if trainer.world_size > 1 and count < size * trainer.world_size:
+    if "validation" in splits and trainer.world_size > 1 and count < size * trainer.world_size:  # it is trained too
         raise InputError(
             f"data has {count} training pairs, which is less than a batch of {size} for each of {trainer.world_size}"
             f" processes: give data.batch_size={max(count // trainer.world_size, 1)} or less"

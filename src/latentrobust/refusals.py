@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from latentrobust.errors import InputError, one_line
-from latentrobust.files import FULL, disk_of
+from latentrobust.files import FULL, disk_of, quoted
 from latentrobust.lock import FAILED
 from latentrobust.run_folder import APP_LOG, CONFIG, NAMED_BY_TIME, writes
 
@@ -65,12 +67,16 @@ def describe_error(error: BaseException) -> str:
 
 
 def _quoting(override: str, reason: str) -> str:
-    """What to do about an override whose value Hydra's grammar does not know."""
+    """What to do about an override that Hydra's grammar does not know: quote its value, where that helps."""
     key, _, value = override.partition("=")
-    if value.strip().startswith(("'", '"', "[", "{")):
+    able = f"{key}={quoted(value)}"
+    try:
+        OverridesParser.create().parse_overrides([able])
+    except HydraException:
+        able = ""
+    if not able or value.strip().startswith(("'", '"', "[", "{")):
         return f"cannot read {override} ({reason.partition(' See https')[0]})"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"cannot read {override}: quote the value, {key}='{escaped}' (in a shell \"{key}='{escaped}'\")"
+    return f"cannot read {override}: quote the value, {able} (in a shell {shlex.quote(able)})"
 
 
 def leave_nothing(folder: Path, named: bool) -> None:

@@ -362,6 +362,11 @@ def test_training_on_two_processes_finishes(tmp_path):
         means = ("val/loss", "val/reconstruction", "val/kl", "val/encoder_ae", "train/loss", "train/kl")
         logged.append({name: float(value) for row in rows for name, value in row.items() if value and name in means})
     assert logged[0] == pytest.approx(logged[1], rel=1e-3)
+    measured = command(
+        "evaluate", f"run={tmp_path / 'alone'}", "trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=64",
+        "paths.output_dir=measured", cwd=tmp_path,
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr  # nothing is trained, so no training pairs are needed
     few = command(
         "train", *TINY, "data.train_size=15", "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu",
         cwd=tmp_path,

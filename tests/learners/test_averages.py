@@ -60,6 +60,7 @@ class Shrinking(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
         self.weight = nn.Parameter(torch.tensor(1000.0))
         self.register_buffer("places", torch.arange(5))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))  # as in attention
 
     def training_step(self, batch, batch_idx):
         self.places += 1
@@ -94,4 +95,5 @@ def test_a_short_run_forgets_what_it_began_with_and_statistics_are_averaged_too(
     torch.testing.assert_close(model.weight.data, weight)
     torch.testing.assert_close(model.net[1].running_mean, mean)
     assert abs(float(model.weight)) < 1e-3  # of 1,000; with a decay of .999 from the first step on, 480
+    assert model.mask.tolist() == [0, -torch.inf]
     assert model.places.tolist() == [50, 51, 52, 53, 54]

@@ -130,6 +130,8 @@ def test_images_and_what_they_became_may_be_of_any_precision(small_set, kind):
     torch.testing.assert_close(at.reconstruct(given[1], keys), wanted.reconstruct(x_tilde, keys))
     with pytest.raises(InputError, match=r"perturbed images must be \[3, 1, 8, 8\].*got \[2, 1, 8, 8\]"):
         at.encode(given[1][:2])
+    with pytest.raises(InputError, match="perturbed images are floating-point numbers in"):
+        at.encode((255 * x_tilde).byte())
 
 
 def test_radii_by_coverage_need_a_share(small_set):

@@ -12,7 +12,8 @@ from torch import nn
 
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
-from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, WorstOf, latent_autoattack
+from latentrobust.robustness.attacks import APGD, PGD, Found, RandomSearch, WorstOf, latent_autoattack
+from latentrobust.robustness.attacks.base import worst_of
 from latentrobust.robustness.attacks.gradient import _checkpoints
 from latentrobust.robustness.attacks.losses import dlr, margin, ranked_targets, targeted_dlr
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
@@ -475,3 +476,21 @@ def test_a_model_may_answer_in_another_precision(norm):
         found = [attack(model, ball(norm, 0.3), x, y) for model in (single, InDouble(single))]
         assert found[0].offsets.dtype == found[1].offsets.dtype
         torch.testing.assert_close(found[0].score.double(), found[1].score.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_worst_of_several_attacks_fools_first_and_then_scores_lowest():
+    """Two radii, three images: only the second attack fools, only the first does, neither does."""
+
+    def found(fooled, score, level):
+        images = torch.full((2, 3, 1, 2, 2), level)
+        flags = torch.tensor([fooled] * 2)
+        return Found((0.1, 0.2), images, images[..., 0], torch.tensor([score] * 2), flags * 1.0, flags, flags.long())
+
+    first = found([False, True, False], [0.5, -0.1, 0.4], 0.1)
+    second = found([True, False, False], [0.9, -0.5, 0.3], 0.2)
+    worst = worst_of([first, second])
+    assert worst.radii == (0.1, 0.2)
+    assert worst.fooled.tolist() == [[True, True, False]] * 2
+    torch.testing.assert_close(worst.images[:, :, 0, 0, 0], torch.tensor([[0.2, 0.1, 0.2]] * 2))
+    torch.testing.assert_close(worst.offsets[:, :, 0, 0], torch.tensor([[0.2, 0.1, 0.2]] * 2))
+    assert worst_of([first]) is first

@@ -76,7 +76,8 @@ def _average(decay: float, averages: Sequence[Tensor], currents: Sequence[Tensor
         return
     weight = (1 - (1 + count) / (10 + count)).clamp_min(1 - decay).to(averages[0].dtype)
     for average, current in zip(averages, currents, strict=True):
-        average.lerp_(current, weight)
+        # What never changes stays as it is, infinities too.
+        average.copy_(torch.where(average == current, average, average.lerp(current, weight)))
 
 
 class BestCheckpoint(ModelCheckpoint):

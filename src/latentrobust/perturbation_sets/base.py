@@ -57,6 +57,8 @@ def _with_fitting_images(ask: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(x_tilde, Tensor) or x_tilde.shape != self.x.shape:
             got = list(x_tilde.shape) if isinstance(x_tilde, Tensor) else f"a {type(x_tilde).__name__}"
             raise InputError(f"perturbed images must be {list(self.x.shape)}, as the images are; got {got}")
+        if not x_tilde.dtype.is_floating_point:
+            raise InputError(f"perturbed images are floating-point numbers in [0, 1], got {x_tilde.dtype}")
         wide = x_tilde.dtype == torch.float64  # as NumPy has them
         dtype = self.offset_dtype if wide else torch.promote_types(x_tilde.dtype, self.x.dtype)
         return ask(self, x_tilde.to(dtype), *arguments, **named)

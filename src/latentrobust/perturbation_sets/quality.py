@@ -237,8 +237,9 @@ class PairValues(Metric):
         # Processes take turns: where an image has several pairs of a kind, this is their order.
         shared = torch.distributed.is_available() and torch.distributed.is_initialized()
         world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if shared else (1, 0)
-        before = sum(map(len, getattr(self, "place")))  # noqa: B009 - a list, which mypy does not know
-        values["place"] = (torch.arange(len(index), device=index.device) + before) * world + rank
+        last = getattr(self, "place")[-1:]  # noqa: B009 - a list, which mypy does not know
+        start = last[0][-1] + world if last and len(last[0]) else rank
+        values["place"] = torch.arange(len(index), device=index.device) * world + start
         for name, value in {"index": index, "kind": kind, **values}.items():
             self._dtypes.setdefault(name, value.dtype)
             getattr(self, name).append(value.detach().double())

@@ -360,12 +360,13 @@ def is_coverage(metric: str) -> bool:
 def is_comparable(summary: Summary, metric: str) -> bool:
     """Whether a metric means the same in all rows: each set has its own tolerance, the worse one the wider.
 
-    Those of rows that have the metric must agree to two digits.
+    Those of rows that have the metric must agree to a tenth.
     """
     if not is_coverage(metric):
         return True
     runs = [run for group in summary.members for run in group if metric in run.metrics]
-    return len({f"{run.numbers.get('coverage/tolerance', math.nan):.2g}" for run in runs}) < 2
+    widths = [run.numbers.get("coverage/tolerance", math.nan) for run in runs]
+    return len(runs) < 2 or max(widths) <= 1.1 * min(widths) or all(map(math.isnan, widths))
 
 
 def is_share(metric: str) -> bool:

@@ -22,6 +22,7 @@ LEAST = 2  # seeds in common
 RESAMPLES = 4999
 ROUNDING = 1e-5  # of radii as they are printed
 LEVEL = 0.05
+TOLERANCE = "coverage/tolerance"  # says what other metrics mean, and is no result
 NO_SPREAD = 1e-9
 Row = Mapping[str, str | None]
 ValueOf = Callable[[Row], float]
@@ -69,7 +70,7 @@ class Comparison:
 def compare(summary: Summary) -> list[Comparison]:
     """All comparisons of a table's rows, metric by metric, adjusted by Holm; none of coverages to other tolerances."""
     found: list[Comparison] = []
-    for metric in (name for name in summary.metrics if is_comparable(summary, name)):
+    for metric in (name for name in summary.metrics if is_comparable(summary, name) and not name.endswith(TOLERANCE)):
         there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
         pairs = _pairs(summary, metric, there)
         examples = {place: _by_example(summary.members[place], metric) for place in there}

@@ -53,7 +53,7 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
         f" image is what decodes from offsets u of {norm} norm at most {ball.radius:.3g}.",
         verdict=f"The flow needs {metrics['bits_per_dim']:.3f} bits a value for test images. Decoding an encoded image"
         f" gives it back up to {metrics['round_trip_error']:.1e}.",
-        poor=metrics["bits_per_dim"] >= KNOWS_NOTHING,
+        poor=not metrics["bits_per_dim"] < KNOWS_NOTHING,
         columns=["Metric", "Value", "Meaning"],
         rows=[
             [

@@ -53,9 +53,12 @@ def _certified(name: str, test: MeasuredModel) -> str | None:
     what = "pixels" if isinstance(test.criterion, PixelAccuracy) else "images"
     sure = 100 * (1 - test.certify.alpha) if test.certify is not None else 0.0
     share = share_of_set(test.perturbations, found[0].radius)
+    linf = test.perturbations is not None and test.perturbations.ball.norm == "linf"
+    around = "the ball around it, " if linf else ""
     return (
         f"{who} is certified right on {100 * found[0].value:.0f} % of {what}, whatever the offset within the median"
-        f" norm (ℓ2 {found[0].radius:.3g}{f', {share}' if share else ''}; each certificate holds with {sure:g} %)."
+        f" norm ({around}ℓ2 {found[0].radius:.3g}{f', {share}' if share else ''}; each certificate holds with"
+        f" {sure:g} %)."
     )
 
 

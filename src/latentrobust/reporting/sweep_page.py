@@ -120,7 +120,7 @@ def comparison_rows(summary: Summary, comparisons: Sequence[Comparison]) -> list
 def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[str]:
     """For someone who reads nothing else: the best row in what matters first, and whether that is more than chance."""
     shares = [metric for metric in summary.metrics if is_share(metric) and is_comparable(summary, metric)]
-    errors = [metric for metric in summary.metrics if metric.endswith(ERROR)]
+    errors = [metric for metric in summary.metrics if metric == ERROR]
     for metric in [*errors, *shares][:3] if len(summary.rows) > 1 else ():
         there = [place for place, (_, found) in enumerate(summary.rows) if metric in found and found[metric].count]
         if len(there) < 2:

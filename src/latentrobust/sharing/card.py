@@ -99,6 +99,9 @@ def _fill(folder: Path, found: Stored, licence: str, title: str | None) -> None:
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(found.folder / name, folder / name)
     metrics, warnings = read_metrics(found.run)
+    # Not those about other models of the run.
+    others = [f"{path.name}: " for path in (found.run / "models").glob("*") if f"{path.name}/" != found.prefix]
+    warnings = [text for text in warnings if not text.startswith(tuple(others))]
     named = ((name, value) for name, value in metrics.items() if name.startswith(found.prefix))
     own = {name: value if math.isfinite(value) else None for name, value in named}
     (folder / "metrics.json").write_text(json.dumps({**own, "warnings": warnings}, indent=2) + "\n")
@@ -130,9 +133,6 @@ def card(
     description: Any = read_json(found.folder / CONFIG)
     named = title or str(configuration.get("name") or found.run.name)
     is_set = found.kind == "perturbation_set"
-    if found.prefix:  # not those about the other models of the run
-        others = [path.name for path in (found.run / "models").iterdir() if f"{path.name}/" != found.prefix]
-        warnings = [text for text in warnings if not text.startswith(tuple(f"{name}: " for name in others))]
     task = (
         "perturbation-set" if is_set else "image-segmentation" if _of_pixels(found, metrics) else "image-classification"
     )
@@ -267,10 +267,13 @@ def _how(found: Stored, metrics: Mapping[str, float], configuration: Mapping[str
     number = {part: metrics.get(f"{found.prefix}{part}/examples", 0) for part in ("robust", "certified")}
     said = []
     if number["robust"]:
-        attacks = (evaluation.get("robust") or {}).get("attacks") or {}
+        asked = (evaluation.get("robust") or {}).get("attacks")
+        attacks = (
+            {name: attack for name, attack in asked.items() if attack is not None} if isinstance(asked, dict) else {}
+        )
         names = " and ".join(attacks)
         said.append(f"Attacked{f' with {names}' if names else ''}: {number['robust']:.0f} images.")
-        if attacks and all(str((attack or {}).get("_target_")).endswith(".PGD") for attack in attacks.values()):
+        if attacks and all(str(attack.get("_target_")).endswith(".PGD") for attack in attacks.values()):
             said.append("PGD alone often overstates robustness, on learned sets by much.")
     if number["certified"]:
         certify, sigma = evaluation.get("certify") or {}, metrics.get(f"{found.prefix}smoothed/sigma", math.nan)

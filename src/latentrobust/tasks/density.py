@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ class DensityTest(pl.LightningModule):
             "bits_per_dim": float(table["bits_per_dim"].astype(np.float64).mean()),
             "round_trip_error": float(table["round_trip_error"].max()),
         }
-        if (bits := self.metrics["bits_per_dim"]) >= KNOWS_NOTHING:
+        if (bits := self.metrics["bits_per_dim"]) >= KNOWS_NOTHING or math.isnan(bits):
             warn(
                 f"the flow needs {bits:.2f} bits a value for test images, and whoever knows nothing of them 8: it has"
                 " learned nothing that holds for them, so neither its draws nor its ball say anything"

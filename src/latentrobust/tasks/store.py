@@ -102,7 +102,8 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
     several = sorted(place.parent.parent for place in given.glob(f"models/*/{MODEL_FOLDER}/{CONFIG}"))
     if path != given and several and not (path / CONFIG).is_file():
         names = ", ".join(place.name for place in several)
-        raise InputError(f"{given} holds several models ({names}): name one of their folders, such as {several[0]}")
+        many = "several models" if len(several) > 1 else "a model of a name"
+        raise InputError(f"{given} holds {many} ({names}): name its folder, such as {several[0]}")
     if path.is_dir():
         configuration, state = read_folder(path, "model")
         if configuration.get("kind") != "classifier":
