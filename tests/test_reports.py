@@ -64,6 +64,8 @@ def test_a_set_of_no_use_is_called_so(pgd, over, says):
     metrics = {**METRICS, "quality/pgd_ae": pgd, "quality/over_ae": over}
     assert (judged(metrics) is None) == (says is None)
     assert judged(METRICS) is None  # nothing was measured
+    for bits, known in ((7.9, True), (8.0, False), (math.nan, False)):
+        assert (judged({"bits_per_dim": bits}) is None) == known
     assert _verdict(metrics).startswith(says or "The nearest point of the set explains 90.0 %")
 
 

@@ -41,6 +41,9 @@ def flow(run):
 def test_a_flow_is_learned_measured_and_stored(flow):
     metrics = json.loads((flow.folder / "metrics.json").read_text())
     assert metrics["bits_per_dim"] < 9.5
+    told = [text for text in flow.warnings if "Unusable: the flow needs" in text]
+    assert bool(told) == (metrics["bits_per_dim"] >= 8)
+    assert ("Unusable" in (flow.folder / "report.html").read_text()) == bool(told)
     assert metrics["round_trip_error"] < 1e-5
     for figure in ("temperature", "perturbed", "interpolation", "bits_per_dim"):
         assert (flow.folder / "figures" / f"{figure}.png").is_file()

@@ -13,9 +13,17 @@ KNOWS_NOTHING = 8.0  # bits a value of images of 256 levels that take as many wi
 def judged(metrics: Mapping[str, float]) -> str | None:
     """Why a set is of no use, or None: it holds one image alone, or lies no nearer to what was observed than x does.
 
+    Or it is of a flow that knows nothing of the images.
+
     Args:
-        metrics: of `QualityTest`, as in ``metrics.json``; where they lack the errors nothing is said.
+        metrics: of `QualityTest` or `DensityTest`, as in ``metrics.json``; of what they lack nothing is said.
     """
+    bits = metrics.get("bits_per_dim", 0.0)
+    if not bits < KNOWS_NOTHING:
+        return (
+            f"Unusable: the flow needs {bits:.2f} bits a value for test images, and whoever knows nothing of them 8, so"
+            " neither its draws nor its ball say anything."
+        )
     needed = ("quality/pgd_ae", "quality/no_change", "quality/over_ae")
     if any(name not in metrics for name in needed):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.flow import FlowSet
-from latentrobust.perturbation_sets.judgement import KNOWS_NOTHING
+from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms import random
@@ -80,8 +79,5 @@ class DensityTest(pl.LightningModule):
             "bits_per_dim": float(table["bits_per_dim"].astype(np.float64).mean()),
             "round_trip_error": float(table["round_trip_error"].max()),
         }
-        if (bits := self.metrics["bits_per_dim"]) >= KNOWS_NOTHING or math.isnan(bits):
-            warn(
-                f"the flow needs {bits:.2f} bits a value for test images, and whoever knows nothing of them 8: it has"
-                " learned nothing that holds for them, so neither its draws nor its ball say anything"
-            )
+        if (reason := judged(self.metrics)) is not None:
+            warn(f"about the set: {reason}")
