@@ -126,6 +126,9 @@ def test_images_and_what_they_became_may_be_of_any_precision(small_set, kind):
     at = small_set.at(given[0])
     torch.testing.assert_close(at.encode(given[1]), wanted.encode(x_tilde))
     torch.testing.assert_close(at.kl(given[1]), wanted.kl(x_tilde))
+    u = torch.rand(2, 3, *small_set.ball.shape).bfloat16().float()
+    offsets = u.double().numpy() if kind == "numpy" else u.double()
+    torch.testing.assert_close(at.decode(offsets), wanted.decode(u))
     keys = example_keys(0, torch.arange(3))
     torch.testing.assert_close(at.reconstruct(given[1], keys), wanted.reconstruct(x_tilde, keys))
     with pytest.raises(InputError, match=r"perturbed images must be \[3, 1, 8, 8\].*got \[2, 1, 8, 8\]"):

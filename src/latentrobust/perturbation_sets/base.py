@@ -40,12 +40,13 @@ def _with_fitting_offsets(decode: Callable[[Any, Tensor], Tensor]) -> Callable[[
     @functools.wraps(decode)
     def fitting(self: SetAt, u: Tensor) -> Tensor:
         shape = (self.x.shape[0], *self.ball.shape)
+        u = as_tensor(u)
         if not isinstance(u, Tensor) or tuple(u.shape[-len(shape) :]) != shape:
             got = list(u.shape) if isinstance(u, Tensor) else f"a {type(u).__name__}"
             raise InputError(f"offsets must be {list(shape)} for {len(self.x)} images, or more of these; got {got}")
         if not u.numel():
-            return self.x.new_zeros((*u.shape[: u.dim() - len(shape)], *self.x.shape))
-        return decode(self, u)
+            return self.x.new_zeros((*u.shape[: u.dim() - len(shape)], *self.x.shape)) + 0 * u.sum()
+        return decode(self, u.to(self.offset_dtype) if u.dtype == torch.float64 else u)
 
     return fitting
 
