@@ -231,7 +231,7 @@ def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):
     assert "norm at most 3. **Collapsed: the nearest point, random" in (tmp_path / "shared" / "README.md").read_text()
     # Who loads it is told, from the run and from what was shared.
     for place in (run, tmp_path / "shared"):
-        with pytest.warns(RobustnessWarning, match="about the set in .*: Collapsed"):
+        with pytest.warns(RobustnessWarning, match="about the set: Collapsed"):
             lr.load_perturbation_set(place)
 
 

@@ -131,7 +131,7 @@ def warn_useless(path: Path) -> None:
             if value is None or isinstance(value, int | float)
         }
         if (reason := judged(numbers)) is not None:
-            warn(f"about the set in {path}: {reason}")
+            warn(f"about the set: {reason}")
         return
 
 
