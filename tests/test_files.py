@@ -118,10 +118,11 @@ def test_quoted_values_are_read_as_they_were(text):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
-def test_output_to_a_full_disk_ends_nothing(monkeypatch):
+def test_output_to_a_full_disk_ends_nothing_and_is_said(monkeypatch, capsys):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         prepare_streams()
         for _ in range(3):
             print("a line " * 10_000, flush=True)
         monkeypatch.undo()
+    assert capsys.readouterr().err == "latentrobust: what follows on stdout is lost: No space left on device\n"

@@ -17,40 +17,42 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 class _Surviving:
     """A text stream that goes on, unheard, when whoever listened has closed the pipe, or its disk is full."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
 
     def write(self, text: str) -> int:
         try:
             return int(self._stream.write(text))
-        except OSError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+        if self._name == "stdout" and not isinstance(error, BrokenPipeError):  # nobody has chosen not to listen
+            print(f"latentrobust: what follows on {self._name} is lost: {error.strerror}", file=sys.stderr)
 
 
 def prepare_streams() -> None:
-    """Characters that a stream's encoding lacks become question marks, and a closed pipe ends nothing."""
+    """Characters that a stream's encoding lacks become question marks; a closed pipe or a full disk ends nothing."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or isinstance(stream, _Surviving):
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-        setattr(sys, name, _Surviving(stream))
+        setattr(sys, name, _Surviving(stream, name))
 
 
 @contextmanager
