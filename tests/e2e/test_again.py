@@ -39,6 +39,7 @@ def made(tmp_path_factory):
 
 def metrics(folder):
     found = json.loads((folder / "metrics.json").read_text())
+    found["warnings"].sort()  # what is known of a stored set is said when it is loaded
     return {key: value for key, value in found.items() if not any(part in key for part in (*TIMES, "fit_", "step"))}
 
 
