@@ -38,7 +38,7 @@ def test_a_run_of_several_models_names_them(tmp_path):
         saved(small(), tmp_path / "models" / name / "model")
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "checkpoints" / "best.ckpt")  # of its set
-    with pytest.raises(InputError, match=r"holds several models \(plain, robust\): name one of their folders"):
+    with pytest.raises(InputError, match=r"holds several models \(plain, robust\): name its folder, such as .*plain"):
         latentrobust.load_model(tmp_path)
     assert latentrobust.load_model(tmp_path / "models" / "plain")
 
