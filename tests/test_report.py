@@ -362,6 +362,11 @@ def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
     assert "99.90 ± 0.25 (too coarse to say anything)" in (tmp_path / "report" / "report.md").read_text()
     alike = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
     assert aggregate.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")
+    run(tmp_path, "unknown", {"coverage/radius": 0.9}, "learner.spread=1", seed=9)  # of an earlier version
+    (unknown,) = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if "coverage/tolerance" not in run_.metrics]
+    for runs in ([unknown, *alike], [*alike, unknown]):
+        assert not aggregate.is_comparable(aggregate.summarise(runs, ["*"]), "coverage/radius")
+    assert aggregate.is_comparable(aggregate.summarise([unknown], ["*"]), "coverage/radius")
 
 
 def test_options_of_tables_are_refused_for_one_run(tmp_path, capsys):

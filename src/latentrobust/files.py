@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ PARTIAL = ".partial"
 SET_FOLDER: Final = "perturbation_set"
 MODEL_FOLDER: Final = "model"
 """Where a run keeps the set, and a model, that it has made."""
+
+METRICS: Final = "metrics.json"
+"""What a run has measured, in its folder."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -171,3 +175,17 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def read_metrics(folder: Path) -> tuple[dict[str, float], list[str]]:
+    """The ``metrics.json`` that a run has left (`run_folder.write_metrics`), null as NaN, and the warnings.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged.
+    """
+    found = read_json(folder / METRICS, 1 << 26)
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / METRICS} holds no object")
+    warnings = found.pop("warnings", [])
+    return {name: math.nan if value is None else value for name, value in found.items()}, warnings

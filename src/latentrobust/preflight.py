@@ -58,7 +58,7 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
             stand_in = PixelBall((1, 1, 1)) if cfg.get("learner") is not None else None
             task = instantiate(variant.task, perturbations=perturbations or stand_in, _convert_="all")
             _check_stage(variant, task, shared, f"models.{name}.task" if name else "task")
-        check_shares(cfg, shared, ("validation", "test") if cfg.test else ("validation",))
+        check_shares(cfg, shared, ("train", "validation", *(("test",) if cfg.test else ())))
         if cfg.test:
             check_evaluation(cfg, perturbations, names, shared.data)
     check_optimized_metric(cfg, names)
@@ -168,17 +168,16 @@ def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> Non
         return
     trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, callbacks=[], _convert_="all")
     shared.data.setup()
+    world, size = trainer.world_size, shared.data.batch_size
     for split in splits:
-        if (count := shared.data.count(split)) < trainer.world_size:
+        count = shared.data.count(split)
+        if split == "train" and world > 1 and count < size * world:
             raise InputError(
-                f"data has {count} {split} pairs for {trainer.world_size} processes: use fewer, or more of the data"
+                f"data has {count} training pairs, which is less than a batch of {size} for each of {world} processes:"
+                f" give data.batch_size={max(count // world, 1)} or less"
             )
-    size, count = shared.data.batch_size, shared.data.count("train")
-    if "validation" in splits and trainer.world_size > 1 and count < size * trainer.world_size:  # it is trained too
-        raise InputError(
-            f"data has {count} training pairs, which is less than a batch of {size} for each of {trainer.world_size}"
-            f" processes: give data.batch_size={max(count // trainer.world_size, 1)} or less"
-        )
+        if count < world:
+            raise InputError(f"data has {count} {split} pairs for {world} processes: use fewer, or more of the data")
 
 
 def check_optimized_metric(cfg: DictConfig, models: list[str]) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from latentrobust.errors import InputError, collecting
-from latentrobust.files import MODEL_FOLDER, SET_FOLDER
+from latentrobust.files import MODEL_FOLDER, SET_FOLDER, read_metrics
 from latentrobust.measure import model_test, radii_trained_for
 from latentrobust.parts import stored_part
 from latentrobust.perturbation_sets import PerturbationSet
@@ -17,7 +17,7 @@ from latentrobust.perturbation_sets import store as sets
 from latentrobust.reporting.shown import ShownData
 from latentrobust.reporting.summary import in_short
 from latentrobust.reports import SHOWN, report_sections, write_run_report
-from latentrobust.run_folder import DONE, of_a_run, read_metrics
+from latentrobust.run_folder import DONE, of_a_run
 from latentrobust.stages import given_set, is_described, variants
 from latentrobust.tasks import store as models_store
 from latentrobust.tasks.density import DensityTest

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from latentrobust.errors import InputError, one_line
-from latentrobust.files import read_json, read_text, remove_partial, replacing
+from latentrobust.files import read_text, remove_partial, replacing
 from latentrobust.interrupts import interruptible, requested, settle
 from latentrobust.lock import FAILED, FolderLock, holder_of, how_it_ended
 
@@ -345,15 +345,6 @@ def write_metrics(folder: Path, metrics: Mapping[str, float], warnings: Sequence
     """
     numbers = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
     return write_text(folder / "metrics.json", json.dumps({**numbers, "warnings": list(warnings)}, indent=2) + "\n")
-
-
-def read_metrics(folder: Path) -> tuple[dict[str, float], list[str]]:
-    """What `write_metrics` wrote, null as NaN, and the warnings."""
-    found = read_json(folder / "metrics.json", 1 << 26)
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / 'metrics.json'} holds no object")
-    warnings = found.pop("warnings", [])
-    return {name: math.nan if value is None else value for name, value in found.items()}, warnings
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:

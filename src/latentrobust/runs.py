@@ -17,7 +17,7 @@ from latentrobust.again import warn_of_changes
 from latentrobust.app import check_from, resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
-from latentrobust.files import MODEL_FOLDER, SET_FOLDER
+from latentrobust.files import MODEL_FOLDER, SET_FOLDER, read_metrics
 from latentrobust.measure import check_evaluation, measure
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
@@ -28,7 +28,7 @@ from latentrobust.preflight import (
     check_shares,
     check_trainer,
 )
-from latentrobust.run_folder import is_done, read_metrics, run_folder, write_metrics, writes
+from latentrobust.run_folder import is_done, run_folder, write_metrics, writes
 from latentrobust.session import is_shared, session
 from latentrobust.sizes import take_sizes
 from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants

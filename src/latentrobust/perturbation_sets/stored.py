@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from latentrobust.errors import InputError, one_line, warn
-from latentrobust.files import PARTIAL, about, read_json, regular, replacing, sync_folder
+from latentrobust.files import PARTIAL, about, read_json, read_metrics, regular, replacing, sync_folder
 from latentrobust.lock import how_it_ended
 from latentrobust.perturbation_sets.judgement import judged
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-METRICS = "metrics.json"
-"""What a run has measured, beside what it has stored."""
 
 
 def write_folder(
@@ -118,21 +116,11 @@ def warn_unfinished(path: Path) -> None:
 def warn_useless(path: Path) -> None:
     """Warn where the run that learned the set at ``path``, or what came with it, has found it to be of no use."""
     for folder in (path, run_around(path)):
-        if folder is None or not (folder / METRICS).is_file():
-            continue
-        try:
-            found = read_json(folder / METRICS)
-        except (OSError, ValueError):
-            continue
-        named = found.items() if isinstance(found, dict) else ()
-        numbers = {
-            name: math.nan if value is None else value
-            for name, value in named
-            if value is None or isinstance(value, int | float)
-        }
-        if (reason := judged(numbers)) is not None:
-            warn(f"about the set: {reason}")
-        return
+        with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged: said where it is asked for
+            metrics, _ = read_metrics(folder or path)
+            if (reason := judged(metrics)) is not None:
+                warn(f"about the set: {reason}")
+            return
 
 
 def run_around(path: Path) -> Path | None:

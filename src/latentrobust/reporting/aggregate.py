@@ -366,7 +366,9 @@ def is_comparable(summary: Summary, metric: str) -> bool:
         return True
     runs = [run for group in summary.members for run in group if metric in run.metrics]
     widths = [run.numbers.get("coverage/tolerance", math.nan) for run in runs]
-    return len(runs) < 2 or max(widths) <= 1.1 * min(widths) or all(map(math.isnan, widths))
+    if any(map(math.isnan, widths)):
+        return all(map(math.isnan, widths))
+    return not widths or max(widths) <= 1.1 * min(widths)
 
 
 def is_share(metric: str) -> bool:

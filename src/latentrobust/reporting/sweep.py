@@ -11,9 +11,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from latentrobust.files import natural
+from latentrobust.files import natural, read_metrics
 from latentrobust.lock import FAILED, died, holder_of, was_stopped
-from latentrobust.run_folder import DONE, of_a_run, read_metrics, write_csv, writes
+from latentrobust.run_folder import DONE, of_a_run, write_csv, writes
 
 TABLE = "sweep.csv"
 

@@ -54,10 +54,10 @@ def read_curves(path: Path) -> dict[str, Curve]:
     trained = [place for name, curve in curves.items() if name.startswith("train/") for place, _ in curve]
     # What is validated after the training is logged as if a further epoch had begun.
     last = max(trained, default=math.inf)
-    return {
-        name: [(min(place, last), value) for place, value in curve if place <= last or last not in dict(curve)]
-        for name, curve in curves.items()
-    }
+    for name, curve in curves.items():
+        has_last = any(place == last for place, _ in curve)
+        curves[name] = [(min(place, last), value) for place, value in curve if place <= last or not has_last]
+    return curves
 
 
 def training_curves(curves: Mapping[str, Curve], title: str) -> Figure:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from statsmodels.stats.proportion import proportion_confint
 
 from latentrobust.errors import InputError
-from latentrobust.files import read_json, sha256_of
+from latentrobust.files import read_json, read_metrics, sha256_of
 from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.perturbation_sets.stored import CONFIG, WEIGHTS
 from latentrobust.remote import Kind
 from latentrobust.reporting.aggregate import is_share
 from latentrobust.reporting.quality import ROWS
-from latentrobust.run_folder import DONE, has_effect, of_a_run, read_metrics
+from latentrobust.run_folder import DONE, has_effect, of_a_run
 
 PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
 LIMITS = {

@@ -25,10 +25,10 @@ from hydra import compose, initialize_config_dir
 
 from latentrobust.app import CONF, explained, follow_latest, leave_out, null_groups, quoted_coverage, resolved
 from latentrobust.errors import InputError
-from latentrobust.files import read_json
+from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
 from latentrobust.reporting.sweep import write_sweep_table
-from latentrobust.run_folder import DONE, EARLIER, read_metrics, write_csv, write_text
+from latentrobust.run_folder import DONE, EARLIER, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
 from latentrobust.sweeping.jobs import CLAIMS, NAME, PRUNED, Job, Sweep, fingerprint
 from latentrobust.sweeping.plan import Plan
