@@ -233,6 +233,9 @@ def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):
     for place in (run, tmp_path / "shared"):
         with pytest.warns(RobustnessWarning, match="about the set: Collapsed"):
             lr.load_perturbation_set(place)
+    for damaged in ('{"bits_per_dim": "many"}', "[]", "{"):  # says nothing, and is nothing to fail by
+        (tmp_path / "shared" / "metrics.json").write_text(damaged)
+        assert lr.load_perturbation_set(tmp_path / "shared")
 
 
 def test_a_card_of_a_segmenter_speaks_of_pixels_and_of_no_other_model(run, tmp_path):
