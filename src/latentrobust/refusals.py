@@ -76,7 +76,8 @@ def _quoting(override: str, reason: str) -> str:
         able = ""
     if not able or value.strip().startswith(("'", '"', "[", "{")):
         return f"cannot read {override} ({reason.partition(' See https')[0]})"
-    return f"cannot read {override}: quote the value, {able} (in a shell {shlex.quote(able)})"
+    in_shell = shlex.quote(able) if set(able) & set('$`"!\\') else f'"{able}"'  # the latter can be read
+    return f"cannot read {override}: quote the value, {able} (in a shell {in_shell})"
 
 
 def leave_nothing(folder: Path, named: bool) -> None:
