@@ -26,8 +26,9 @@ from PIL import Image, ImageDraw
 
 from latentrobust import save_model
 from latentrobust.again import expanded
-from latentrobust.app import CONF, null_groups, quoted_coverage
+from latentrobust.configuration import CONF
 from latentrobust.networks.classifiers import build
+from latentrobust.overrides import null_groups, quoted_coverage
 from latentrobust.run_folder import flat
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from latentrobust.app import CONF
+from latentrobust.configuration import CONF
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet
 

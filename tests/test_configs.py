@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
-from latentrobust.app import CONF, check_from, leave_out, null_groups, resolved
+from latentrobust.configuration import CONF, check_from, resolved
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
+from latentrobust.overrides import leave_out, null_groups
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.renamed import experiment_now
 from latentrobust.robustness.assessor import RobustSettings

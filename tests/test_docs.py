@@ -19,10 +19,10 @@ from PIL import Image
 from torch import nn
 
 import latentrobust as lr
-from latentrobust.app import quoted_coverage
 from latentrobust.errors import RobustnessWarning
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build as build_cvae
+from latentrobust.overrides import quoted_coverage
 from latentrobust.perturbation_sets.cvae import CVAESet
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (

@@ -6,9 +6,10 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from latentrobust.app import CONF, quoted_coverage, undashed
 from latentrobust.arguments import Positive, RadiusName, check, hints_of, maker_of
+from latentrobust.configuration import CONF
 from latentrobust.errors import InputError
+from latentrobust.overrides import quoted_coverage, undashed
 from latentrobust.values import _located, check_values
 
 NAMED = re.compile(r"_target_: *(latentrobust\.[\w.]+)")

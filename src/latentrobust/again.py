@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from latentrobust.app import CONF
+from latentrobust.configuration import CONF
 from latentrobust.errors import InputError
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER, quoted
 from latentrobust.run_folder import effects, flat, of_a_run, own_places, say

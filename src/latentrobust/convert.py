@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from latentrobust.app import CONF
 from latentrobust.calibration import calibrate
+from latentrobust.configuration import CONF
 from latentrobust.data.images.pickles import NUMBERS
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, one_line

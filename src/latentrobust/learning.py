@@ -12,8 +12,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from latentrobust.app import CONF, resolved
 from latentrobust.arguments import Count, PositiveShare, Seed, validated
+from latentrobust.configuration import CONF, resolved
 from latentrobust.data.module import PairModule
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.table import Pairs

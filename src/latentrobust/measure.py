@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from latentrobust.app import resolved
+from latentrobust.configuration import resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note
 from latentrobust.parts import Part, key_of

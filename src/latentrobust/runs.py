@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from latentrobust.again import warn_of_changes
-from latentrobust.app import check_from, resolved
+from latentrobust.configuration import check_from, resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER, read_metrics

@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from latentrobust.app import resolved
 from latentrobust.calibration import restrict_to_active, select_radius
+from latentrobust.configuration import resolved
 from latentrobust.errors import InputError, collecting, note
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER
 from latentrobust.interrupts import finishing_steps, requested

@@ -8,8 +8,8 @@ import pytest
 
 from latentrobust import report
 from latentrobust.again import expanded
-from latentrobust.app import _follow_latest
 from latentrobust.errors import InputError
+from latentrobust.overrides import name_latest
 
 from ..conftest import compose_in_process
 from .test_commands import TINY, command, one_line
@@ -119,11 +119,11 @@ def test_what_is_stored_says_which_run_latest_was(tmp_path):
         "train", f"from={latest}", "perturbation_set=trained", "model=trained", f"model.path={latest}/models/a",
         "paths.output_dir=x",
     )  # fmt: skip
-    _follow_latest(cfg)
+    name_latest(cfg)
     assert (cfg["from"], cfg.model.path) == (str(first), f"{first}/models/a")
     assert cfg.perturbation_set.path == str(first)  # which refers to `from`
     cfg = compose_in_process("train", "from=nowhere/latest", "paths.output_dir=x")
-    _follow_latest(cfg)
+    name_latest(cfg)
     assert cfg["from"] == "nowhere/latest"  # what it is about is said where it is read
 
 

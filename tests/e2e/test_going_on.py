@@ -250,7 +250,7 @@ def test_a_lost_row_of_the_last_epoch_comes_back(tmp_path):
 
 
 def _key_of(run):
-    from latentrobust.app import resolved  # noqa: PLC0415
+    from latentrobust.configuration import resolved  # noqa: PLC0415
     from latentrobust.parts import key_of  # noqa: PLC0415
 
     cfg = compose_in_process("train", *SET, f"paths.output_dir={run.folder}")

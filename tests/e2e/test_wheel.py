@@ -33,7 +33,7 @@ def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
     )
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    where = "import latentrobust, latentrobust.app as a; print(latentrobust.__file__, a.CONF)"
+    where = "import latentrobust, latentrobust.configuration as a; print(latentrobust.__file__, a.CONF)"
     shown = subprocess.run(
         [sys.executable, "-c", where], cwd=elsewhere, env=environment, check=True, capture_output=True, text=True
     ).stdout.split()

@@ -16,8 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentrobust.app import check_from, explained, follow_latest, leave_out, left_out_groups, resolved
+from latentrobust.configuration import check_from, resolved
 from latentrobust.errors import InputError
+from latentrobust.overrides import explained, follow_latest, leave_out, left_out_groups
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from latentrobust.app import CONF, explained, follow_latest, leave_out, null_groups, quoted_coverage, resolved
+from latentrobust.configuration import CONF, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
+from latentrobust.overrides import explained, follow_latest, leave_out, null_groups, quoted_coverage
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, EARLIER, write_csv, write_text
 from latentrobust.streams import BAD_INPUT

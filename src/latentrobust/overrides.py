@@ -1,0 +1,188 @@
+"""What a command line asks for, before Hydra reads it and where Hydra cannot: groups left out, runs by ``latest``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from latentrobust.configuration import CONF
+from latentrobust.errors import InputError
+from latentrobust.refusals import describe_error
+from latentrobust.renamed import experiment_now, key_now
+from latentrobust.run_folder import LATEST, flat
+
+FEW = 24  # options that an error lists
+FLAGS = {  # of Hydra's
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--"),
+}
+EMPTY_FOLDER = re.compile(r"\+{0,2}(paths\.\w+_dir|paths\.root|hydra\.\w+\.dir)=(?:''|\"\")?")
+RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
+
+
+def undashed(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments, where none has dashes but flags: Hydra takes ``--experiment=…`` for ``--experimental-rerun``.
+
+    None names a folder by nothing either, which would be the one that the command was given in.
+
+    Raises:
+        InputError: for the first such argument.
+    """
+    for argument in arguments:
+        if (empty := EMPTY_FOLDER.fullmatch(argument)) is not None:  # of a variable that is not set, say
+            raise InputError(f"{empty[1]} is empty: name a folder")
+        flag, _, value = argument.partition("=")
+        if flag.startswith("--") and flag not in FLAGS:
+            raise InputError(f"there is no flag {flag}; options are written {flag[2:]}={value or '…'}, without dashes")
+    return arguments
+
+
+def quoted_coverage(argument: str) -> str:
+    """An override whose radii may be called ``coverage=0.95``: Hydra takes a second ``=`` between quotes alone."""
+    key, is_set, value = argument.partition("=")
+    quoted = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+    found = re.compile(rf"({quoted})|(?<!\w)(coverage=[0-9.]+)")
+    return key + is_set + found.sub(lambda part: part[1] or f"'{part[2]}'", value)
+
+
+_LEFT_OUT: dict[str, str] = {}
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra can read them: without ``logger=null`` and its like, which `left_out_groups` keeps.
+
+    Raises:
+        InputError: as `undashed`.
+    """
+    given = [quoted_coverage(argument) for argument in undashed(arguments)]
+    _LEFT_OUT.clear()
+    _LEFT_OUT.update(null_groups(given))
+    return [argument for argument in given if argument not in _LEFT_OUT.values()]
+
+
+def left_out_groups() -> dict[str, str]:
+    """The overrides of this command that leave a group out, by the key that each is about: Hydra does not see them."""
+    return dict(_LEFT_OUT)
+
+
+def null_groups(arguments: Sequence[str]) -> dict[str, str]:
+    """Overrides that leave a group out, such as ``logger=null``, by the key that each is about.
+
+    Hydra chooses a group's option by name alone, so these have to be kept from it.
+    """
+    left_out = {}
+    for argument in arguments:
+        group, is_null, value = argument.partition("=")
+        place, _, package = group.partition("@")
+        named = re.fullmatch(r"\w+(/\w+)*", place) is not None
+        if is_null and value in ("null", "None") and named and (CONF / place).is_dir():
+            left_out[package or place.replace("/", ".")] = argument
+    return left_out | _null_measures(arguments)
+
+
+def _null_measures(arguments: Sequence[str]) -> dict[str, str]:
+    """What ``evaluation=NAME`` leaves out and nothing else here names: an experiment's own choice would stay."""
+    chosen = [argument.partition("=")[2] for argument in arguments if argument.startswith("evaluation=")]
+    path = CONF / "evaluation" / f"{chosen[-1] if chosen else ''}.yaml"
+    if not path.is_file():
+        return {}
+    defaults: Any = OmegaConf.load(path).defaults
+    parts = [part for line in defaults for part, option in dict(line).items() if option is None]
+    named = [re.split("[=@]", argument.lstrip("+~"))[0].replace("/", ".") for argument in arguments]
+    keys = {f"evaluation.{part}": f"evaluation/{part}=null" for part in parts}
+    return {
+        key: override
+        for key, override in keys.items()
+        if not any(name == key or name.startswith(f"{key}.") for name in named)
+    }
+
+
+def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
+    """Set these groups to null, and note the overrides."""
+    with open_dict(cfg):
+        for key, override in groups.items():
+            OmegaConf.update(cfg, key, None, merge=False, force_add=True)
+            cfg.overrides.insert(0, override)  # the last ones name runs, and are what a sweep varies
+
+
+def name_latest(cfg: DictConfig) -> None:
+    """Name the run that ``latest`` points to now in its place, so that what is stored says which it was."""
+    for key in RUNS:
+        place, _, last = key.rpartition(".")
+        node = OmegaConf.select(cfg, place) if place else cfg
+        if not isinstance(node, DictConfig) or last not in node or OmegaConf.is_interpolation(node, last):
+            continue
+        if not OmegaConf.is_missing(node, last) and isinstance(node[last], str):
+            node[last] = _without_latest(node[last])
+
+
+def follow_latest(override: str) -> str:
+    """The same of an override: the jobs of a sweep are about one run, also when others have been finished since."""
+    key, is_set, path = override.partition("=")
+    return f"{key}={_without_latest(path)}" if is_set and key.lstrip("+") in RUNS else override
+
+
+def _without_latest(path: str) -> str:
+    parts = Path(path).parts
+    if LATEST not in parts:
+        return path
+    at = parts.index(LATEST)
+    link = Path(*parts[: at + 1])
+    return str(Path(link.parent, link.readlink(), *parts[at + 1 :])) if link.is_symlink() else path
+
+
+def explained(name: str, error: BaseException) -> str:
+    """`describe_error` for what Hydra could not compose: which option or key there is not, and which was meant."""
+    message = str(error)
+    if (option := re.search(r"Could not find '(\w+)/([^']+)'", message)) is not None:
+        group, asked = option.groups()
+        now = experiment_now(asked) if group == "experiment" else None
+        if group == "hydra" and asked.startswith("launcher/"):
+            now = f"launcher={asked.rpartition('/')[2]}"
+        if now is not None:
+            return f"{group}{'=' if group == 'experiment' else '/'}{asked} is now {now}"
+        while group != "experiment" and "/" in asked:  # whose names have slashes; other groups lie in groups
+            part, _, asked = asked.partition("/")
+            group = f"{group}/{part}"
+        names = [path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml")]
+        names = [name for name in names if not name.startswith("common/")]  # what the others are made of
+        near = difflib.get_close_matches(asked, names, 1)
+        few = ", ".join(sorted(names, key=lambda name: (name.count("/"), name))[:FEW])
+        there = f"did you mean {group}={near[0]}?" if near else f"there are {few}{', …' if len(names) > FEW else ''}"
+        return f"there is no {group}={asked}; {there}"
+    if (twice := re.search(r"Multiple values for (\S+)\. .* 'override \S+ (\S+?)'", message)) is not None:
+        return f"{twice[1]} has a value: write {twice[1]}={twice[2]}, without +"
+    if (key := re.search(r"Could not override '([^']+)'", message)) is None:
+        return describe_error(error)
+    if (now := key_now(key[1])) is not None:
+        return f"{key[1]}=… is now {now}=…"
+    try:
+        leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(_defaults(name), resolve=False))]
+    except Exception:  # this is about an error already
+        leaves = []
+    known = dict.fromkeys(
+        ".".join(leaf.split(".")[:depth]) for leaf in leaves for depth in range(1, leaf.count(".") + 2)
+    )
+    first, last = key[1].partition(".")[0], key[1].rpartition(".")[2]
+    alike = [leaf for leaf in known if leaf.endswith(f".{last}")]
+    near = [leaf for leaf in alike if leaf.startswith(f"{first}.")] or difflib.get_close_matches(key[1], known, 1, 0.8)
+    near = (near or alike)[:2]
+    adds = f"+{key[1]}=… adds it" if "." in key[1] else "docs/configuration.md lists all"
+    meant = f"did you mean {' or '.join(near)}?" if near else adds
+    return f"there is no option {key[1]}; {meant}"
+
+
+def _defaults(name: str) -> DictConfig:
+    """The configuration with the groups that this command chooses, and nothing else of it."""
+    chosen = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0].partition("@")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return hydra.compose(config_name=name, overrides=chosen)
