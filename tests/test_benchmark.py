@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from latentrobust import benchmark
 from latentrobust.benchmark import attack, certify, costs, main, measuring
 from latentrobust.benchmark import flows as benchmark_flow
 from latentrobust.benchmark import unets as benchmark_unets
@@ -180,6 +181,10 @@ def test_unknown_loops_are_named(capsys):
         (["data", "--batch", "0"], "--batch"),
         (["data", "--device", "tpu"], "--device tpu"),
         (["data", "--json", "no/such/folder.json"], "no/such"),
+        (["data", "--json", "."], "--json .: that is a folder"),
+        (["data", "--seconds", "-1"], "--seconds must be a number from 0 up"),
+        (["data", "--seconds", "nan"], "--seconds must be a number from 0 up"),
+        (["data", "--seconds", "inf"], "--seconds must be a number from 0 up"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
@@ -228,3 +233,19 @@ def test_the_unet_loops_run_and_the_plain_decoder_computes_the_same(monkeypatch,
     network = cvae.build("unet", **small).eval()
     x, z = torch.rand(2, 3, 17, 26), torch.randn(2, 6)
     torch.testing.assert_close(benchmark_unets.plain_generate(network.generator, x, z), network.generate(x, z))
+
+
+def test_what_was_measured_before_an_interruption_is_written(tmp_path, monkeypatch, capsys):
+    def interrupted(on):
+        raise KeyboardInterrupt
+
+    row = {"loop": "quick", "shape": [1], "device": "cpu", "samples_per_second": 1.0, "plain_samples_per_second": 1.0,
+           "ratio": 1.0, "peak_memory_mb": 1.0}  # fmt: skip
+    monkeypatch.setattr(benchmark, "LOOPS", {"quick": lambda on: [row], "slow": interrupted})
+    with pytest.raises(SystemExit) as stopped:
+        main(["--json", str(tmp_path / "rows.json")])
+    assert stopped.value.code == 130
+    said = capsys.readouterr()
+    assert said.err.strip() == "latentrobust benchmark: interrupted"
+    assert "quick" in said.out
+    assert json.loads((tmp_path / "rows.json").read_text()) == [row]

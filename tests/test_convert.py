@@ -12,11 +12,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from latentrobust import load_model, load_perturbation_set, save_model
+from latentrobust import load_model, load_perturbation_set, save_model, save_perturbation_set
 from latentrobust.convert import import_checkpoint, import_flow, main
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
+from latentrobust.networks.flows import build as build_flow
+from latentrobust.perturbation_sets import CVAESet, FlowSet
 from latentrobust.published import beside, read_published
 
 from .golden.rule import wave
@@ -441,3 +443,28 @@ def test_a_checkpoint_is_converted_by_its_configuration(tmp_path, capsys):
         assert (stopped.value.code, printed.count("\n")) == (2, 1), name
         assert message in printed
         (tmp_path / file).unlink() if file else None
+
+
+def test_a_flow_of_another_size_is_told_by_its_permutations(tmp_path):
+    network = build_flow("fully_connected", image_shape=[1, 5, 5], classes=0, blocks=2, hidden=8)
+    folder = save_perturbation_set(FlowSet(network, "l2", 1.0), tmp_path / "own")
+    main([str(folder), str(tmp_path / "f.pth"), "--export"])
+    options = ["--network", "fully_connected", "--radius", "2", "--argument", "image_shape=[1,5,5]"]
+    main([str(tmp_path / "f.pth"), str(tmp_path / "again"), *options])
+    x = torch.rand(3, 1, 5, 5)
+    assert torch.equal(load_perturbation_set(tmp_path / "again").at(x).z, load_perturbation_set(folder).at(x).z)
+
+
+def test_what_a_published_layout_cannot_say_is_not_lost_in_silence(tmp_path, capsys):
+    network = build_flow("fully_connected", image_shape=[1, 5, 5], classes=0, blocks=2, hidden=8, clamp=1.0)
+    folder = save_perturbation_set(FlowSet(network, "l2", 1.0), tmp_path / "clamped")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder), str(tmp_path / "f.pth"), "--export"])
+    assert stopped.value.code == 2
+    assert "a flow with clamp=1, which the published layout cannot say" in capsys.readouterr().err
+    assert not (tmp_path / "f.pth").exists()
+    network = build("mnist_fc", image_shape=[1, 5, 5], hidden=16, latent=4)
+    part = CVAESet(network, "bernoulli", 1.0).restrict([0, 2])
+    folder = save_perturbation_set(part, tmp_path / "part")
+    with pytest.warns(RobustnessWarning, match="is restricted to 2 of its latents, which the published layout"):
+        main([str(folder), str(tmp_path / "c.pth"), "--export"])

@@ -3,6 +3,7 @@
 import csv
 import gc
 import io
+import itertools
 import json
 import math
 import os
@@ -287,6 +288,40 @@ def test_of_many_rows_the_best_is_compared_with_the_others(tmp_path, metric, bes
     assert {part.first for part in compare(report(tmp_path, [metric]))} == {best}
 
 
+def test_a_large_difference_over_examples_is_more_than_chance_in_a_table_of_any_length(tmp_path):
+    """Flips that are drawn tell no p below .0004, of which Holm over 20 rows would make .076."""
+    generator = np.random.default_rng(0)
+    luck = generator.normal(0, 0.1, 24)
+    errors = luck + generator.normal(0, 0.1, (20, 24))
+    errors[6] += 1
+    for place, own in enumerate(errors):
+        run(tmp_path, f"m{place}", {"quality/pgd_ae": float(own.mean())}, f"experiment=m{place}")
+        rows = "".join(f"{number},x,{value}\n" for number, value in enumerate(own))
+        (tmp_path / f"m{place}" / "per_example.csv").write_text("index,kind,pgd_ae\n" + rows)
+    found = [part for part in compare(report(tmp_path, ["quality/pgd_ae"])) if part.over == "examples"]
+    assert len(found) == 19
+    assert [part.is_sure for part in found] == [part.second == 6 for part in found]
+    for part in found:
+        differences = errors[part.first] - errors[part.second]
+        assert part.difference == pytest.approx(differences.mean())
+        # A bound on the share of all 2²⁴ flips lies no lower than that, to which the normal tail comes near.
+        assert part.p >= 0.8 * 2 * stats.norm.sf(abs(differences.sum()) / np.linalg.norm(differences))
+
+
+def test_radii_that_measure_the_same_are_compared_over_examples(tmp_path):
+    for name in "ab":
+        metrics = {"robust/p50": 0.5, "robust/eps=1": 0.5, "robust/eps=2": 0.5, "robust/pgd/eps=1": 0.5}
+        run(tmp_path, name, {**metrics, "certified/p25": 0.5, "certified/eps=1": 0.5, "certified/eps=1.5": 0.5},
+            f"experiment={name}")  # fmt: skip
+        (tmp_path / name / "per_example.csv").write_text(
+            "index,kind,robust/pgd/eps=1,robust/pgd/eps=2,certified/prediction,certified/label,certified/radius\n"
+            f"0,a,1,1,3,3,2\n1,a,0,0,3,{3 if name == 'a' else 2},0.5\n"
+        )
+    for metric in ("robust/p50", "robust/pgd/eps=1", "certified/p25"):
+        found = [part for part in compare(report(tmp_path, [metric])) if part.over == "examples"]
+        assert [part.pairs for part in found] == [2], metric
+
+
 def test_measurements_of_runs_that_differ_in_their_seeds_are_draws_of_one(tmp_path):
     """``evaluate run=FOLDER`` of three seeds of two methods: two rows of three."""
     for method in ("a", "b"):
@@ -302,6 +337,24 @@ def test_measurements_of_runs_that_differ_in_their_seeds_are_draws_of_one(tmp_pa
     assert [found["robust/p50"].count for _, found in summary.rows] == [3, 3]
     assert summary.keys == ["run.method"]
     assert {(part.over, part.pairs) for part in compare(summary)} == {("seeds", 3)}
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"), [((0.001, 0.003), [0.001, 0.003]), ((0.001, 0.00101, 0.009), None), ((1, 2, 3), [1, 2, 3])]
+)
+def test_labels_of_an_axis_do_not_run_into_each_other(tmp_path, values, ticks):
+    for number, value in enumerate(values):
+        run(tmp_path, str(number), {"accuracy/clean": 0.5 + 0.1 * number}, f"learner.optimizer.lr={value}")
+    summary = report(tmp_path)
+    drawn = tables.figure(summary, "learner.optimizer.lr", "accuracy/clean")
+    axis = drawn.axes[0]
+    if ticks is not None:
+        assert list(axis.get_xticks()) == ticks
+    drawn.canvas.draw()
+    low, high = axis.get_xlim()
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert len(boxes) > 1
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_the_page_of_a_sweep_is_one_file_that_says_who_leads(tmp_path):
@@ -357,8 +410,8 @@ def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
     summary = report(tmp_path)
     page = (tmp_path / "report" / "sweep.html").read_text()
     assert re.search(r"quality/pgd_ae: spread=0 has the least, 0.00101; ahead of 1 of 1 others", page)
-    assert "coverage/radius: not compared, since each set has its own tolerance" in page
     assert {part.metric for part in compare(summary)} == {"quality/pgd_ae"}
+    assert "coverage/radius: not compared, since some sets are too coarse" in page
     assert "99.90 ± 0.25 (too coarse to say anything)" in (tmp_path / "report" / "report.md").read_text()
     alike = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
     assert aggregate.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")
@@ -367,6 +420,17 @@ def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
     for runs in ([unknown, *alike], [*alike, unknown]):
         assert not aggregate.is_comparable(aggregate.summarise(runs, ["*"]), "coverage/radius")
     assert aggregate.is_comparable(aggregate.summarise([unknown], ["*"]), "coverage/radius")
+
+
+@pytest.mark.parametrize(("unchanged", "is_coarse"), [(0.03, True), (0.05, False)])
+def test_a_coverage_that_says_nothing_does_not_lead_the_page(tmp_path, unchanged, is_coarse):
+    for number in range(2):
+        metrics = {"coverage/radius": 1.0, "coverage/tolerance": 0.04, "quality/no_change": unchanged}
+        run(tmp_path, str(number), metrics, f"learner.spread={number}")
+    report(tmp_path, ["coverage/radius"])
+    page = (tmp_path / "report" / "sweep.html").read_text()
+    assert ("2 of 2 rows share the highest value, 100.0 %" in page) != is_coarse
+    assert ("not compared, since some sets are too coarse" in page) == is_coarse
 
 
 def test_options_of_tables_are_refused_for_one_run(tmp_path, capsys):

@@ -230,7 +230,7 @@ def test_trials_that_are_all_refused_end_the_search(here):
     parameters = {"trainer.gradient_clip_val": {"low": 6.0, "high": 9.0}, "learner.optimizer.lr": {"choices": [1e-3]}}
     _, error, code = here(plan_of(parameters=parameters))
     assert code == 2
-    assert "the first 3 trials were all refused: latentrobust train: refused" in error
+    assert "the first 3 trials came to nothing: latentrobust train: refused" in error
 
 
 def test_a_search_over_real_runs(tmp_path, capsys):
@@ -270,12 +270,25 @@ def test_a_search_over_real_runs(tmp_path, capsys):
         ({"parameters": {"a": {"lo": 1}}}, "did you mean low"),
         ({"parameters": [1]}, "parameters must be keys"),
         ({"overrides": "experiment=demo"}, "overrides must be a list"),
+        ({"parameters": {"a": {"choices": 5}}}, "choices must be a list of values, got 5"),
+        ({"parameters": {"a": {"choices": "12"}}}, "choices must be a list of values, got '12'"),
+        ({"parameters": {"a": {"choices": {"x": 1}}}}, "choices must be a list of values"),
+        ({"parameters": {"a": {"low": True, "high": 5}}}, "give low and high as numbers"),
+        ({"parameters": {"a": {"low": 2, "high": 9, "step": 4}}}, "do not meet high=9, which would never be tried"),
+        ({"parameters": {"a": {"low": 0.1, "high": 0.35, "step": 0.1}}}, "do not meet high=0.35"),
     ],
 )
 def test_bad_plans_are_refused(tmp_path, changed, message):
     (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(**changed)))
     with pytest.raises(InputError, match=message):
         read_plan(tmp_path / "plan.yaml")
+
+
+def test_a_plan_needs_no_overrides_and_takes_steps_that_meet_its_end(tmp_path):
+    plan = plan_of(parameters={"a": {"low": 0.1, "high": 0.7, "step": 0.1}, "b": {"low": 2, "high": 10, "step": 4}})
+    del plan["overrides"]
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    assert list(read_plan(tmp_path / "plan.yaml").overrides) == []
 
 
 def test_options_that_do_not_exist_are_refused_before_any_trial(tmp_path):
@@ -323,10 +336,25 @@ def test_pruning_by_what_nobody_logs_is_refused(tmp_path, here):
         compose_a_trial(read_plan(tmp_path / "plan.yaml"))
 
 
-def test_a_metric_that_no_trial_has_ends_a_search_at_the_first(tmp_path, here):
+def test_a_metric_that_no_trial_has_ends_a_search_after_the_first_few(tmp_path, here):
     _, error, code = here(plan_of(metric="quality/pgd_aee"))
     assert code == 2
     assert "trial 0 measured nothing of that name; did you mean quality/pgd_ae?" in error
+    assert "the first 3 trials came to nothing: metric=quality/pgd_aee" in error
+    assert [row["state"] for row in rows_of(tmp_path / "search")] == ["FAIL"] * 3
+
+
+def test_a_trial_whose_values_have_no_such_metric_is_one_that_failed(tmp_path, here):
+    parameters = {"learner.optimizer.lr": {"choices": [1e-3, 1e-2]}, "learner.latents": {"choices": ["all", "active"]}}
+    script = RUN.replace('{"quality/pgd_ae": value}', '{given["learner.latents"]: value}').replace("\\\\n", "\\n")
+    (tmp_path / "run.py").write_text(script)
+    out, _, code = here(plan_of(metric="active", trials=8, parameters=parameters))
+    assert code == 0
+    rows = rows_of(tmp_path / "search")
+    states = {(row["learner.latents"], row["state"]) for row in rows}
+    assert states == {("all", "FAIL"), ("active", "COMPLETE")}
+    assert len(rows) == 8
+    assert "best: trial" in out
 
 
 def test_a_search_in_which_every_trial_fails_says_so_by_its_code(tmp_path, here):

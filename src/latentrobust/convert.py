@@ -24,11 +24,12 @@ from latentrobust.calibration import calibrate
 from latentrobust.configuration import CONF
 from latentrobust.data.images.pickles import NUMBERS
 from latentrobust.data.module import PairModule
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import read_json, write_tensors
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.classifiers.normalize import STANDARDISATION
 from latentrobust.networks.flows.published import (
+    PUBLISHED_CLAMP,
     fully_connected_arguments,
     fully_connected_state,
     glow_arguments,
@@ -244,7 +245,8 @@ def _convert(chosen: argparse.Namespace) -> str:
 def export_checkpoint(path: str | Path, out: str | Path) -> Path:
     """Write a stored CVAE, flow or classifier as its authors' code reads it: a file with a state dict.
 
-    Radius, likelihood and, of networks that were published without it, normalisation are not part of such files.
+    Radius, likelihood and, of networks that were published without it, normalisation are not part of such files; what
+    such a file cannot hold and would make another set of it is refused.
 
     Args:
         path: folder of a set or a model, or of a run.
@@ -256,14 +258,26 @@ def export_checkpoint(path: str | Path, out: str | Path) -> Path:
     folder = Path(path)
     is_set = (folder / "perturbation_set").is_dir() or _kind(folder) not in ("classifier", None)
     if is_set:
-        network = getattr(load_perturbation_set(folder), "network", None)
+        perturbations = load_perturbation_set(folder)
+        network = getattr(perturbations, "network", None)
         if isinstance(network, cvae.CVAE):
+            if (active := getattr(perturbations, "active", None)) is not None:
+                warn(
+                    f"{folder} is restricted to {len(active)} of its latents, which the published layout cannot say:"
+                    " what is read from it has offsets in all of them, and norms and radii of its own"
+                )
             content: dict[str, Any] = {"model_state_dict": network.state_dict()}
         elif isinstance(network, flows.FlowNetwork):
             renamed = {"glow": published_glow_state, "fully_connected": published_fully_connected_state}
             name = (network.description or {}).get("name")
             if name not in renamed:
                 raise InputError(f"{folder} holds a flow of one's own, which has no published layout")
+            clamp = (network.description or {}).get("arguments", {}).get("clamp", PUBLISHED_CLAMP)
+            if name == "fully_connected" and clamp != PUBLISHED_CLAMP:
+                raise InputError(
+                    f"{folder} holds a flow with clamp={clamp:g}, which the published layout cannot say: it would be"
+                    f" read as one with {PUBLISHED_CLAMP:g}, another flow"
+                )
             content = {"model": renamed[name](network.state_dict())}
         else:
             raise InputError(f"{folder} holds no CVAE and no flow: only these have a published layout")

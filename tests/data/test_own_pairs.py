@@ -3,6 +3,7 @@
 import csv
 import functools
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from latentrobust.data.pairs.inspection import picture as draw_pairs
 from latentrobust.data.pairs.listing import ProblemsError
 from latentrobust.data.pairs.reading import read_pairs
 from latentrobust.data.pictures import decoded, size_and_colour
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 
 LIGHTS = 64
 
@@ -689,3 +690,24 @@ def test_a_variant_that_was_cut_short_is_meant(tmp_path):
             save(tmp_path / f"{number}" / f"{name}.png", 40 * number)
     with pytest.raises(InputError, match="did you mean original"):
         read_pairs(tmp_path, original="orig")
+
+
+def test_arrays_of_the_levels_0_and_1_are_pointed_out(tmp_path):
+    x = np.random.default_rng(0).integers(0, 2, (8, 1, 6, 6), dtype=np.uint8)
+    with pytest.warns(RobustnessWarning, match="nothing but the levels 0 and 1 of 255"):
+        pairs(x, 1 - x)
+    np.savez(tmp_path / "binary.npz", x=x, x_tilde=1 - x)
+    assert any(
+        line.startswith("dark: no value of the first 16 images") for line in inspect(tmp_path / "binary.npz").lines
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs(x.astype(np.float32), 1 - x.astype(np.float32))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_share_of_all_groups_is_not_one_group(split):
+    x = np.random.default_rng(0).random((8, 1, 6, 6), dtype=np.float32)
+    with pytest.raises(InputError, match=f"data.{split}=1.0 would be all groups"):
+        GivenPairs(pairs(x, 1 - x), **{split: 1.0})
+    assert GivenPairs(pairs(x, 1 - x), **{split: 1}).examples(split) == 1

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from latentrobust.batch import Batch
 from latentrobust.data.images import digits
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PixelBall, RTSSet
-from latentrobust.perturbation_sets.coverage import Coverage
+from latentrobust.perturbation_sets.coverage import Coverage, CoverageSettings, measure_coverage
 from latentrobust.transforms.affine import RotationTranslationScale, pad_to
 from latentrobust.transforms.random import example_keys
 
@@ -88,6 +89,21 @@ def test_rts_finds_offsets_it_is_not_told(digits42):
     found = s.decode(perturbations.ball.project(s.encode(x_tilde)))
     assert (found - x_tilde).square().mean((1, 2, 3)).max() < 1e-5
     assert (digits42 - x_tilde).square().mean((1, 2, 3)).min() > 1e-2
+
+
+def test_offsets_of_a_smaller_rts_set_are_looked_for_in_the_whole_bounds(digits42):
+    """Else every pair would lie within any radius, and what a set reaches would be as far as its ball is away."""
+    perturbations = RTSSet((1, 42, 42), radius=0.2)
+    whole, part = RTSSet((1, 42, 42)).at(digits42), perturbations.at(digits42)
+    drawn = torch.tensor([[0.9, 0.1, 0.1, 0.0], [-0.8, 0.0, 0.0, 0.0], [0.1, 0.0, 0.0, 0.0], [0.0, 0.1, 0.0, 0.0]])
+    u = torch.cat([drawn, drawn])
+    found = part.encode(whole.decode(u))
+    assert torch.equal(part.ball.size(found) <= 0.2 + 1e-3, part.ball.size(u) <= 0.2)
+    assert (whole.decode(found) - whole.decode(u)).square().mean((1, 2, 3)).max() < 1e-5
+    pairs = Batch.of(digits42, torch.zeros(8, dtype=torch.long), whole.decode(u))
+    own = measure_coverage(perturbations, [pairs], torch.arange(8), "test", CoverageSettings())
+    assert own.at(0.2)[0] == 0.5
+    assert own.tolerance < 1e-4
 
 
 def test_rts_radius_is_a_share_of_the_bounds():

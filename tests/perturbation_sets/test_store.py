@@ -36,10 +36,21 @@ def test_a_learned_set_survives_saving(small_set, tmp_path):
     "perturbations", [PixelBall((1, 8, 8), "l2", 0.7), RTSSet((1, 8, 8), degrees=20.0, shift=2, radius=0.5)]
 )
 def test_exact_sets_survive_saving(perturbations, tmp_path):
+    perturbations.latent_norms, perturbations.data = {"p50": 0.3}, "digits"
+    perturbations.coverage = Coverage(0.01, (0.1, 0.5), (0.5, 1.0), (0.4, 0.9), (0.6, 1.0), 8, 8, "test")
     loaded = load_perturbation_set(save_perturbation_set(perturbations, tmp_path / "set"))
     assert loaded.ball == perturbations.ball
     x, u = torch.rand(2, 1, 8, 8), perturbations.ball.uniform(torch.arange(2))
     assert torch.equal(loaded.at(x).decode(u), perturbations.at(x).decode(u))
+    assert (loaded.latent_norms, loaded.data, loaded.coverage) == ({"p50": 0.3}, "digits", perturbations.coverage)
+    assert load_perturbation_set(tmp_path / "set", radius="p50").ball.radius == 0.3
+    assert load_perturbation_set(tmp_path / "set", radius=0.25).ball.radius == 0.25
+
+
+def test_a_radius_that_a_set_cannot_have_is_not_called_damage(tmp_path):
+    folder = save_perturbation_set(RTSSet((1, 8, 8)), tmp_path / "set")
+    with pytest.raises(InputError, match=r"^radius=2: the radius of an RTS set is a share of its bounds"):
+        load_perturbation_set(folder, radius=2)
 
 
 def test_saving_replaces_an_older_set(small_set, tmp_path):

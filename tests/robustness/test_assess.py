@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import latentrobust
 from latentrobust import CertifySettings, RobustSettings, assess, wrap
 from latentrobust.batch import Batch
+from latentrobust.data.corruptions.grid import CorruptionGrid
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
 from latentrobust.perturbation_sets import CVAESet
@@ -27,6 +29,7 @@ from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.robustness.results import Entry, flat
 from latentrobust.robustness.statistics import GroupSequential, noise_level
+from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import QualityTest
 from latentrobust.transforms.noise import UniformNoise
 
@@ -551,3 +554,28 @@ class Normed(nn.Module):
 
     def forward(self, x, x_tilde):
         return self.inner(self.norm(x), x_tilde)
+
+
+@pytest.mark.parametrize(("shift", "is_coarse"), [(0.02, True), (0.5, False)])
+def test_a_set_that_comes_no_nearer_than_the_image_itself_is_said_to(small_set, shift, is_coarse):
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
+    settings = CoverageSettings(steps=2, tolerance=0.01)
+    found = assess(bright, small_set, (x, torch.arange(12) % 2, x + shift), robust=None, coverage=settings)
+    said = rf"its coverages say nothing, since they are to within 0.01, .* \({shift**2:.2g}\)"
+    assert any(re.search(said, line) for line in found.warnings) == is_coarse
+    assert set(found.per_example["coverage"]) == {"index", "kind", "covering_radius"}
+
+
+@pytest.mark.parametrize("part", ["held_out", "corruptions"])
+def test_an_archive_s_images_are_not_those_that_are_given(part):
+    data = torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    for where in ("archive", "auto", "generated"):
+        asked = {part: GridAccuracy(CorruptionGrid(["fog"], [1], where, "nowhere"))}
+        if where == "archive":
+            with pytest.raises(
+                InputError, match="test_images=archive: an archive has the corrupted versions of a data"
+            ):
+                assess(model, data=data, robust=None, **asked)
+        else:
+            assert any("fog" in name for name in assess(model, data=data, robust=None, **asked).metrics)

@@ -326,7 +326,7 @@ class Returns(nn.Module):
         (None, None, [], "at least one radius"),
         (None, [0, 2] * 20, [0.1], "labels must be 0 to 1, got 2"),
         (None, [0, -1] * 20, [0.1], "labels must be 0 to 1, got -1"),
-        (None, [0] * 39, [0.1], "as many labels"),
+        (None, [0] * 39, [0.1], "a label for each of 40 images"),
         (Returns(lambda x: x), None, [0.1], r"logits \[B, classes\]"),
         (Returns(lambda x: x.flatten(1)[:, :1]), None, [0.1], r"logits \[B, classes\]"),
         (Returns(lambda x: x.flatten(1) * math.nan), None, [0.1], "NaN"),

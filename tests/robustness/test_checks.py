@@ -22,6 +22,7 @@ from latentrobust.tasks.store import load_model, save_model
 from latentrobust.transforms import random
 
 from .conftest import Linear, ball
+from .test_clipping import Clips
 
 
 def test_warnings_are_collected_even_where_python_shows_them_once():
@@ -102,6 +103,18 @@ def test_a_constant_map_of_classes_is_warned_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_varied(y.clamp_min(0), y)
+
+
+def test_pixels_that_do_not_count_are_no_clipping_decoder():
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    x, y = torch.rand(4, 1, 12, 12), torch.randint(0, 3, (4, 12, 12))
+    y[:, 4:] = -1
+    clips = Clips(PixelBall((1, 12, 12), "linf", 0.9))
+    settings = RobustSettings(attacks={"pgd": PGD(steps=2, relative_step=0.6)}, radii=[0.9])
+    said = "has no gradient in"
+    for perturbations, warned in ((PixelBall((1, 12, 12), "linf", 0.1), False), (clips, True)):
+        found = assess(model, perturbations, (x, y), robust=settings).warnings
+        assert any(said in line for line in found) == warned, found
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -11,6 +11,7 @@ from torch import nn
 import latentrobust as lr
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.fully_connected import fully_connected
+from latentrobust.networks.flows.glow import glow
 from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.robustness.attacks import PGD
 from latentrobust.transforms import random
@@ -204,3 +205,24 @@ def test_a_model_in_double_precision_is_asked_in_it(parts):
     double = copy.deepcopy(model).double()
     found, expected = (lr.assess(m, s, (x, y), robust=None).metrics["loss/clean"] for m in (double, model))
     assert found == pytest.approx(expected)
+
+
+def test_perturbed_images_that_no_flow_can_encode_are_refused():
+    network = glow((3, 8, 8), levels=1, steps=1, hidden=8)
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network.initialize(x)
+    flow = FlowSet(network, "l2", 1.0).eval()
+    s = flow.at(x)
+    assert s.encode(x.round()).isfinite().all()
+    assert s.encode(x + 0.03).isfinite().all()  # the logit has some room
+    with pytest.raises(InputError, match=r"a flow encodes perturbed images in \[0, 1\], got values from .* to 1.3"):
+        s.encode(torch.where(x == x.max(), 1.3, x))
+    with pytest.raises(InputError, match=r"to 1\.0000001"):  # which is not to be told from 1 in six digits
+        flow.at(torch.where(x == x.max(), 1.0000001, x))
+
+
+@pytest.mark.parametrize(("labels", "message"), [(None, "a tensor of labels, got a NoneType"), (3, "got a int")])
+def test_labels_that_are_none_are_refused_in_one_line(parts, labels, message):
+    model, perturbations, x, _ = parts
+    with pytest.raises(InputError, match=message):
+        PGD(steps=1)(model, perturbations, x, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from latentrobust.benchmark.flows import flow
 from latentrobust.benchmark.measuring import Conditions, Row
 from latentrobust.benchmark.pairs import data
 from latentrobust.benchmark.unets import unet
+from latentrobust.files import replacing
 from latentrobust.networks.compiled import compiles
 from latentrobust.networks.precision import bfloat16_is_slow
+from latentrobust.streams import speaking_as
 
 LOOPS: dict[str, Callable[..., list[Row]]] = {
     "data": data,
@@ -61,6 +64,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="images at once in loops of networks, else what fits into --seconds")
     parser.add_argument("--compile", action="store_true", help="our networks through torch.compile, where a loop can")
     chosen = parser.parse_args(arguments)
+    _check(parser, chosen)
+    device, bf16 = torch.device(chosen.device), chosen.precision == "bf16"
+    if bf16 and not chosen.force and (reason := bfloat16_is_slow(device)):
+        parser.error(f"--precision bf16: {reason}; --force measures it all the same")
+    compiled = chosen.compile and compiles(device)
+    if chosen.compile and not compiled:
+        print("torch.compile does not work here (on a CPU it needs a C++ compiler): nothing is compiled", flush=True)
+    on = Conditions(device, chosen.seconds, bf16, compiled, chosen.batch)
+    rows: list[Row] = []
+    with speaking_as("benchmark"):
+        try:
+            for name in chosen.loops or LOOPS:
+                print(f"measuring {name}", flush=True)
+                rows += LOOPS[name](replace(on, bf16=False) if name in IN_FLOAT32 else on)
+                if chosen.json is not None:
+                    with replacing(chosen.json) as file:
+                        file.write((json.dumps(rows, indent=2) + "\n").encode())
+        finally:  # also what was measured before an interruption
+            if rows:
+                console = Console()
+                console.width = max(console.width, WIDTH)  # a cut name would tell nothing
+                console.print(_table(rows))
+
+
+def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, or written, before anything is."""
     if unknown := [name for name in chosen.loops if name not in LOOPS]:
         parser.error(f"unknown loop {', '.join(unknown)}; there are {', '.join(LOOPS)}")
     if chosen.batch is not None and chosen.batch < 1:
@@ -69,24 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--device {chosen.device}: there are cpu and cuda")
     if chosen.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch sees no GPU here")
+    if not (math.isfinite(chosen.seconds) and chosen.seconds >= 0):
+        parser.error(f"--seconds must be a number from 0 up, got {chosen.seconds}")
+    if chosen.json is not None and chosen.json.is_dir():
+        parser.error(f"--json {chosen.json}: that is a folder, name a file")
     if chosen.json is not None and not chosen.json.absolute().parent.is_dir():
         parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
-    device, bf16 = torch.device(chosen.device), chosen.precision == "bf16"
-    if bf16 and not chosen.force and (reason := bfloat16_is_slow(device)):
-        parser.error(f"--precision bf16: {reason}; --force measures it all the same")
-    compiled = chosen.compile and compiles(device)
-    if chosen.compile and not compiled:
-        print("torch.compile does not work here (on a CPU it needs a C++ compiler): nothing is compiled", flush=True)
-    on = Conditions(device, chosen.seconds, bf16, compiled, chosen.batch)
-    rows = []
-    for name in chosen.loops or LOOPS:
-        print(f"measuring {name}", flush=True)
-        rows += LOOPS[name](replace(on, bf16=False) if name in IN_FLOAT32 else on)
-    console = Console()
-    console.width = max(console.width, WIDTH)  # a cut name would tell nothing
-    console.print(_table(rows))
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -134,6 +134,8 @@ class VAEGAN(nn.Module):
         return at_least_float32(self._by_class(self.discriminators, x, y)[0])[:, 0]
 
     def _by_class(self, networks: nn.ModuleList, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        if not len(x):
+            raise InputError("a VAE-GAN needs at least one image, got none")
         order = y.argsort(stable=True)
         counts = y.bincount(minlength=self.classes).tolist()
         found = []

@@ -155,8 +155,9 @@ class _RTSSetAt(SetAt):
         self.transform = transform
 
     def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
-        """The pair's own offset where it is known, else the one found by `nearest_offset`."""
-        return offset if offset is not None else nearest_offset(self.transform, self.x, x_tilde, self.ball)
+        """The pair's own offset where it is known, else the nearest within the whole bounds by `nearest_offset`."""
+        whole = self.ball.with_radius(1.0)
+        return offset if offset is not None else nearest_offset(self.transform, self.x, x_tilde, whole)
 
     def decode(self, u: Tensor) -> Tensor:
         images = self.x.expand(*u.shape[:-1], *self.x.shape[1:])

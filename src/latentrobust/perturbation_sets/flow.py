@@ -47,9 +47,7 @@ class FlowSet(PerturbationSet):
             InputError: for images outside [0, 1], which have no latent, or labels that the flow does not know.
         """
         if not recording():  # the runs before it have looked
-            low, high = (float(value) for value in x.aminmax()) if x.numel() else (0.0, 1.0)
-            if not (low >= 0 and high <= 1):
-                raise InputError(f"a flow encodes images in [0, 1], got values from {low:g} to {high:g}")
+            _check_range(x, "images")
             if y is not None:
                 check_labels(y, self.network.classes)
         return FlowSetAt(self.network, x, self.ball, y)
@@ -80,8 +78,15 @@ class FlowSetAt(SetAt):
         return part
 
     def encode(self, x_tilde: Tensor, offset: Tensor | None = None) -> Tensor:
-        """``F(x̃) − F(x)``."""
-        return (self.network.encode(x_tilde, self.y)[0] - self.z).to(self.offset_dtype)
+        """``F(x̃) − F(x)``.
+
+        Raises:
+            InputError: for images outside [0, 1] that have no latent.
+        """
+        z = self.network.encode(x_tilde, self.y)[0]
+        if not recording() and not bool(z.isfinite().all()):
+            _check_range(x_tilde, "perturbed images")
+        return (z - self.z).to(self.offset_dtype)
 
     def decode(self, u: Tensor) -> Tensor:
         """``F⁻¹(F(x) + u)``, clamped to [0, 1]."""
@@ -99,3 +104,9 @@ class FlowSetAt(SetAt):
     def draw(self, keys: Tensor, ball: LatentBall) -> Tensor:
         """``radius · N(0, I)``, projected: Randomized-LA."""
         return ball.project(ball.radius * random.normal(keys, ball.shape))
+
+
+def _check_range(x: Tensor, which: str) -> None:
+    low, high = (float(value) for value in x.aminmax()) if x.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"a flow encodes {which} in [0, 1], got values from {low:.8g} to {high:.8g}")

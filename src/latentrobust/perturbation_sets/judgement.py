@@ -35,7 +35,7 @@ def judged(metrics: Mapping[str, float]) -> str | None:
         return (
             "Collapsed: the nearest point, random draws and the farthest point are one and the same image, so the set"
             " ignores its offset. Attacks over it find nothing, whatever the model. Train longer or at another learning"
-            " rate, or with a smaller weight of the KL term."
+            " rate, or a CVAE with a smaller weight of the KL term."
         )
     if reached > (1 - UNUSABLE) * unchanged:
         return (
@@ -43,6 +43,14 @@ def judged(metrics: Mapping[str, float]) -> str | None:
             " example is, if at all. What is robust over it says nothing about the perturbations that were observed."
         )
     return None
+
+
+def coarse(tolerance: float, unchanged: float) -> str:
+    """What to say of coverages to within ``tolerance`` where the image itself is as near, ``unchanged``."""
+    return (
+        f"about the set: its coverages say nothing, since they are to within {tolerance:.2g}, and perturbations"
+        f" are no farther than that from the image itself ({unchanged:.2g})"
+    )
 
 
 def too_coarse(metrics: Mapping[str, float]) -> bool:

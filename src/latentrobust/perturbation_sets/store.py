@@ -147,6 +147,9 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
         "image_shape": list(perturbations.image_shape),
         "radius": perturbations.ball.radius,
         "versions": {"latentrobust": latentrobust.__version__},
+        "latent_norms": perturbations.latent_norms,
+        "coverage": None if perturbations.coverage is None else perturbations.coverage.to_dict(),
+        "data": perturbations.data,
     }
     if isinstance(perturbations, RTSSet):
         return {**common, "kind": "rts", "transform": dataclasses.asdict(perturbations.transform)}
@@ -156,9 +159,6 @@ def _describe(perturbations: PerturbationSet) -> dict[str, Any]:
         **common,
         "kind": CUSTOM,
         "origin": {**(origin_of(perturbations) or {}), **perturbations.describe()},
-        "latent_norms": perturbations.latent_norms,
-        "coverage": None if perturbations.coverage is None else perturbations.coverage.to_dict(),
-        "data": perturbations.data,
     }
 
 
@@ -233,14 +233,17 @@ def restore_perturbation_set(
         configuration, state = _read_checkpoint(path)
     else:
         raise InputError(f"no perturbation set at {path}: expected a set's folder, a run's folder or a .ckpt file")
-    named = radius if isinstance(radius, str) else None
-    number = None if isinstance(radius, str) else radius
     if configuration.get("kind") == CUSTOM:
-        perturbations = _custom(configuration, number, of, path)
+        perturbations = _custom(configuration, of, path)
     else:
+        number = None if isinstance(radius, str) else radius
         perturbations = _build(configuration, number, network, path, state)
-    if named is not None:
-        perturbations.set_radius(perturbations.radius_of(named))
+    if radius is not None:
+        wanted = perturbations.radius_of(radius) if isinstance(radius, str) else float(radius)
+        try:
+            perturbations.set_radius(wanted)
+        except ValueError as error:  # what is wrong is the argument, not the folder
+            raise InputError(f"radius={radius}: {error}") from None
     try:
         perturbations.load_state_dict(state)
     except RuntimeError as error:
@@ -252,9 +255,15 @@ def restore_perturbation_set(
     return perturbations
 
 
-def _custom(
-    configuration: dict[str, Any], radius: float | None, of: str | type[PerturbationSet] | None, path: Path
-) -> PerturbationSet:
+def _remember(perturbations: PerturbationSet, configuration: Mapping[str, Any]) -> None:
+    """Give a set the norms, the data's name and the coverage that were stored with it."""
+    perturbations.latent_norms = dict(configuration.get("latent_norms") or {})
+    perturbations.data = str(configuration.get("data") or "")
+    if configuration.get("coverage") is not None:
+        perturbations.coverage = Coverage.from_dict(configuration["coverage"])
+
+
+def _custom(configuration: dict[str, Any], of: str | type[PerturbationSet] | None, path: Path) -> PerturbationSet:
     """A set of a class that the user has named: nothing else is ever imported."""
     origin = configuration.get("origin")
     stored = dict(origin) if isinstance(origin, dict) else {}
@@ -276,11 +285,8 @@ def _custom(
         perturbations = of(**stored)
     except TypeError as error:
         raise InputError(f"{path}: {of.__name__} does not take what the set says of itself: {error}") from None
-    perturbations.latent_norms = dict(configuration.get("latent_norms") or {})
-    perturbations.data = str(configuration.get("data") or "")
-    if configuration.get("coverage") is not None:
-        perturbations.coverage = Coverage.from_dict(configuration["coverage"])
-    perturbations.set_radius(float(configuration["radius"]) if radius is None else radius)
+    _remember(perturbations, configuration)
+    perturbations.set_radius(float(configuration["radius"]))
     return perturbations
 
 
@@ -304,7 +310,7 @@ def _build(
             raise InputError(f"{path} has format {configuration['format']}; this version reads {FORMAT}")
         kind, likelihood = configuration["kind"], configuration["likelihood"]
         image_shape = tuple(configuration["image_shape"])
-        chosen = configuration["radius"] if radius is None else radius
+        chosen = radius if configuration["radius"] is None else configuration["radius"]
         if chosen is None:
             raise InputError(f"{path} stores no radius: give one, or select it on validation pairs")
         if not (isinstance(chosen, int | float) and chosen > 0 and math.isfinite(chosen)):
@@ -318,6 +324,7 @@ def _build(
             perturbations = PixelBall(image_shape, configuration["norm"], chosen, likelihood)
         else:
             raise InputError(f"{path} holds a set of unknown kind {kind!r}")
+        _remember(perturbations, configuration)
     except InputError as error:
         if str(path) in str(error):
             raise
@@ -350,10 +357,6 @@ def _learned(
         perturbations = VAEGANSet(network, configuration["norm"], radius)
     else:
         perturbations = CVAESet(network, configuration["likelihood"], radius, configuration.get("active"))
-    perturbations.latent_norms = dict(configuration["latent_norms"])
-    if configuration.get("coverage") is not None:
-        perturbations.coverage = Coverage.from_dict(configuration["coverage"])
-    perturbations.data = configuration["data"]
     return perturbations
 
 

@@ -33,6 +33,7 @@ LEVEL = 0.95
 LABELS = ("name", "run")  # keys that say what a run is called or which one it repeats: other keys tell more
 FEW = 12  # names of metrics that a message shows
 COMMON = "radius"  # of a set, which a model over that set has too
+COARSE = "too coarse to say anything"
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
                 if "robust" in name.split("/") and group[0].only_pgd:
                     found[name] = replace(found[name], remark="PGD only")
                 if is_coverage(name) and any(too_coarse(run.numbers) for run in group):
-                    found[name] = replace(found[name], remark="too coarse to say anything")
+                    found[name] = replace(found[name], remark=COARSE)
         rows.append((({key: _value(group, key) or "" for key in differs}, found), group))
     rows.sort(key=lambda row: [natural_value(value) for value in row[0][0].values()])
     every = list(dict.fromkeys(key for run in runs for key in run.choices))
@@ -369,6 +370,11 @@ def is_comparable(summary: Summary, metric: str) -> bool:
     if any(map(math.isnan, widths)):
         return all(map(math.isnan, widths))
     return not widths or max(widths) <= 1.1 * min(widths)
+
+
+def is_coarse(summary: Summary, metric: str) -> bool:
+    """Whether a metric says nothing of some of the rows' sets, which contain everything to within a wide tolerance."""
+    return any(found[metric].remark == COARSE for _, found in summary.rows if metric in found)
 
 
 def is_share(metric: str) -> bool:

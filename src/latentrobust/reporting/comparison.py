@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from latentrobust.reporting.aggregate import Finished, Summary, is_better_high, is_comparable
+from latentrobust.reporting.aggregate import Finished, Summary, is_better_high, is_coarse, is_comparable
 
 ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best one with the others
 LEAST = 2  # seeds in common
@@ -41,7 +41,9 @@ class Comparison:
         first: place of one row.
         second: place of the other.
         over: what is paired: ``seeds`` (Student's t on the differences of runs with equal seeds) or ``examples`` (sign
-            flips and a bootstrap of the differences on equal test examples, means over seeds).
+            flips and a bootstrap of the differences on equal test examples, means over seeds). Flips that are drawn
+            tell no p below 2 / 5,000, which many rows would make of every difference a chance: Hoeffding's bound on the
+            share of all flips, 2 exp(−(Σd)² / 2Σd²), is taken where it is smaller.
         pairs: how many.
         difference: mean of first less second.
         low: end of its 95 % interval; NaN where all seeds have the same difference, of which nothing follows.
@@ -68,9 +70,9 @@ class Comparison:
 
 
 def compare(summary: Summary) -> list[Comparison]:
-    """All comparisons of a table's rows, metric by metric, adjusted by Holm; none of coverages to other tolerances."""
+    """All comparisons of a table's rows, metric by metric, adjusted by Holm; none of coverages that mean nothing."""
     found: list[Comparison] = []
-    for metric in (name for name in summary.metrics if is_comparable(summary, name) and not name.endswith(TOLERANCE)):
+    for metric in filter(lambda name: _is_result(summary, name), summary.metrics):
         there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
         pairs = _pairs(summary, metric, there)
         examples = {place: _by_example(summary.members[place], metric) for place in there}
@@ -88,6 +90,10 @@ def compare(summary: Summary) -> list[Comparison]:
                 adjusted = multipletests([*(part.p for part in parts), *unseen], method="holm")[1]
                 found += [replace(part, adjusted=float(value)) for part, value in zip(parts, adjusted, strict=False)]
     return found
+
+
+def _is_result(summary: Summary, metric: str) -> bool:
+    return is_comparable(summary, metric) and not is_coarse(summary, metric) and not metric.endswith(TOLERANCE)
 
 
 def among(comparisons: Sequence[Comparison], summary: Summary, part: Summary) -> list[Comparison]:
@@ -143,6 +149,7 @@ def _over_examples(metric: str, pair: tuple[int, int], values: Sequence[Mapping[
         p = stats.permutation_test(
             (differences,), np.mean, permutation_type="samples", rng=np.random.default_rng(0), **drawn
         ).pvalue
+        p = min(p, 2 * math.exp(-(differences.sum() ** 2) / (2 * np.square(differences).sum())))
     return Comparison(metric, *pair, "examples", len(differences), mean, float(low), float(high), float(p))
 
 
@@ -220,7 +227,10 @@ def _number(text: str | None) -> float:
 
 
 def _eps(metrics: Mapping[str, float | None], start: str, name: str) -> str | None:
-    """The radius ``eps=…`` that a name such as ``p50`` stands for: the one that measures the same; None for several."""
+    """A radius ``eps=…`` that measures the same as a name such as ``p50``, if there is one.
+
+    What is lost at a radius is lost at larger ones, so that radii of equal means are right for the same examples.
+    """
     if name.startswith("eps="):
         return name
     own = metrics.get(f"{start}{name}")
@@ -229,11 +239,13 @@ def _eps(metrics: Mapping[str, float | None], start: str, name: str) -> str | No
         for key, value in metrics.items()
         if value == own and re.fullmatch(r"eps=[^/]+", key.removeprefix(start)) and key.startswith(start)
     ]
-    return same[0] if own is not None and len(same) == 1 else None
+    return same[0] if own is not None and same else None
 
 
 def _columns(metric: str, names: Sequence[str], metrics: Mapping[str, float | None]) -> list[str]:
     """Columns whose least value a metric is the mean of: one, or an attack each."""
+    if "/eps=" in metric and metric in names:  # what one attack left
+        return [metric]
     for end, column in COLUMNS.items():
         if metric == end or metric.endswith(f"/{end}"):
             name = metric.removesuffix(end) + column

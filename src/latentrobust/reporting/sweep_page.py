@@ -20,7 +20,7 @@ from PIL import Image
 
 import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
-from latentrobust.reporting.aggregate import Summary, is_better_high, is_comparable, is_share, title_of
+from latentrobust.reporting.aggregate import Summary, is_better_high, is_coarse, is_comparable, is_share, title_of
 from latentrobust.reporting.comparison import Comparison
 from latentrobust.reporting.figures import as_png, plain
 from latentrobust.reporting.tables import cells
@@ -119,7 +119,9 @@ def comparison_rows(summary: Summary, comparisons: Sequence[Comparison]) -> list
 
 def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[str]:
     """For someone who reads nothing else: the best row in what matters first, and whether that is more than chance."""
-    shares = [metric for metric in summary.metrics if is_share(metric) and is_comparable(summary, metric)]
+    coarse = [metric for metric in summary.metrics if is_coarse(summary, metric)]
+    compared = [metric for metric in summary.metrics if is_comparable(summary, metric) and metric not in coarse]
+    shares = [metric for metric in compared if is_share(metric)]
     errors = [metric for metric in summary.metrics if metric == ERROR]
     for metric in [*errors, *shares][:3] if len(summary.rows) > 1 else ():
         there = [place for place, (_, found) in enumerate(summary.rows) if metric in found and found[metric].count]
@@ -142,11 +144,16 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
             else f"; ahead of {len(sure)} of {len(paired)} others by more than chance over seeds"
         )
         yield f"{metric}: {label_of(summary, best)} has the {most}, {mean}{told}."
-    unlike = [metric for metric in summary.metrics if not is_comparable(summary, metric)]
+    unlike = [metric for metric in summary.metrics if not is_comparable(summary, metric) and metric not in coarse]
     if unlike and len(summary.rows) > 1:
         yield (
             f"{', '.join(unlike)}: not compared, since each set has its own tolerance (coverage/tolerance), which is"
             " the wider the worse a set is."
+        )
+    if coarse and len(summary.rows) > 1:
+        yield (
+            f"{', '.join(coarse)}: not compared, since some sets are too coarse: they come no nearer to perturbations"
+            " than the image itself does."
         )
     for metric, folders in summary.without.items():
         names = ", ".join(folder.name for folder in folders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 from latentrobust.errors import InputError
 from latentrobust.reporting.aggregate import Interval, Summary, is_share, natural_value, title_of
 from latentrobust.reporting.figures import plain
+
+LEAST_GAP = 0.1  # of an axis, between labels that do not run into each other
 
 
 def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]]]:
@@ -110,6 +113,12 @@ def axis_key(summary: Summary, wanted: str | None) -> str | None:
     return wanted
 
 
+def is_readable(ticks: Sequence[float]) -> bool:
+    """Whether labels of these values, which rise, would not run into each other on a linear axis."""
+    gaps = [after - before for before, after in itertools.pairwise(ticks)]
+    return all(gap >= LEAST_GAP * (ticks[-1] - ticks[0]) for gap in gaps)
+
+
 def figure(summary: Summary, x: str, metric: str) -> Figure:
     """A metric against ``x``, a line a group, with 95 % intervals; the axis is logarithmic where it spans a decade."""
     lines: dict[tuple[tuple[str, str], ...], list[tuple[float, Interval]]] = {}
@@ -131,6 +140,10 @@ def figure(summary: Summary, x: str, metric: str) -> Figure:
     every = [place for points in lines.values() for place, _ in points]
     if min(every) > 0 and max(every) >= 10 * min(every):
         axis.set_xscale("log")
+    elif is_readable(tried := sorted(set(every))):
+        axis.set_xticks(tried, [f"{value:.6g}" for value in tried])
+    else:
+        axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel(x)
     axis.set_ylabel(f"{metric} (%)" if factor == 100 else metric)
     axis.set_title("Mean and 95 % interval over seeds", fontsize=10)

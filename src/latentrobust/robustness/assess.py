@@ -155,6 +155,12 @@ def _originals(data: Data, first: Batch, grids: Sequence[Any]) -> Originals | No
     if not _is_module(data):
         if first.x.shape[1] != 3:
             raise InputError(f"corruptions are for RGB images; got {first.x.shape[1]} channels")
+        for grid in grids:
+            if grid.grid.test_images == "archive":
+                raise InputError(
+                    "test_images=archive: an archive has the corrupted versions of a data module's test images; those"
+                    " of images that are given themselves are generated"
+                )
         return None
     for grid in grids:
         grid.setup(data)

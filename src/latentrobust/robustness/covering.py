@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,7 @@ from latentrobust.perturbation_sets.coverage import (
     measure_coverage,
     summarised,
 )
+from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.results import Table, printed
 
@@ -55,7 +57,8 @@ class Covering(nn.Module):
         super().__init__()
         self._set = (perturbations,)  # in a tuple: devices and checkpoints are its owner's business
         self.settings, self.kinds, self.groups, self.examples = settings, kinds, groups, examples
-        self.values = PairValues(["covering_radius"])
+        self.unchanged = math.inf  # mean squared error of the image itself, once `compute` knows it
+        self.values = PairValues(["covering_radius", "no_change"])
         stored = perturbations.coverage
         if stored is None:
             with torch.inference_mode(False):
@@ -76,11 +79,13 @@ class Covering(nn.Module):
         found = covering_radii(
             part, pairs.perturbed, u, self.radii, self.tolerance, self.settings.steps, self.settings.relative_step
         )
-        self.values.update(pairs.index, pairs.kind, covering_radius=found)
+        unchanged = squared_error(part.x, pairs.perturbed)
+        self.values.update(pairs.index, pairs.kind, covering_radius=found, no_change=unchanged)
 
     def compute(self) -> tuple[Coverage, dict[str, Coverage], Table]:
         """The curve, the curves by kind where there are several, and the table of pairs, ordered by index."""
         table = self.values.table()
+        self.unchanged = float(table.pop("no_change").mean())
         groups = self.groups.numpy()[table["index"]] if len(self.groups) else table["index"]
         covering = table["covering_radius"]
         by_kind = {}

@@ -56,6 +56,8 @@ class Parameter:
             InputError: naming the key.
         """
         if self.choices is not None:
+            if not isinstance(self.choices, list | tuple):
+                raise InputError(f"parameters.{key}: choices must be a list of values, got {self.choices!r}")
             if not self.choices or any(value is not None for value in (self.low, self.high, self.step)) or self.log:
                 raise InputError(f"parameters.{key}: choices are a list of values, and nothing else beside it")
             if not all(isinstance(value, str | int | float | bool) or value is None for value in self.choices):
@@ -63,13 +65,17 @@ class Parameter:
             return
         if not isinstance(self.log, bool):
             raise InputError(f"parameters.{key}: log must be true or false, got {self.log!r}")
-        numbers = (self.low, self.high)
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+        if not all(_is_number(value) for value in (self.low, self.high)):
             raise InputError(f"parameters.{key}: give low and high as numbers, or choices")
         assert self.low is not None
         assert self.high is not None
-        if self.step is not None and not (isinstance(self.step, int | float) and 0 < self.step <= self.high - self.low):
+        if self.step is not None and not (_is_number(self.step) and 0 < self.step <= self.high - self.low):
             raise InputError(f"parameters.{key}: step={self.step} must lie above 0, and not above high − low")
+        if self.step is not None and abs(math.remainder(self.high - self.low, self.step)) > 1e-9 * self.step:
+            raise InputError(
+                f"parameters.{key}: steps of {self.step} from {self.low} do not meet high={self.high}, which would"
+                " never be tried"
+            )
         if not self.low < self.high or (self.log and self.low <= 0) or (self.log and self.step is not None):
             raise InputError(
                 f"parameters.{key}: low={self.low} must lie below high={self.high}; with log above 0, and without step"
@@ -169,8 +175,12 @@ def _check(plan: Plan, where: str) -> None:
     for name, text in (("metric", plan.metric), ("prune", plan.prune)):
         if not isinstance(text, str | None):
             raise InputError(f"{where}: {name} must be a name, got {text!r}")
-    if not isinstance(plan.overrides, list) or not all(isinstance(line, str) for line in plan.overrides):
+    if not isinstance(plan.overrides, list | tuple) or not all(isinstance(line, str) for line in plan.overrides):
         raise InputError(f"{where}: overrides must be a list of lines such as experiment=digits/rts")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _known(key: str, names: Sequence[str], where: str) -> None:

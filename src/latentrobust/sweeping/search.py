@@ -175,7 +175,7 @@ class Search:
                 self._write_tables()
             complete = self._trials(self._optuna.trial.TrialState.COMPLETE)
             if not complete and len(self._refused) >= REFUSED:
-                raise InputError(f"the first {len(self._refused)} trials were all refused: {self._refused[-1]}")
+                raise InputError(f"the first {len(self._refused)} trials came to nothing: {self._refused[-1]}")
 
     def _trials(self, *states: Any) -> list[Any]:
         return list(self.study.get_trials(deepcopy=False, states=states or None))
@@ -263,19 +263,25 @@ class Search:
             return states.FAIL, None
         self._is_hopeless(job.number, place)  # its last values, for the trials after it
         if self.plan.prune is not None and not logged(place, self.plan.prune):
-            raise InputError(
+            return self._failed(
                 f"prune={self.plan.prune}: trial {job.number} logged nothing of that name: see metrics.csv in its logs/"
             )
         found = read_metrics(place)[0] if (place / DONE).is_file() else None
         if found is not None and self.plan.metric not in found:
             near = difflib.get_close_matches(self.plan.metric, found, 1)
             meant = f"did you mean {near[0]}?" if near else f"its metrics.json has {', '.join(found)}"
-            raise InputError(f"metric={self.plan.metric}: trial {job.number} measured nothing of that name; {meant}")
+            return self._failed(f"metric={self.plan.metric}: trial {job.number} measured nothing of that name; {meant}")
         value = found.get(self.plan.metric) if found is not None else None
         if value is None or not math.isfinite(value):
             print(f"latentrobust search: trial {job.number} has no {self.plan.metric}", file=sys.stderr, flush=True)
             return states.FAIL, None
         return states.COMPLETE, float(value)
+
+    def _failed(self, line: str) -> tuple[Any, None]:
+        """A trial with nothing to go by: other values may have it, so that only the first few stop the search."""
+        print(f"latentrobust search: {line}", file=sys.stderr, flush=True)
+        self._refused.append(line)
+        return self._optuna.trial.TrialState.FAIL, None
 
     def _is_hopeless(self, number: int, place: Path) -> bool:
         """Whether Optuna would prune a trial, after it has been told what was logged."""

@@ -20,7 +20,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.coverage import Coverage, CoverageSettings
-from latentrobust.perturbation_sets.judgement import judged, too_coarse
+from latentrobust.perturbation_sets.judgement import coarse, judged, too_coarse
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import (
     PairValues,
@@ -211,11 +211,7 @@ class QualityTest(pl.LightningModule):
         if (reason := judged(self.metrics)) is not None:
             warn(f"about the set: {reason}")
         elif too_coarse(self.metrics):
-            tolerance, unchanged = self.metrics["coverage/tolerance"], self.metrics["quality/no_change"]
-            warn(
-                f"about the set: its coverages say nothing, since they are to within {tolerance:.2g}, and perturbations"
-                f" are no farther than that from the image itself ({unchanged:.2g})"
-            )
+            warn(coarse(self.metrics["coverage/tolerance"], self.metrics["quality/no_change"]))
 
     def _norms(self, table: dict[str, np.ndarray]) -> dict[str, float]:
         norms = table["latent_norm"].astype(np.float64)

@@ -19,7 +19,7 @@ from latentrobust.data.images.base import to_uint8
 from latentrobust.data.pairs.listing import PERTURBED
 from latentrobust.data.pairs.packing import cache_folder, packed_arrays
 from latentrobust.data.pairs.table import MOST_CLASSES, Pairs, fixed_splits, in_order, numbered
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import regular
 
 ARRAYS = ("x", "x_tilde", "y", "group", "kind", "split")
@@ -61,7 +61,10 @@ def pairs(
         >>> len(found), found.kinds, found.groups
         (4, ('bright', 'dim'), ('a', 'b'))
     """
-    return _of_arrays(x, x_tilde, y, group, kind, split, name, _together)
+    found = _of_arrays(x, x_tilde, y, group, kind, split, name, _together)
+    if int(found.images.max()) == 1:
+        warn("x and x_tilde hold nothing but the levels 0 and 1 of 255, almost black: give 0 and 1 as floats")
+    return found
 
 
 def _of_arrays(

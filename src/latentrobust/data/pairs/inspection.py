@@ -89,11 +89,6 @@ def inspect(
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
     about, refused = ([], ()) if table_or_none is None else _of_table(table_or_none, validation, test)
     lines += about
-    if len(images) and (brightest := int(images[:LOOKED_AT].max())) < DARK:
-        lines.append(
-            f"dark: no value of the first {min(len(images), LOOKED_AT):,} images is above {brightest} of 255 (files of"
-            " 16 bits that use fewer of them?)"
-        )
     if size is None and len(sizes) > 1:
         height, width = sizes.most_common(1)[0][0]
         refused += (f"images have several sizes: give one, such as data.size=[{height},{width}]",)
@@ -107,6 +102,12 @@ def inspect(
 def _of_table(table: Pairs, validation: int | float, test: int | float) -> tuple[list[str], tuple[str, ...]]:
     """What a table holds, and why it cannot be split."""
     lines = [f"{table.describe()}"]
+    images = table.images[:LOOKED_AT]
+    if len(images) and (brightest := int(images.max())) < DARK:
+        lines.append(
+            f"dark: no value of the first {len(images):,} images is above {brightest} of 255 (files of 16 bits that use"
+            " fewer of them? whole numbers 0 and 1, which have to be floats?)"
+        )
     if len(table.kinds) > 1:
         counts = table.kind.bincount(minlength=len(table.kinds)).tolist()
         lines.append("kinds: " + _counted(dict(zip(table.kinds, counts, strict=True)), by_count=False))

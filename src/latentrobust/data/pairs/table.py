@@ -153,6 +153,8 @@ def split_groups(pairs: Pairs, validation: Amount, test: Amount, seed: int) -> d
 
 
 def _number(wanted: Amount, count: int, name: str) -> int:
+    if isinstance(wanted, float) and wanted == 1:
+        raise InputError(f"data.{name}=1.0 would be all groups: give a share below 1, or a number of groups")
     if wanted < 1:
         return max(round(wanted * count), 1)
     if wanted != int(wanted):

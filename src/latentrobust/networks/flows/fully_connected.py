@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from latentrobust.arguments import Count, Natural, NonNegative, Positive, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.base import Chain, Flow, FlowNetwork
+from latentrobust.networks.flows.published import PUBLISHED_CLAMP
 from latentrobust.networks.precision import at_least_float32
 from latentrobust.transforms import random
 
@@ -136,7 +137,7 @@ def fully_connected(
     classes: Natural = 10,
     blocks: Count = 12,
     hidden: Count = 512,
-    clamp: Positive = 2.0,
+    clamp: Positive = PUBLISHED_CLAMP,
     noise: NonNegative = 0.1,
 ) -> FlowNetwork:
     """The flow of Yüksel et al. for MNIST and Fashion-MNIST, or another size."""

@@ -28,6 +28,8 @@ _STEP = {
     "coup.nn.out_conv.bias": "coupling.network.last_bias",
 }
 BOUNDS = 0.9
+PUBLISHED_PIXELS = 784  # of the published fully connected flow
+PUBLISHED_CLAMP = 2.0  # which its layers have, and its file does not say
 
 
 def glow_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def published_fully_connected_state(ours: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def fully_connected_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Blocks, width and classes of the published fully connected flow on 28×28 images, by its weights.
+    """Blocks, width and classes of a published fully connected flow, by its weights.
 
     Raises:
         InputError: if they are not such a flow's.
@@ -124,7 +126,9 @@ def fully_connected_arguments(published: Mapping[str, Tensor]) -> dict[str, Any]
     if first is None or first.dim() != 2:
         raise InputError("these are not the weights of the published flow: module_list.0.subnet1 is missing")
     blocks = sum(name.endswith("subnet1.0.weight") for name in published)
-    return {"blocks": blocks, "hidden": first.shape[0], "classes": first.shape[1] - 392}
+    order = published.get("module_list.1.perm")
+    half = PUBLISHED_PIXELS // 2 if order is None else order.numel() // 2
+    return {"blocks": blocks, "hidden": first.shape[0], "classes": first.shape[1] - half}
 
 
 def fully_connected_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:

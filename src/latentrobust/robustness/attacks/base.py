@@ -125,8 +125,8 @@ class Attack(ABC):
         x = as_images(x, model, perturbations)
         if x_tilde is not None:
             x_tilde = as_images(x_tilde, model, perturbations, "x_tilde")
-        if not len(x) or len(x) != len(y):
-            raise InputError(f"an attack needs as many labels as images, and at least one; got {len(y)} and {len(x)}")
+        if not len(x):
+            raise InputError("an attack needs at least one image, got none")
         y = as_labels(y, x)
         y = y if y.dtype.is_floating_point else y.long()
         if keys is None:
