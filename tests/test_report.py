@@ -412,6 +412,7 @@ def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
     assert re.search(r"quality/pgd_ae: spread=0 has the least, 0.00101; ahead of 1 of 1 others", page)
     assert {part.metric for part in compare(summary)} == {"quality/pgd_ae"}
     assert "coverage/radius: not compared, since some sets are too coarse" in page
+    assert {path.name for path in (tmp_path / "report").glob("*.png")} == {"quality_pgd_ae.png"}
     assert "99.90 ± 0.25 (too coarse to say anything)" in (tmp_path / "report" / "report.md").read_text()
     alike = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
     assert aggregate.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")

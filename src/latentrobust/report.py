@@ -17,7 +17,7 @@ from rich.console import Console
 from latentrobust.errors import InputError
 from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.reporting import aggregate, tables
-from latentrobust.reporting.comparison import Comparison, among, compare
+from latentrobust.reporting.comparison import Comparison, among, compare, is_result
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.sweep_page import Shown, varies, write_sweep_page
 from latentrobust.reporting.terminal import print_summary
@@ -67,7 +67,9 @@ def report(
     write_csv(place / "comparisons.csv", dict(zip(names, map(list, columns), strict=False)))
     shown = []
     for part, axis in zip(parts, axes, strict=True):
-        figures = {name: tables.figure(part, axis, name) for name in part.metrics if varies(part, name)} if axis else {}
+        asked = metrics is not DEFAULT_METRICS
+        wanted = [name for name in part.metrics if varies(part, name) and (asked or is_result(part, name))]
+        figures = {name: tables.figure(part, axis, name) for name in wanted} if axis else {}
         shown.append(Shown(part, among(comparisons, summary, part), figures))
         for metric, picture in figures.items():
             write_figure(picture, place / f"{metric.replace('/', '_')}.png")

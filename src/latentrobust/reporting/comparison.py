@@ -72,7 +72,7 @@ class Comparison:
 def compare(summary: Summary) -> list[Comparison]:
     """All comparisons of a table's rows, metric by metric, adjusted by Holm; none of coverages that mean nothing."""
     found: list[Comparison] = []
-    for metric in filter(lambda name: _is_result(summary, name), summary.metrics):
+    for metric in filter(lambda name: is_result(summary, name), summary.metrics):
         there = [place for place, (_, values) in enumerate(summary.rows) if metric in values and values[metric].count]
         pairs = _pairs(summary, metric, there)
         examples = {place: _by_example(summary.members[place], metric) for place in there}
@@ -92,7 +92,8 @@ def compare(summary: Summary) -> list[Comparison]:
     return found
 
 
-def _is_result(summary: Summary, metric: str) -> bool:
+def is_result(summary: Summary, metric: str) -> bool:
+    """Whether rows may be told apart by a metric: not by tolerances, nor by coverages that mean nothing."""
     return is_comparable(summary, metric) and not is_coarse(summary, metric) and not metric.endswith(TOLERANCE)
 
 
