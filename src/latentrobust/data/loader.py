@@ -34,6 +34,7 @@ class IndexLoader:
         world: number of processes.
         limit: batches an epoch at most; the rest of the examples is left out.
         clock: tells the epoch when one begins (a trainer's, which knows it after resuming); else they are counted.
+        ahead: told which batch comes next, before each one but the last.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class IndexLoader:
         world: int = 1,
         limit: int | None = None,
         clock: Callable[[], int] | None = None,
+        ahead: Callable[[Indices], None] | None = None,
     ) -> None:
         self.split, self.count, self.batch_size = split, count, batch_size
         self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
         self.limit = limit
-        self.clock = clock
+        self.clock, self.ahead = clock, ahead
         self.epoch = 0
         self._next_batch = 0
         self._restored = False
@@ -74,15 +76,19 @@ class IndexLoader:
         order = (
             permutation(self.seed, self.count, Purpose.ORDER, self.epoch) if self.shuffle else torch.arange(self.count)
         )
-        size = self.batch_size
         own = order if self.shuffle else order[self.rank :: self.world]
         epoch, total = self.epoch, len(self)
         for batch in range(self._next_batch, total):
             # The position is advanced first: who saves it inside the loop body has seen this batch.
             self.epoch, self._next_batch = (epoch + 1, 0) if batch + 1 == total else (epoch, batch + 1)
-            start = (batch * self.world + self.rank) * size if self.shuffle else batch * size
-            # Validation and test batches are the same in every epoch, also for who draws by the epoch.
-            yield Indices(own[start : start + size], self.split, epoch if self.shuffle else 0)
+            if self.ahead is not None and batch + 1 < total:
+                self.ahead(self._batch(own, batch + 1, epoch))
+            yield self._batch(own, batch, epoch)
+
+    def _batch(self, own: Tensor, batch: int, epoch: int) -> Indices:
+        start = (batch * self.world + self.rank if self.shuffle else batch) * self.batch_size
+        # Validation and test batches are the same in every epoch, also for who draws by the epoch.
+        return Indices(own[start : start + self.batch_size], self.split, epoch if self.shuffle else 0)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batch to go on with."""

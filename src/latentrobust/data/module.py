@@ -244,11 +244,20 @@ class PairModule(pl.LightningDataModule):
             world=world,
             limit=limit,
             clock=clock,
+            ahead=self.read_ahead,
         )
 
     def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Batch:
         """Indices to pairs, on the device the indices have come to."""
         return self.pairs(batch.split, batch.examples, batch.epoch)
+
+    def read_ahead(self, batch: Indices) -> None:
+        """Begin to read what the next batch needs; nothing to do where the data are in memory."""
+
+    @property
+    def _copies_to_gpu(self) -> bool:
+        """Whether batches that are read in main memory go to a GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @property
     def _is_first_process(self) -> bool:

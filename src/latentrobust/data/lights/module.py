@@ -11,8 +11,10 @@ from torch import Tensor
 
 from latentrobust.arguments import Count, Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.ahead import ReadAhead
 from latentrobust.data.lights.materials import CLASSES, OTHER, to_classes
 from latentrobust.data.lights.scenes import Scenes, SceneSplits, skipped_note
+from latentrobust.data.loader import Indices
 from latentrobust.data.module import PAIRS, PairModule
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
@@ -75,6 +77,7 @@ class LightPairs(PairModule):
         self.targets, self.validation_size = targets, validation_size
         self.joint, self.ignore_other, self.resident = dict(joint or {}), ignore_other, resident
         self._shown = torch.zeros(0, dtype=torch.int64)
+        self._ahead = ReadAhead()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the scenes; done once."""
@@ -188,18 +191,36 @@ class LightPairs(PairModule):
 
         ``kind`` is the second image's light; ``y`` classes ``[B, H, W]`` (−1 does not count), or None without maps.
         """
+        scene, condition, target = self._drawn(split, index, epoch)
+        pairs = self._made(split, scene, condition, target, epoch if split == "train" else 0)
+        if split != "train" or not self.joint:
+            return pairs
+        own = random.example_keys(self.seed, index, PAIRS["train"], epoch)
+        return self._augmented(pairs, random.fold_in(own, Purpose.JOINT))
+
+    def read_ahead(self, batch: Indices) -> None:
+        """Begin to read both halves of the next batch, where images do not rest on the device."""
+        if self.resident and self._copies_to_gpu:
+            return
+        scene, condition, target = self._drawn(batch.split, batch.examples, batch.epoch)
+        rows = self.rows[batch.split][scene]
+        self._ahead.begin(
+            self.stored[batch.split].images, (rows, condition), (rows, target), pinned=self._copies_to_gpu
+        )
+
+    def _drawn(self, split: str, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Scenes of pairs, and the lights of their first and second halves."""
         if split != "train":
             scenes = len(self.rows[split])
-            return self._pairs(split, index % scenes, self._shown.to(index.device)[index // scenes])
+            scene, target = index % scenes, self._shown.to(index.device)[index // scenes]
+            return scene, self._condition(split, scene, target), target
         own = random.example_keys(self.seed, index, PAIRS["train"], epoch)
         light = self.lights["train"]
         if light is None:
             condition = random.integers(random.fold_in(own, Purpose.CONDITION), 0, len(self.kinds))
         else:
             condition = torch.full_like(index, light)
-        target = self._another(condition, random.fold_in(own, Purpose.TARGET))
-        pairs = self._made(split, index, condition, target, epoch)
-        return self._augmented(pairs, random.fold_in(own, Purpose.JOINT)) if self.joint else pairs
+        return index, condition, self._another(condition, random.fold_in(own, Purpose.TARGET))
 
     def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Batch:
         """Scenes ``examples [B]`` with one light (a place in `kinds`) as the perturbed half, outside training."""
@@ -216,14 +237,16 @@ class LightPairs(PairModule):
         )
 
     def _pairs(self, split: str, scene: Tensor, target: Tensor) -> Batch:
-        """Pairs outside training: the first half's light belongs to scene and target."""
-        own = random.fold_in(random.example_keys(self.split_seed, scene, PAIRS[split]), target)
+        """Pairs outside training."""
+        return self._made(split, scene, self._condition(split, scene, target), target, 0)
+
+    def _condition(self, split: str, scene: Tensor, target: Tensor) -> Tensor:
+        """The first half's light, which belongs to scene and target outside training."""
         light = self.lights[split]
-        if light is None:
-            condition = self._another(target, random.fold_in(own, Purpose.CONDITION))
-        else:
-            condition = torch.full_like(target, light)
-        return self._made(split, scene, condition, target, 0)
+        if light is not None:
+            return torch.full_like(target, light)
+        own = random.fold_in(random.example_keys(self.split_seed, scene, PAIRS[split]), target)
+        return self._another(target, random.fold_in(own, Purpose.CONDITION))
 
     def _another(self, light: Tensor, keys: Tensor) -> Tensor:
         """A light other than the given ones, by keys, each with the same probability."""
@@ -234,7 +257,8 @@ class LightPairs(PairModule):
         place = stored.images.device
         rows = self.rows[split].to(place)[scene.to(place)]
         images = [
-            stored.images[rows, light.to(place)].to(scene.device).float().div_(255) for light in (condition, target)
+            self._ahead.rows(stored.images, (rows, light.to(place)), scene.device).float().div_(255)
+            for light in (condition, target)
         ]
         label = None
         if stored.materials is not None:

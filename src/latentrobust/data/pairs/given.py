@@ -12,6 +12,8 @@ from torch import Tensor
 
 from latentrobust.arguments import Count, Level255, PositiveShare, Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.ahead import ReadAhead
+from latentrobust.data.loader import Indices
 from latentrobust.data.module import PAIRS, PairModule
 from latentrobust.data.pairs.layouts import LabelFrom, Layout
 from latentrobust.data.pairs.packing import Colour, Fit
@@ -83,6 +85,7 @@ class GivenPairs(PairModule):
         self._members = self._first_member = self._place = torch.zeros(0, dtype=torch.int64)
         self._images: Tensor | None = None
         self._orders: dict[int, Tensor] = {}
+        self._ahead = ReadAhead()
         if given is not None:
             self.setup()
 
@@ -198,13 +201,8 @@ class GivenPairs(PairModule):
         """
         table, number = self.given, index.cpu()
         training = split == "train"
-        row = self.rows[split][self._in_epoch(number, epoch) if training else number]
-        if training:
-            keys = random.example_keys(self.seed, number, PAIRS[split], epoch)
-        else:
-            keys = random.example_keys(self.split_seed, number, PAIRS[split])
-        clean = table.clean[row] if table.centred else self._another(row, random.fold_in(keys, Purpose.CONDITION))
-        x, x_tilde = (self._pixels(place, index.device) for place in (clean, table.perturbed[row]))
+        row, keys = self._rows(split, number, epoch)
+        x, x_tilde = (self._pixels(place, index.device) for place in self._halves(row, keys))
         if training and self.joint:
             own = random.fold_in(keys, Purpose.JOINT).to(index.device)
             x, x_tilde = (apply_in_order(self.joint, images, own) for images in (x, x_tilde))
@@ -220,6 +218,25 @@ class GivenPairs(PairModule):
             epoch,
             first,
         )
+
+    def read_ahead(self, batch: Indices) -> None:
+        """Begin to read both halves of the next batch, where images do not rest on the device."""
+        assert self._images is not None
+        halves = self._halves(*self._rows(batch.split, batch.examples, batch.epoch))
+        self._ahead.begin(self._images, *((place,) for place in halves), pinned=self._copies_to_gpu)
+
+    def _rows(self, split: str, number: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Places of pairs in the table, and the keys of what is drawn for them."""
+        if split == "train":
+            row = self.rows[split][self._in_epoch(number, epoch)]
+            return row, random.example_keys(self.seed, number, PAIRS[split], epoch)
+        return self.rows[split][number], random.example_keys(self.split_seed, number, PAIRS[split])
+
+    def _halves(self, row: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of the first and the second half's images."""
+        table = self.given
+        clean = table.clean[row] if table.centred else self._another(row, random.fold_in(keys, Purpose.CONDITION))
+        return clean, table.perturbed[row]
 
     def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
         """Pairs of the first examples, each of another kind as far as there are some."""
@@ -278,7 +295,7 @@ class GivenPairs(PairModule):
         assert self._images is not None
         if self._images.device != device and self._fits(device):
             self._images = self._images.to(device)
-        return self._images[place.to(self._images.device)].to(device).float().div_(255)
+        return self._ahead.rows(self._images, (place.to(self._images.device),), device).float().div_(255)
 
     def _fits(self, device: torch.device) -> bool:
         if self.resident != "auto":
