@@ -79,7 +79,7 @@ def test_the_next_batch_is_named_before_each_one_but_the_last():
 def test_what_goes_wrong_in_the_background_is_raised_where_rows_are_asked_for(taken):
     images, place = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), (torch.tensor([0, 7]),)
     reads = ReadAhead()
-    reads.begin(images, place)
+    reads.begin(images, place, pinned=False)
     with pytest.raises(IndexError):
         reads.rows(images, place, torch.device("cpu"))
 
@@ -87,6 +87,18 @@ def test_what_goes_wrong_in_the_background_is_raised_where_rows_are_asked_for(ta
 def test_small_images_are_not_read_ahead():
     images, place = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), (torch.tensor([0, 2]),)
     reads = ReadAhead()
-    reads.begin(images, place)
-    assert not reads._reads
+    assert not reads.helps(images, pinned=False)
+    assert reads.helps(images, pinned=True)
+    assert reads.helps(torch.zeros(1, dtype=torch.uint8).expand(ahead.WORTH_IT), pinned=False)
+    assert not reads.helps(torch.zeros(1, device="meta"), pinned=True)
     assert torch.equal(reads.rows(images, place, torch.device("cpu")), images[place])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_goes_to_a_gpu_is_read_into_pinned_memory():
+    images = torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8)
+    place, device = (torch.tensor([0, 7, 3]),), torch.device("cuda")
+    reads = ReadAhead()
+    reads.begin(images, place, pinned=True)
+    assert reads._reads[0].rows.result().is_pinned()
+    assert torch.equal(reads.rows(images, place, device).cpu(), images[place])

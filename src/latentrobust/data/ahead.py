@@ -30,18 +30,19 @@ class ReadAhead:
     def __init__(self) -> None:
         self._reads: list[_Read] = []
 
-    def begin(self, images: Tensor, *indices: tuple[Tensor, ...], pinned: bool = False) -> None:
-        """Read ``images[index]`` for each index in the background, one after the other.
+    @staticmethod
+    def helps(images: Tensor, pinned: bool) -> bool:
+        """Whether anything is gained: not where images are on the device, or small with no device to copy them to."""
+        return images.device.type == "cpu" and (pinned or images.numel() * images.element_size() >= WORTH_IT)
 
-        Small images that no copy to a device waits for are left to `rows`.
+    def begin(self, images: Tensor, *indices: tuple[Tensor, ...], pinned: bool) -> None:
+        """Read ``images[index]`` for each index in the background, one after the other.
 
         Args:
             images: in main memory, or mapped from a file.
             indices: a tuple of index tensors each, as `rows` will be given them.
             pinned: into memory from which a GPU copies while the processor goes on.
         """
-        if images.device.type != "cpu" or (not pinned and images.numel() * images.element_size() < WORTH_IT):
-            return
         reads = [_Read(images, index, Future()) for index in indices]
         self._reads = [*self._reads[-len(indices) :], *reads]  # of the batch at hand, and of the next one
         Thread(target=_read, args=(reads, pinned), daemon=True).start()

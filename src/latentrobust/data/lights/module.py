@@ -200,13 +200,12 @@ class LightPairs(PairModule):
 
     def read_ahead(self, batch: Indices) -> None:
         """Begin to read both halves of the next batch, where images do not rest on the device."""
-        if self.resident and self._copies_to_gpu:
+        images = self.stored[batch.split].images
+        if (self.resident and self._copies_to_gpu) or not self._ahead.helps(images, self._copies_to_gpu):
             return
         scene, condition, target = self._drawn(batch.split, batch.examples, batch.epoch)
         rows = self.rows[batch.split][scene]
-        self._ahead.begin(
-            self.stored[batch.split].images, (rows, condition), (rows, target), pinned=self._copies_to_gpu
-        )
+        self._ahead.begin(images, (rows, condition), (rows, target), pinned=self._copies_to_gpu)
 
     def _drawn(self, split: str, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scenes of pairs, and the lights of their first and second halves."""

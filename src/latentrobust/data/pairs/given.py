@@ -222,6 +222,8 @@ class GivenPairs(PairModule):
     def read_ahead(self, batch: Indices) -> None:
         """Begin to read both halves of the next batch, where images do not rest on the device."""
         assert self._images is not None
+        if not self._ahead.helps(self._images, self._copies_to_gpu):
+            return
         halves = self._halves(*self._rows(batch.split, batch.examples, batch.epoch))
         self._ahead.begin(self._images, *((place,) for place in halves), pinned=self._copies_to_gpu)
 
