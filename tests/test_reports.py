@@ -28,7 +28,7 @@ from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, figures, tables
 from latentrobust.reporting.density import curve, interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
-from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles
+from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles, _verdicts
 from latentrobust.reporting.quality import _coverage, _verdict
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
@@ -168,6 +168,7 @@ def test_a_report_shows_command_date_warnings_and_curves(finished):
         ({"_target_": "latentrobust.robustness.training.Adversarial", "radius": "p75"}, "p75"),
         ({"_target_": "latentrobust.robustness.training.Adversarial", "radius": 2.0, "norm": "linf"}, None),
         ({"_target_": "latentrobust.robustness.training.Gaussian", "target": "p50", "sigma": None}, "p50"),
+        ({"_target_": "latentrobust.robustness.training.Gaussian", "target": "p50", "sigma": 0.05}, None),
         (
             {
                 "_target_": "latentrobust.robustness.training.Schedule",
@@ -393,3 +394,23 @@ def test_a_share_that_says_nothing_is_said_to(no_change, is_coarse):
     text = _coverage(test, {"coverage/tolerance": 0.02, "quality/no_change": no_change})
     assert text.startswith("At this radius the set contains 100% [29%, 100%]")
     assert ("too coarse for this share to say anything" in text) == is_coarse
+
+
+def test_what_decoding_costs_is_of_the_images_that_were_attacked():
+    """Of 100 images 90 are right, of the first ten, which were attacked, 6; decoding them costs nothing."""
+    right = np.repeat([1.0, 0.0, 1.0], [6, 4, 84]).tolist() + [0.0] * 6
+    table = {"index": np.arange(100), "clean": np.array(right)}
+    test = measured_model(robust_eps0=0.6, robust_eps3=0.2)
+    test.tables, test.trained_for = {"accuracy": table, "robust": {"index": np.arange(10)}}, None
+    test.robust.pgd_alone = []
+    (said,) = _verdicts({"": test}, {"accuracy/clean": 0.9})
+    assert "90.0 % right on clean images, 20.0 % in the worst case found within ε = 3" in said
+    assert "of the 10 images that were attacked, 60.0 % are right unattacked" in said
+    assert "decoding" not in said
+    test.entries = measured_model(robust_eps0=0.4, robust_eps3=0.2).entries
+    assert (
+        "40.0 % already at ε = 0, so part of the loss is what decoding does"
+        in _verdicts({"": test}, {"accuracy/clean": 0.9})[0]
+    )
+    test.tables["robust"]["index"] = np.arange(100)
+    assert "that were attacked" not in _verdicts({"": test}, {"accuracy/clean": 0.9})[0]

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from latentrobust.configuration import CONF
+from latentrobust.errors import HopelessError
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
 from latentrobust.overrides import explained, leave_out, left_out_groups, name_latest, readable
 from latentrobust.refusals import describe_error, is_bad_input, leave_nothing
@@ -72,7 +73,7 @@ def run_app(
             raise failures[0]
     except KeyboardInterrupt as interrupt:
         _stop(f"latentrobust {name}: {str(interrupt) or 'interrupted'}", INTERRUPTED)
-    except (PeerLostError, FloatingPointError) as error:  # whose message says all there is to know
+    except (HopelessError, PeerLostError, FloatingPointError) as error:  # whose message says all there is to know
         _stop(f"latentrobust {name}: {error}", FAILED)
     except Exception as error:
         # What Hydra raises while it composes, in whichever type, is about the overrides.

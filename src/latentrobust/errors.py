@@ -22,6 +22,10 @@ def one_line(message: object) -> str:
     return line
 
 
+class HopelessError(RuntimeError):
+    """A training that cannot succeed any more. The message says all there is to know; entry points exit with 1."""
+
+
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2.
 

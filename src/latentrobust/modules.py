@@ -111,7 +111,8 @@ class Scheduled(pl.LightningModule):
     def log_rate(self, **further: float) -> None:
         """Log the learning rate of a step, and other values that follow a schedule, as ``train/<name>``.
 
-        Only at steps of which a logger is told, and at the last of an epoch: each value logged costs a millisecond.
+        Only at steps of which a logger is told, and, for what is said at the end of an epoch and no logger is told, at
+        its last one: each value logged costs a millisecond.
         """
         if not (self.trainer._logger_connector.should_update_logs or self.trainer.is_last_batch):
             return

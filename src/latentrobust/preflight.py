@@ -24,6 +24,7 @@ from latentrobust.measure import check_evaluation
 from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
+from latentrobust.robustness.inputs import check_class_names
 from latentrobust.run_folder import NAMED_BY_TIME, writes
 from latentrobust.session import Session, is_shared
 from latentrobust.stages import variants
@@ -156,6 +157,7 @@ def check_model(model: torch.nn.Module, data: PairModule) -> None:
     if data.has_labels:
         criterion = PixelAccuracy() if data.per_pixel else Classification()
         check_fit(model, tuple(data.image_shape), data.classes, criterion)
+        check_class_names(model, data.class_names)
 
 
 def check_shares(cfg: DictConfig, shared: Session, splits: Sequence[str]) -> None:

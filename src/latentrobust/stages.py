@@ -217,7 +217,14 @@ def train_model(
         models.restore_model(best, network=task.model)
     model = task.model.eval().cpu()
     if trainer.is_global_zero:
-        models.save_model(model, place, image_shape=task.image_shape, classes=task.classes, data=task.data_name)
+        models.save_model(
+            model,
+            place,
+            image_shape=task.image_shape,
+            classes=task.classes,
+            data=task.data_name,
+            class_names=task.class_names,
+        )
     part.finish({"metrics": times, "history": None, "warnings": [*about, *while_training]})
     return model, Made(times, None, task)
 
@@ -290,7 +297,7 @@ def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
         radii = {trained_for(part) for part in (training.get("parts") or {}).values()} - {None}
         found = radii.pop() if len(radii) == 1 else None
     elif target in WITH_TARGET:
-        found = training.get("target")
+        found = training.get("target") if training.get("sigma") is None else None  # which is not looked at then
     elif target in WITH_RADIUS and training.get("norm") is None:  # else of another ball than the set's
         radius = training.get("radius")
         found = "full" if radius is None else radius

@@ -3,6 +3,7 @@
 import csv
 import functools
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -266,7 +267,7 @@ def test_images_are_resized_by_area_or_padded(tmp_path, pad):
     root = tmp_path / "own"
     for group in range(3):
         (root / f"g{group}").mkdir(parents=True)
-        checks = ((np.indices((12, 24)).sum(0) % 2) * 200).astype(np.uint8)
+        checks = ((np.indices((12, 24)).sum(0) % 2) * (200 - 4 * group)).astype(np.uint8)
         Image.fromarray(checks).save(root / f"g{group}" / "large.png")
         save(root / f"g{group}" / "small.png", 60, (3, 4))
     read = read_pairs(root, size=[6, 6], fit="pad" if pad else "resize", background=9)
@@ -711,3 +712,53 @@ def test_a_share_of_all_groups_is_not_one_group(split):
     with pytest.raises(InputError, match=f"data.{split}=1.0 would be all groups"):
         GivenPairs(pairs(x, 1 - x), **{split: 1.0})
     assert GivenPairs(pairs(x, 1 - x), **{split: 1}).examples(split) == 1
+
+
+@pytest.mark.parametrize("how", ["copies", "links", "plain"])
+def test_copies_in_several_groups_are_named_and_can_be_left_out(tmp_path, how):
+    generator = np.random.default_rng(0)
+    root = tmp_path / "things"
+    for number in range(8):
+        group = root / f"thing{number}"
+        group.mkdir(parents=True)
+        for variant in ("original", "dark"):
+            Image.fromarray(generator.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(group / f"{variant}.png")
+    if how == "copies":
+        shutil.copytree(root / "thing3", root / "Kopie von thing3")
+    elif how == "links":
+        (root / "thing5" / "original.png").unlink()
+        (root / "thing5" / "original.png").symlink_to(root / "thing2" / "original.png")
+    else:  # which all may be
+        for number in (1, 4):
+            save(root / f"thing{number}" / "dark.png", 0, (6, 5), mode="RGB")
+        assert len(read_pairs(root, original="original")) == 8
+        return
+    names = ("Kopie von thing3", "thing3") if how == "copies" else ("thing2", "thing5")
+    said = f"the groups {names[0]} and {names[1]} have the same image"
+    with pytest.raises(ProblemsError, match=said):
+        read_pairs(root, original="original")
+    assert any(said in problem for problem in inspect(root, original="original").problems)
+    read = read_pairs(root, original="original", incomplete="skip")
+    assert len(read) == (8 if how == "copies" else 7)
+    assert ("thing3" if how == "copies" else "thing5") not in read.groups
+
+
+@pytest.mark.parametrize(("mark", "said"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_manifest_with_other_marks_between_its_columns_is_told_so(tmp_path, mark, said):
+    for name in "ab":
+        save(tmp_path / f"{name}0.png", 10)
+        save(tmp_path / f"{name}1.png", 90)
+    rows = [("clean", "perturbed"), ("a0.png", "a1.png"), ("b0.png", "b1.png")]
+    (tmp_path / "pairs.csv").write_text("".join(f"{mark.join(row)}\n" for row in rows))
+    with pytest.raises(InputError, match=f"has {said} between its columns: separate them by commas"):
+        read_pairs(tmp_path / "pairs.csv")
+    for look in (inspect, read_pairs):
+        with pytest.raises(InputError, match=r"has a manifest in it: give data\.root=.*pairs\.csv"):
+            look(tmp_path)
+
+
+def test_inspect_says_why_there_is_nothing_to_look_at(tmp_path):
+    for name in "abc":
+        save(tmp_path / f"{name}.png", 10)
+    with pytest.raises(InputError, match="has images outside any group"):
+        inspect(tmp_path)

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 
 import latentrobust
 from latentrobust import load_model
-from latentrobust.errors import InputError
+from latentrobust.errors import HopelessError, InputError
 from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.robustness.training import CatastrophicOverfittingError
 from latentrobust.runs import evaluate, train
@@ -254,6 +254,7 @@ def test_catastrophic_overfitting_ends_the_run(run, tmp_path, monkeypatch):
         raise CatastrophicOverfittingError("catastrophic overfitting in epoch 0: use …")
 
     monkeypatch.setattr("latentrobust.robustness.training.FastAdversarial._check", collapse)
+    assert issubclass(CatastrophicOverfittingError, HopelessError)  # of which entry points print a line alone
     with pytest.raises(CatastrophicOverfittingError):
         run("collapsed", *fast, base=base)
     assert "catastrophic overfitting" in (tmp_path / "collapsed" / "FAILED").read_text()

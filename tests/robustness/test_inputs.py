@@ -10,9 +10,11 @@ from torch import nn
 
 import latentrobust as lr
 from latentrobust.errors import InputError
+from latentrobust.networks.classifiers import build
 from latentrobust.networks.flows.fully_connected import fully_connected
 from latentrobust.networks.flows.glow import glow
 from latentrobust.perturbation_sets import FlowSet, PixelBall
+from latentrobust.preflight import check_model
 from latentrobust.robustness.attacks import PGD
 from latentrobust.transforms import random
 
@@ -65,7 +67,7 @@ def test_what_people_have_is_taken(parts, given):
         (lambda m, s, x, y: lr.assess(m, s, [{"x": x}]), "data must be"),
         (lambda m, s, x, y: lr.assess(m, s, None), "data must be"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y[:3])), "tensors or arrays of one length"),
-        (lambda m, s, x, y: lr.assess(m, s, (x[:0], y[:0])), "data must be"),
+        (lambda m, s, x, y: lr.assess(m, s, (x[:0], y[:0])), "no example is given"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y.bool())), "y must be whole numbers, got torch.bool"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y[:, None])), "do not fit logits"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y), robust=PGD()), "robust must be a RobustSettings"),
@@ -226,3 +228,31 @@ def test_labels_that_are_none_are_refused_in_one_line(parts, labels, message):
     model, perturbations, x, _ = parts
     with pytest.raises(InputError, match=message):
         PGD(steps=1)(model, perturbations, x, labels)
+
+
+def test_a_model_is_not_measured_on_classes_of_other_names(tmp_path):
+    """Names are sorted and numbered data by data: where one is missing, the others have other numbers."""
+    x = torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0))
+    names = ["blue", "yellow", "red"]
+
+    def given(classes):
+        return lr.pairs(x, 1 - x, y=[classes[number % len(classes)] for number in range(12)]).as_data()
+
+    model = build("pooled_cnn", image_shape=SHAPE, classes=3, width=2)
+    whole = given(names)
+    assert whole.class_names == ("blue", "red", "yellow")
+    folder = lr.save_model(
+        model, tmp_path / "model", image_shape=SHAPE, classes=3, data="own", class_names=whole.class_names
+    )
+    loaded = lr.load_model(folder)
+    assert loaded.class_names == ("blue", "red", "yellow")
+    assert "accuracy/clean" in lr.assess(loaded, data=whole, robust=None).metrics
+    part = given(names[1:])
+    said = "the model's classes are blue, red, yellow, in this order, and the data's red, yellow"
+    with pytest.raises(InputError, match=said):
+        lr.assess(loaded, data=part, robust=None)
+    with pytest.raises(InputError, match=said):
+        check_model(loaded, part)
+    assert "accuracy/clean" in lr.assess(lr.wrap(loaded, classes=[1, 2]), data=part, robust=None).metrics
+    unnamed = lr.pairs(x, 1 - x, y=torch.arange(12) % 3).as_data()
+    assert "accuracy/clean" in lr.assess(loaded, data=unnamed, robust=None).metrics

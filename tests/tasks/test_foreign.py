@@ -67,6 +67,26 @@ def test_probabilities_become_logits_with_a_gradient():
     assert torch.equal(found.fooled, plain.fooled)
 
 
+@pytest.mark.parametrize("last", [nn.Identity(), nn.LogSoftmax(1), nn.Sigmoid()])
+def test_what_is_no_probability_is_not_taken_for_one(last):
+    model = nn.Sequential(theirs(), last)
+    with pytest.raises(InputError, match=r"outputs=probabilities, and the model returns .* these are no"):
+        latentrobust.wrap(model, outputs="probabilities")(torch.rand(4, 3, 8, 8))
+
+
+def test_half_precision_probabilities_are_probabilities():
+    model = nn.Sequential(theirs(), nn.Softmax(1)).bfloat16()
+    x = torch.rand(4, 3, 8, 8, dtype=torch.bfloat16)
+    assert latentrobust.wrap(model, outputs="probabilities")(x).isfinite().all()
+
+
+def test_what_cannot_be_wrapped_is_refused_and_no_standardisation_is_none():
+    with pytest.raises(InputError, match="classes names a class twice"):
+        latentrobust.wrap(module, classes=[1, 1, 2])
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(latentrobust.wrap(module, mean=[], std=[])(x), module(x))
+
+
 @pytest.mark.parametrize("answer", ["tuple", "dict", "object"])
 def test_logits_are_found_in_what_models_return(answer):
     class Returns(nn.Module):

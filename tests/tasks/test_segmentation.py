@@ -76,6 +76,14 @@ def test_newly_wrong_pixels_are_of_those_that_count():
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
+def test_maps_of_classes_that_the_data_does_not_name_are_drawn():
+    truth = torch.zeros(1, 2, 4, dtype=torch.int64)
+    images = {"example": torch.rand(1, 3, 2, 4), "attacked": torch.rand(1, 3, 2, 4)}
+    said = {"example": truth, "attacked": truth + 75}
+    figure = maps_under_attack(images, said, truth, ["a", "b"], "maps")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "class 75"]
+
+
 def test_labels_below_0_do_not_count_in_a_validation_whichever_they_are(monkeypatch):
     task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)

@@ -216,8 +216,15 @@ class LastCheckpoint(ModelCheckpoint):
 class StopsBetweenSteps(pl.Callback):
     """Ends the training after the step in which a signal came, and a validation at once."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        """Save what `LastCheckpoint` keeps, and leave; after the last step of an epoch that is done anyway."""
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save what `LastCheckpoint` keeps, and leave; after the last step of an epoch that is done anyway.
+
+        Not between the batches of a step: gradients that were accumulated are in no checkpoint.
+        """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         if (stopped := requested()) is not None and not trainer.is_last_batch:
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, LastCheckpoint):

@@ -179,7 +179,7 @@ class PerturbationSet(nn.Module, ABC):
 
     needs_label = False
 
-    def __init__(self, image_shape: tuple[int, ...], ball: LatentBall, likelihood: Likelihood) -> None:
+    def __init__(self, image_shape: tuple[int, ...], ball: LatentBall, likelihood: Likelihood = "gaussian") -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
         self.ball = ball

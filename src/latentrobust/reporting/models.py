@@ -32,6 +32,7 @@ TWO_STATEMENTS = (
 )
 SHARES = ("accuracy", "accuracy_known", "robust", "certified", "certified_image", "smoothed")
 FLATTERED = 0.005  # difference to PGD alone that is pointed out
+ROUNDED = 0.0005  # difference that shows in percent with one digit
 BLURRED = 0.05  # drop of accuracy at ε = 0 that is pointed out
 ONLY_PGD = (
     "PGD alone often overstates robustness, on learned sets by much: evaluation/robust=autoattack before believing"
@@ -167,16 +168,28 @@ def _verdicts(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) 
         if test.radii and "robust" in test.tables:
             radius = test.leading_radius
             worst, centre = (value_at(test.entries, "robust", size) or 0.0 for size in (radius, 0.0))
+            attacked, before = _attacked(test, clean)
             purpose = ", the radius that it was trained for" if test.trained_for is not None else ""
             sentence += f", {100 * worst:.1f} % in the worst case {by} within ε = {radius:.3g}{purpose}"
             sentence += _flattered(test, worst, radius)
-            if clean - centre > BLURRED:
+            if abs(before - clean) >= ROUNDED:
+                sentence += f"; of the {attacked} images that were attacked, {100 * before:.1f} % are right unattacked"
+            if before - centre > BLURRED:
                 sentence += (
                     f"; {100 * centre:.1f} % already at ε = 0, so part of the loss is what decoding does to images, not"
                     " a lack of robustness"
                 )
         sentences.append(sentence + ".")
     return sentences
+
+
+def _attacked(test: MeasuredModel, clean: float) -> tuple[int, float]:
+    """How many images were attacked, as a rule the first ones, and the share of these that are right as they are."""
+    index = test.tables["robust"]["index"]
+    table = test.tables.get("accuracy")
+    if table is None or not (chosen := np.isin(table["index"], index)).any():
+        return len(index), clean
+    return len(index), float(np.nanmean(table["clean"][chosen]))
 
 
 def _flattered(test: MeasuredModel, worst: float, radius: float) -> str:

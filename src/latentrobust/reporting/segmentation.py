@@ -53,17 +53,19 @@ def maps_under_attack(
     newly_wrong = (before == truth) & (after != truth) & (truth >= 0)
     backdrop = (list(images.values())[1].mean(1, keepdim=True) * 0.6 + 0.3).expand(-1, 3, -1, -1)
     changed = torch.where(newly_wrong[:, None], torch.tensor(NEWLY_WRONG)[:, None, None], backdrop)
+    seen = torch.cat([truth.flatten(), *(part.flatten() for part in predictions.values())]).unique().tolist()
+    classes = max(len(names), *(label + 1 for label in seen))  # a model may have more than the data names
     rows: dict[str, list[Tensor]] = {}
     for name, pictures in images.items():
         rows[name] = list(pictures)
-        rows[f"{name}:\npredicted"] = list(coloured(predictions[name], len(names)))
-    rows["truth"] = list(coloured(truth, len(names)))
+        rows[f"{name}:\npredicted"] = list(coloured(predictions[name], classes))
+    rows["truth"] = list(coloured(truth, classes))
     rows["newly wrong\n(red)"] = list(changed)
     counts = over_positions(newly_wrong.float(), truth).tolist()  # as accuracies do: of the pixels that count
     figure = image_rows(rows, title, [f"{100 * count:.1f} % newly wrong" for count in counts])
-    seen = torch.cat([truth.flatten(), *(part.flatten() for part in predictions.values())]).unique().tolist()
-    colours = palette(len(names)).tolist()
-    handles = [Patch(color=colours[label], label=names[label]) for label in seen if label >= 0]
+    colours = palette(classes).tolist()
+    named = [*names, *(f"class {label}" for label in range(len(names), classes))]
+    handles = [Patch(color=colours[label], label=named[label]) for label in seen if label >= 0]
     if -1 in seen:
         handles.append(Patch(color="black", label="does not count"))
     width, height = figure.get_size_inches()

@@ -83,9 +83,10 @@ def _of_set(test: MeasuredSet) -> str:
         share = 1 - metrics["quality/pgd_ae"] / max(metrics["quality/no_change"], 1e-12)
         explained = f"explains {share:.0%} of that difference" if share > 0 else "is farther from them than that"
         return (
-            f"{start} is too coarse to speak of coverage: it reproduces perturbations no better than to within"
-            f" {metrics['coverage/tolerance']:.2g} (mean squared error), and they differ from the image itself by"
-            f" {metrics['quality/no_change']:.2g}. The nearest point of it {explained}."
+            f"{start} is too coarse to speak of coverage: contained would be what is within"
+            f" {metrics['coverage/tolerance']:.2g} (mean squared error; by default twice what its encoder is off), and"
+            f" perturbations differ from the image itself by {metrics['quality/no_change']:.2g}. The nearest point of"
+            f" it {explained}."
         )
     low, high = (metrics.get(f"coverage/radius/{end}", metrics["coverage/radius"]) for end in ("low", "high"))
     return (

@@ -22,7 +22,7 @@ from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.checks import check_images
 from latentrobust.robustness.criteria import answer
-from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
+from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_class_names, check_set
 from latentrobust.robustness.results import Entry, Results
 from latentrobust.transforms.perturbation import Perturbation
 
@@ -181,6 +181,7 @@ def _facts(model: nn.Module, data: Data, first: Batch) -> Facts:
             raise InputError(
                 "models are measured on pairs of an original and its perturbed version, and this data has none"
             )
+        check_class_names(model, getattr(data, "class_names", ()))
         return facts_of(data, outputs)
     examples = len(data[0]) if _is_whole(data) else None
     return Facts(has_pairs=first.x_tilde is not None, per_pixel=per_pixel, outputs=outputs, examples=examples)
@@ -219,6 +220,8 @@ def _parts(data: Any) -> Iterable[Sequence[Tensor]]:
     if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
         raise InputError(f"{EXPECTED}; got a {type(data).__name__}")
     for batch in data:
+        if _is_whole(batch) and not all(len(part) for part in batch if part.ndim):
+            raise InputError("there is no data to assess: no example is given")
         if (
             not isinstance(batch, Sequence)
             or len(batch) not in (2, 3)

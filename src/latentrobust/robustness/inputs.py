@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from latentrobust.arrays import as_tensor
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
+
+FEW = 8  # names that an error lists
 
 
 class _Function(nn.Module):
@@ -108,6 +110,29 @@ def as_labels(y: Any, x: Tensor, name: str = "y") -> Tensor:
     if y.dtype == torch.bool or y.dtype.is_complex:
         raise InputError(f"{name} must be whole numbers, got {y.dtype}")
     return y.to(x.device)
+
+
+def name_classes(model: nn.Module, names: Sequence[str]) -> None:
+    """Note what a model's classes are called, in order; nothing where they have no names."""
+    model.class_names = tuple(map(str, names))  # type: ignore[assignment]
+
+
+def check_class_names(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse data whose classes have other names, or another order, than those that a model was trained on.
+
+    Raises:
+        InputError: naming both.
+    """
+    own = getattr(model, "class_names", ())
+    if own and names and tuple(own) != tuple(names):
+        raise InputError(
+            f"the model's classes are {_listed(own)}, in this order, and the data's {_listed(names)}: where only some"
+            " are missing, latentrobust.wrap(model, classes=[…]) says which of the model's are the data's"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:FEW]) + (f", … ({len(names)})" if len(names) > FEW else "")
 
 
 def _kind(value: Any) -> str:

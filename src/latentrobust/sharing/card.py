@@ -201,9 +201,9 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
         text += f" **{reason}**"
     if "coverage/radius" in metrics and too_coarse(metrics):
         text += (
-            " It is too coarse to say which share of unseen perturbations it contains: it reproduces them no better"
-            f" than to within {metrics['coverage/tolerance']:.2g} (mean squared error), and they differ from the image"
-            f" itself by {metrics['quality/no_change']:.2g}."
+            " It is too coarse to say which share of unseen perturbations it contains: contained would be what is"
+            f" within {metrics['coverage/tolerance']:.2g} (mean squared error; by default twice what its encoder is"
+            f" off), and they differ from the image itself by {metrics['quality/no_change']:.2g}."
         )
     elif "coverage/radius" in metrics:
         text += (

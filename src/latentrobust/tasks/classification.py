@@ -25,6 +25,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import Attack, Found
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, logits_of
+from latentrobust.robustness.inputs import name_classes
 from latentrobust.robustness.objectives import NoiseConsistency, Standard, TrainingObjective
 from latentrobust.robustness.training import Curriculum, RecordedSearches, Setting, TrainingPerturbation
 from latentrobust.robustness.training import Schedule as StagedPerturbation
@@ -126,6 +127,8 @@ class ClassificationTask(Scheduled):
         data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         self._outputs = self.check_data(data)
         self.data_name, self.image_shape, self.classes = data.name, tuple(data.image_shape), data.classes
+        self.class_names = tuple(data.class_names)
+        name_classes(self.model, self.class_names)
         self._has_pairs, self._first_kinds = data.has_pairs, data.first_kinds("validation")
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
@@ -281,7 +284,9 @@ class ClassificationTask(Scheduled):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's configuration and the last epoch's values; plain containers only."""
-        checkpoint[CHECKPOINT_KEY] = describe_model(self.model, self.image_shape, self.classes, self.data_name)
+        checkpoint[CHECKPOINT_KEY] = describe_model(
+            self.model, self.image_shape, self.classes, self.data_name, self.class_names
+        )
         checkpoint["fitted"] = dict(self.fitted)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSe
 from latentrobust.robustness.attacks import Found
 from latentrobust.robustness.certificates import CertificateTable
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy
+from latentrobust.robustness.inputs import check_class_names
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.robustness.results import Entry
 from latentrobust.tasks.classification import check_centred, check_fit
@@ -121,6 +122,7 @@ class ModelTest(pl.LightningModule):
         check_centred(data)
         criterion = PixelAccuracy() if data.per_pixel else Classification()
         outputs = check_fit(self.model, tuple(data.image_shape), data.classes, criterion)
+        check_class_names(self.model, data.class_names)
         for grid in self._grids:
             grid.setup(data)
         if self.perturbations is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ from latentrobust.perturbation_sets.stored import (
     write_folder,
 )
 from latentrobust.remote import at_hand
+from latentrobust.robustness.inputs import name_classes
 
 FORMAT = 1
 CHECKPOINT_KEY, PREFIX = "classifier", "model."
 """Where a checkpoint keeps the classifier's configuration, and how its weights' names start there."""
 
 
-def describe_model(model: nn.Module, image_shape: tuple[int, ...], classes: int, data: str) -> dict[str, Any]:
+def describe_model(
+    model: nn.Module, image_shape: tuple[int, ...], classes: int, data: str, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
     """The configuration of a classifier, plain containers only; ``network`` is null for one from outside."""
     return {
         "format": FORMAT,
@@ -43,14 +47,26 @@ def describe_model(model: nn.Module, image_shape: tuple[int, ...], classes: int,
         "channels_last": is_channels_last(model),
         "image_shape": list(image_shape),
         "classes": classes,
+        "class_names": list(class_names),
         "data": data,
         "versions": {"latentrobust": latentrobust.__version__, "torch": str(torch.__version__)},
     }
 
 
 @validated
-def save_model(model: nn.Module, folder: str | Path, *, image_shape: tuple[int, ...], classes: int, data: str) -> Path:
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    image_shape: tuple[int, ...],
+    classes: int,
+    data: str,
+    class_names: Sequence[str] = (),
+) -> Path:
     """Write a classifier as a folder, which appears whole or not at all; an older one there is replaced.
+
+    Where its classes have names, `load_model` gives them back as ``class_names``, and data that names its classes
+    otherwise is refused.
 
     Raises:
         InputError: for a folder that holds something else.
@@ -65,7 +81,8 @@ def save_model(model: nn.Module, folder: str | Path, *, image_shape: tuple[int, 
         ...     sorted(path.name for path in place.iterdir())
         ['config.json', 'model.safetensors']
     """
-    return write_folder(folder, describe_model(model, image_shape, classes, data), model.state_dict(), "model")
+    description = describe_model(model, image_shape, classes, data, class_names)
+    return write_folder(folder, description, model.state_dict(), "model")
 
 
 @validated
@@ -128,6 +145,7 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model: {details}") from None
     check_finite(state, path)
+    name_classes(network, configuration.get("class_names") or ())
     # As it was saved: another layout would round differently.
     return channels_last(network, bool(configuration.get("channels_last"))).eval()
 

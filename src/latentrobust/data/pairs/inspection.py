@@ -14,9 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from latentrobust.data.pairs.copies import copies
 from latentrobust.data.pairs.from_arrays import holds_arrays, read_arrays
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.layouts import LabelFrom, Layout, listed
+from latentrobust.data.pairs.listing import ProblemsError
 from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
 from latentrobust.data.pairs.reading import of_listing, twin_kinds
 from latentrobust.data.pairs.table import Pairs
@@ -70,6 +72,8 @@ def inspect(
         about, refused = _of_table(table, validation, test)
         return Inspection((f"{root}: arrays", *about), (), table, refused)
     found = listed(root, layout, original, label)
+    if not found.files and found.problems:
+        raise ProblemsError(str(root), found.problems)
     base = root if root.is_dir() else root.parent
     looked = headers(found.files)
     sizes = Counter(own for own, _ in looked.found.values())
@@ -84,8 +88,10 @@ def inspect(
     either: Colour = ("grey" if grey == len(looked.found) else "colour") if colour == "auto" else colour
     look = common_look(looked, wanted, either, fit, background, str(root))
     images, unreadable = packed(found.files, look, cache_folder(cache, root), base)
-    problems = (*found.problems, *twin_kinds(found.kind), *(unreadable | looked.problems).values())
-    found.leave_out(unreadable | looked.problems)
+    wrong = unreadable | looked.problems
+    wrong |= copies(found, images, look)
+    problems = (*found.problems, *twin_kinds(found.kind), *wrong.values())
+    found.leave_out(wrong)
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None
     about, refused = ([], ()) if table_or_none is None else _of_table(table_or_none, validation, test)
     lines += about

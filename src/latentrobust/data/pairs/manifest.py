@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,12 +71,15 @@ def is_manifest(path: Path) -> bool:
     """Whether a table's first line has the columns of a manifest."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            return set(REQUIRED) <= {name.strip() for name in file.readline(1 << 16).split(",")}
+            return set(REQUIRED) <= {name.strip(' "\r\n') for name in re.split("[,;\t]", file.readline(1 << 16))}
     except (OSError, UnicodeDecodeError):
         return False
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    if len(columns) == 1 and (other := re.search("[;\t]", columns[0])) is not None:
+        between = "semicolons" if other[0] == ";" else "tabs"
+        raise InputError(f"{path} has {between} between its columns: separate them by commas")
     if missing := [name for name in REQUIRED if name not in columns]:
         raise InputError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}: its header must be"

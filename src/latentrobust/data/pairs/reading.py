@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentrobust.arguments import Level255, Range, validated
+from latentrobust.data.pairs.copies import copies
 from latentrobust.data.pairs.from_arrays import holds_arrays, read_arrays
 from latentrobust.data.pairs.layouts import LabelFrom, Layout, listed
 from latentrobust.data.pairs.listing import Listing, ProblemsError
@@ -96,10 +97,12 @@ def read_pairs(
         raise ProblemsError(str(place), before, REMEDY if looked.found else "; no image is left")
     look = common_look(looked, size, colour, fit, background, str(place))
     images, unreadable = packed(found.files, look, cache_folder(cache, place), base)
-    problems = [*found.problems, *(unreadable | looked.problems).values()]
+    wrong = unreadable | looked.problems
+    wrong |= copies(found, images, look)
+    problems = [*found.problems, *wrong.values()]
     if problems and incomplete == "error":
         raise ProblemsError(str(place), problems, REMEDY)
-    found.leave_out(unreadable | looked.problems)
+    found.leave_out(wrong)
     return of_listing(found, images, named, tuple(problems))
 
 

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from latentrobust.arguments import Count, validated
 from latentrobust.errors import InputError
+from latentrobust.graphs import recording
 
 Outputs = Literal["logits", "probabilities"]
+ROUNDING = 1e-2  # of probabilities in half precision
 LEAST = 1e-12  # below it, probabilities have no logarithm worth having
 
 
@@ -38,6 +40,7 @@ class Wrapped(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.size, self.outputs = model, size, outputs
+        self._looked = False
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("chosen", torch.tensor(list(classes), dtype=torch.int64), persistent=False)
@@ -50,7 +53,8 @@ class Wrapped(nn.Module):
         """Logits ``[B, classes]``.
 
         Raises:
-            InputError: for an answer that is no tensor of logits, or lacks a class.
+            InputError: for an answer that is no tensor of logits, lacks a class, or is said to be of probabilities and
+                is not.
         """
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
@@ -60,6 +64,9 @@ class Wrapped(nn.Module):
             x = (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
         logits = _logits(self.model(x))
         if self.outputs == "probabilities":
+            if not (self._looked or recording() or torch.compiler.is_compiling()):
+                _check_probabilities(logits)
+                self._looked = True
             logits = logits.float().clamp_min(LEAST).log()
         if len(self.chosen):
             if (last := int(self.chosen.max())) >= logits.shape[1]:
@@ -80,6 +87,15 @@ def _logits(answer: Any) -> Tensor:
         got = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise InputError(f"the model must return logits [B, classes], got {got}")
     return answer
+
+
+def _check_probabilities(answer: Tensor) -> None:
+    low, sums = float(answer.min()), answer.float().sum(1)
+    if low < -ROUNDING or float((sums - 1).abs().max()) > ROUNDING:
+        raise InputError(
+            f"outputs=probabilities, and the model returns values from {low:.3g} whose sums are {float(sums.min()):.3g}"
+            f" to {float(sums.max()):.3g}, not 1: these are no probabilities (outputs=logits?)"
+        )
 
 
 @validated
@@ -112,6 +128,7 @@ def wrap(
         >>> model(torch.rand(2, 1, 4, 4)).shape
         torch.Size([2, 3])
     """
+    mean, std = mean or None, std or None
     if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
         raise InputError(f"wrap needs mean and std, one per channel, or neither; got {mean} and {std}")
     if std is not None and min(std) <= 0:
@@ -120,5 +137,7 @@ def wrap(
         raise InputError(f"size must be (height, width), got {list(size)}")
     if classes is not None and (not classes or min(classes) < 0):
         raise InputError(f"classes must be places among the model's classes, from 0 up, got {list(classes)}")
+    if classes is not None and len(set(classes)) < len(classes):
+        raise InputError(f"classes names a class twice, so the data's would be the same one: {list(classes)}")
     sides = None if size is None else (int(size[0]), int(size[1]))
     return Wrapped(model, mean or (), std or (), sides, classes or (), outputs)

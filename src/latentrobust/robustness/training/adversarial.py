@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latentrobust.arguments import Count, Positive, PositiveShare, RadiusName, Share, validated
 from latentrobust.batch import Batch
-from latentrobust.errors import InputError, warn
+from latentrobust.errors import HopelessError, InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, frozen, projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
@@ -106,7 +106,7 @@ class Adversarial(TrainingPerturbation):
             return s.encode(batch.x_tilde, batch.offset)
 
 
-class CatastrophicOverfittingError(RuntimeError):
+class CatastrophicOverfittingError(HopelessError):
     """One-step adversarial training has stopped to give robustness. The message says what to do."""
 
 
@@ -178,6 +178,6 @@ class FastAdversarial(Adversarial):
         if weak - strong > self.tolerance:
             raise CatastrophicOverfittingError(
                 f"catastrophic overfitting in epoch {batch.epoch}: accuracy {weak:.2f} under the one-step attack but"
-                f" {strong:.2f} under {self.strong.steps} steps; use the best checkpoint so far, or lower"
-                " training_perturbation.relative_step or radius, or training_perturbation=adversarial"
+                f" {strong:.2f} under {self.strong.steps} steps; use the best checkpoint so far, if there is one, or"
+                " lower training_perturbation.relative_step or radius, or training_perturbation=adversarial"
             )
