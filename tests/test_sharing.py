@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from torch import nn
 
 import latentrobust as lr
 from latentrobust.errors import InputError, RobustnessWarning
@@ -139,8 +140,14 @@ def test_claims_repeat_and_tell_what_changed():
     assert differs(perturbations=PixelBall((1, 8, 8), norm="l2", radius=0.6)) == ["perturbations"]
     assert differs(data=(data[0], data[1].roll(1))) == ["data"]
     assert differs(seed=1) == ["settings"]
-    for changed in ({"outputs": "probabilities"}, {"classes": [1, 0, 2, 3]}, {"mean": [0.5], "std": [0.5]}):
+    for changed in ({"classes": [1, 0, 2, 3]}, {"mean": [0.5], "std": [0.5]}):
         assert differs(model=lr.wrap(model, **changed)) == ["model"]
+    soft = nn.Sequential(model, nn.Softmax(1))
+    logits, logarithms = (
+        lr.benchmark_model(lr.wrap(soft, outputs=outputs), perturbations, data, robust=None).model
+        for outputs in ("logits", "probabilities")
+    )
+    assert logits != logarithms
     whole = lr.benchmark_model(lr.wrap(model, mean=[0.5], std=[0.5]), perturbations, data, robust=None)
     assert (
         whole.model != lr.benchmark_model(lr.wrap(model, mean=[0.4], std=[0.5]), perturbations, data, robust=None).model
