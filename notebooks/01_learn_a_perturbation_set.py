@@ -31,7 +31,7 @@ from hydra import compose, initialize_config_dir
 from IPython.display import display
 
 import latentrobust
-from latentrobust.app import CONF
+from latentrobust.configuration import CONF
 from latentrobust.reporting import figures
 from latentrobust.runs import train
 

@@ -230,7 +230,7 @@ def test_trials_that_are_all_refused_end_the_search(here):
     parameters = {"trainer.gradient_clip_val": {"low": 6.0, "high": 9.0}, "learner.optimizer.lr": {"choices": [1e-3]}}
     _, error, code = here(plan_of(parameters=parameters))
     assert code == 2
-    assert "the first 3 trials came to nothing: latentrobust train: refused" in error
+    assert "3 trials came to nothing, and none has a value: latentrobust train: refused" in error
 
 
 def test_a_search_over_real_runs(tmp_path, capsys):
@@ -340,7 +340,7 @@ def test_a_metric_that_no_trial_has_ends_a_search_after_the_first_few(tmp_path, 
     _, error, code = here(plan_of(metric="quality/pgd_aee"))
     assert code == 2
     assert "trial 0 measured nothing of that name; did you mean quality/pgd_ae?" in error
-    assert "the first 3 trials came to nothing: metric=quality/pgd_aee" in error
+    assert "3 trials came to nothing, and none has a value: metric=quality/pgd_aee" in error
     assert [row["state"] for row in rows_of(tmp_path / "search")] == ["FAIL"] * 3
 
 

@@ -1,5 +1,6 @@
 """Reading ahead: the same batches, and each of them read before it is asked for."""
 
+import copy
 from concurrent.futures import Future
 
 import pytest
@@ -56,6 +57,10 @@ def test_batches_are_the_same_and_all_but_the_first_are_read_ahead(make, split, 
                 assert (own is None) == (other is None), part
                 assert own is None or torch.equal(own, other), (part, epoch)
         assert len(taken) == 2 * (len(batches) - 1)
+    next(iter(loader))
+    copied = copy.deepcopy(data)  # though something is being read
+    index = torch.arange(2)
+    assert torch.equal(copied.pairs(split, index).x, plain.pairs(split, index).x)
 
 
 def _through(loader, data):

@@ -730,8 +730,9 @@ def test_copies_in_several_groups_are_named_and_can_be_left_out(tmp_path, how):
         (root / "thing5" / "original.png").symlink_to(root / "thing2" / "original.png")
     else:  # which all may be
         for number in (1, 4):
-            save(root / f"thing{number}" / "dark.png", 0, (6, 5), mode="RGB")
-        assert len(read_pairs(root, original="original")) == 8
+            Image.new("RGB", (5, 6), (255, 0, 40)).save(root / f"thing{number}" / "dark.png")
+        for options in ({}, {"size": [9, 9], "fit": "pad", "background": 7}):
+            assert len(read_pairs(root, original="original", **options)) == 8
         return
     names = ("Kopie von thing3", "thing3") if how == "copies" else ("thing2", "thing5")
     said = f"the groups {names[0]} and {names[1]} have the same image"
@@ -741,6 +742,23 @@ def test_copies_in_several_groups_are_named_and_can_be_left_out(tmp_path, how):
     read = read_pairs(root, original="original", incomplete="skip")
     assert len(read) == (8 if how == "copies" else 7)
     assert ("thing3" if how == "copies" else "thing5") not in read.groups
+
+
+@pytest.mark.parametrize("place", ["train", "test"])
+def test_copies_within_a_split_of_the_data_s_own_are_no_fault(tmp_path, place):
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number in range(4):
+            group = tmp_path / split / f"thing{number}"
+            group.mkdir(parents=True)
+            for variant in ("original", "dark"):
+                Image.fromarray(generator.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(group / f"{variant}.png")
+    shutil.copytree(tmp_path / "train" / "thing0", tmp_path / place / "copy")
+    if place == "train":
+        assert len(read_pairs(tmp_path, original="original")) == 9
+    else:
+        with pytest.raises(ProblemsError, match=r"the groups (test/copy|train/thing0) and .* have the same image"):
+            read_pairs(tmp_path, original="original")
 
 
 @pytest.mark.parametrize(("mark", "said"), [(";", "semicolons"), ("\t", "tabs")])

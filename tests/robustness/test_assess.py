@@ -557,7 +557,7 @@ class Normed(nn.Module):
 
 
 @pytest.mark.parametrize(("shift", "is_coarse"), [(0.02, True), (0.5, False)])
-def test_a_set_that_comes_no_nearer_than_the_image_itself_is_said_to(small_set, shift, is_coarse):
+def test_a_tolerance_as_wide_as_the_perturbations_is_said_to_say_nothing(small_set, shift, is_coarse):
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
     settings = CoverageSettings(steps=2, tolerance=0.01)
     found = assess(bright, small_set, (x, torch.arange(12) % 2, x + shift), robust=None, coverage=settings)

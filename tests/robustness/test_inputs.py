@@ -16,6 +16,7 @@ from latentrobust.networks.flows.glow import glow
 from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.preflight import check_model
 from latentrobust.robustness.attacks import PGD
+from latentrobust.robustness.inputs import class_names_of
 from latentrobust.transforms import random
 
 SHAPE = (1, 6, 6)
@@ -67,7 +68,7 @@ def test_what_people_have_is_taken(parts, given):
         (lambda m, s, x, y: lr.assess(m, s, [{"x": x}]), "data must be"),
         (lambda m, s, x, y: lr.assess(m, s, None), "data must be"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y[:3])), "tensors or arrays of one length"),
-        (lambda m, s, x, y: lr.assess(m, s, (x[:0], y[:0])), "no example is given"),
+        (lambda m, s, x, y: lr.assess(m, s, (x[:0], y[:0])), "data to assess has no example in it"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y.bool())), "y must be whole numbers, got torch.bool"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y[:, None])), "do not fit logits"),
         (lambda m, s, x, y: lr.assess(m, s, (x, y), robust=PGD()), "robust must be a RobustSettings"),
@@ -245,7 +246,8 @@ def test_a_model_is_not_measured_on_classes_of_other_names(tmp_path):
         model, tmp_path / "model", image_shape=SHAPE, classes=3, data="own", class_names=whole.class_names
     )
     loaded = lr.load_model(folder)
-    assert loaded.class_names == ("blue", "red", "yellow")
+    assert class_names_of(loaded) == ("blue", "red", "yellow")
+    loaded.class_names = ["what", "somebody", "else", "means"]
     assert "accuracy/clean" in lr.assess(loaded, data=whole, robust=None).metrics
     part = given(names[1:])
     said = "the model's classes are blue, red, yellow, in this order, and the data's red, yellow"

@@ -80,6 +80,18 @@ def test_half_precision_probabilities_are_probabilities():
     assert latentrobust.wrap(model, outputs="probabilities")(x).isfinite().all()
 
 
+def test_probabilities_are_looked_at_where_there_are_numbers_to_see():
+    probabilities = nn.Sequential(theirs(), nn.Softmax(1))
+    x = torch.rand(4, 3, 8, 8)
+    expected = latentrobust.wrap(probabilities, outputs="probabilities")(x)
+    assert latentrobust.wrap(probabilities, outputs="probabilities")(x[:0]).shape == (0, 5)
+    mapped = torch.func.vmap(latentrobust.wrap(probabilities, outputs="probabilities"))(x[:, None])
+    torch.testing.assert_close(mapped[:, 0], expected)
+    torch.testing.assert_close(
+        torch.jit.trace(latentrobust.wrap(probabilities, outputs="probabilities"), x)(x), expected
+    )
+
+
 def test_what_cannot_be_wrapped_is_refused_and_no_standardisation_is_none():
     with pytest.raises(InputError, match="classes names a class twice"):
         latentrobust.wrap(module, classes=[1, 1, 2])

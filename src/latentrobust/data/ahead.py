@@ -30,6 +30,10 @@ class ReadAhead:
     def __init__(self) -> None:
         self._reads: list[_Read] = []
 
+    def __getstate__(self) -> dict[str, list[_Read]]:
+        """A copy begins anew: what is being read cannot be copied."""
+        return {"_reads": []}
+
     @staticmethod
     def helps(images: Tensor, pinned: bool) -> bool:
         """Whether anything is gained: not where images are on the device, or small with no device to copy them to."""

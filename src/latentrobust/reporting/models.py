@@ -173,7 +173,10 @@ def _verdicts(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) 
             sentence += f", {100 * worst:.1f} % in the worst case {by} within ε = {radius:.3g}{purpose}"
             sentence += _flattered(test, worst, radius)
             if abs(before - clean) >= ROUNDED:
-                sentence += f"; of the {attacked} images that were attacked, {100 * before:.1f} % are right unattacked"
+                what = "% of the pixels" if is_per_pixel(tests) else "%"
+                sentence += (
+                    f"; of the {attacked} images that were attacked, {100 * before:.1f} {what} are right unattacked"
+                )
             if before - centre > BLURRED:
                 sentence += (
                     f"; {100 * centre:.1f} % already at ε = 0, so part of the loss is what decoding does to images, not"

@@ -152,8 +152,8 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
         )
     if coarse and len(summary.rows) > 1:
         yield (
-            f"{', '.join(coarse)}: not compared, since some sets are too coarse: they come no nearer to perturbations"
-            " than the image itself does."
+            f"{', '.join(coarse)}: not compared, since some sets are too coarse: their tolerance is as wide as"
+            " perturbations are far from the image itself."
         )
     for metric, folders in summary.without.items():
         names = ", ".join(folder.name for folder in folders)

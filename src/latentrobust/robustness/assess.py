@@ -221,7 +221,7 @@ def _parts(data: Any) -> Iterable[Sequence[Tensor]]:
         raise InputError(f"{EXPECTED}; got a {type(data).__name__}")
     for batch in data:
         if _is_whole(batch) and not all(len(part) for part in batch if part.ndim):
-            raise InputError("there is no data to assess: no example is given")
+            raise InputError("data to assess has no example in it, or a batch without one")
         if (
             not isinstance(batch, Sequence)
             or len(batch) not in (2, 3)

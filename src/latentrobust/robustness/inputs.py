@@ -13,6 +13,7 @@ from latentrobust.arrays import as_tensor
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.base import PerturbationSet
 
+NAMES = "_latentrobust_class_names"
 FEW = 8  # names that an error lists
 
 
@@ -113,8 +114,17 @@ def as_labels(y: Any, x: Tensor, name: str = "y") -> Tensor:
 
 
 def name_classes(model: nn.Module, names: Sequence[str]) -> None:
-    """Note what a model's classes are called, in order; nothing where they have no names."""
-    model.class_names = tuple(map(str, names))  # type: ignore[assignment]
+    """Note what a model's classes are called, in order; nothing where they have no names.
+
+    Under a name of our own: a model from elsewhere may have ``class_names`` that mean something else.
+    """
+    if names or class_names_of(model):
+        setattr(model, NAMES, tuple(map(str, names)))
+
+
+def class_names_of(model: nn.Module) -> tuple[str, ...]:
+    """What `name_classes` has noted; else empty."""
+    return tuple(getattr(model, NAMES, ()))
 
 
 def check_class_names(model: nn.Module, names: Sequence[str]) -> None:
@@ -123,8 +133,8 @@ def check_class_names(model: nn.Module, names: Sequence[str]) -> None:
     Raises:
         InputError: naming both.
     """
-    own = getattr(model, "class_names", ())
-    if own and names and tuple(own) != tuple(names):
+    own = class_names_of(model)
+    if own and names and own != tuple(names):
         raise InputError(
             f"the model's classes are {_listed(own)}, in this order, and the data's {_listed(names)}: where only some"
             " are missing, latentrobust.wrap(model, classes=[…]) says which of the model's are the data's"

@@ -41,7 +41,7 @@ POLL = 1.0
 """Seconds between two looks at what a trial has logged."""
 
 REFUSED = 3
-"""Trials that may be refused as bad input, before any has succeeded, until the search is given up."""
+"""Trials that may be refused as bad input, or lack the metric, before any has succeeded: then the search is given up."""
 
 ENOUGH = 4  # trials that have come as far, before one is pruned
 TELLING = 10  # finished trials, before importances say anything
@@ -143,7 +143,7 @@ class Search:
         """Run trials until as many as planned have ended; those of processes that died are gone on with first.
 
         Raises:
-            InputError: if the first trials are all refused.
+            InputError: if the first trials are all refused, or have no such metric.
         """
         while True:
             number = self._next()
@@ -175,7 +175,9 @@ class Search:
                 self._write_tables()
             complete = self._trials(self._optuna.trial.TrialState.COMPLETE)
             if not complete and len(self._refused) >= REFUSED:
-                raise InputError(f"the first {len(self._refused)} trials came to nothing: {self._refused[-1]}")
+                raise InputError(
+                    f"{len(self._refused)} trials came to nothing, and none has a value: {self._refused[-1]}"
+                )
 
     def _trials(self, *states: Any) -> list[Any]:
         return list(self.study.get_trials(deepcopy=False, states=states or None))

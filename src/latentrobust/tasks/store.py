@@ -65,8 +65,7 @@ def save_model(
 ) -> Path:
     """Write a classifier as a folder, which appears whole or not at all; an older one there is replaced.
 
-    Where its classes have names, `load_model` gives them back as ``class_names``, and data that names its classes
-    otherwise is refused.
+    Where its classes have names, a model that is loaded again is not measured on data that names its classes otherwise.
 
     Raises:
         InputError: for a folder that holds something else.

@@ -16,7 +16,8 @@ LARGEST = 1 << 33  # bytes: of more, each run would read too long
 def copies(found: Listing, images: Tensor, look: Look) -> dict[int, str]:
     """Files of which another group has a copy, by place, and what to say of each.
 
-    Images of one colour, all black say, are no sign of the same thing; more than 8 GB are not looked at.
+    Copies within a split that the data itself names are no fault. Images of
+    one colour, all black say, are no sign of the same thing; more than 8 GB are not looked at.
 
     Args:
         found: the files, and the groups of the pairs that they are of.
@@ -26,18 +27,23 @@ def copies(found: Listing, images: Tensor, look: Look) -> dict[int, str]:
     if images.numel() > LARGEST:
         return {}
     group_of: dict[int, str] = {}
-    for clean, perturbed, group in zip(found.clean, found.perturbed, found.group, strict=True):
+    split_of: dict[int, str | None] = {}
+    for clean, perturbed, group, split in zip(found.clean, found.perturbed, found.group, found.split, strict=True):
         for place in {clean, perturbed} - {-1}:
             group_of.setdefault(place, group)
+            split_of.setdefault(place, split)
     first: dict[str, int] = {}
     said = {}
     for place in _with_equal_rows(images, sorted(group_of)):
         values = images[place].numpy()
-        own = values[values != look.background] if look.pad else values
-        if (own == own.flat[:1]).all():
+        own = values.reshape(len(values), -1)
+        if look.pad:
+            own = own[:, (own != look.background).any(0)]
+        if (own == own[:, :1]).all():
             continue
         other = first.setdefault(hashlib.sha1(values.tobytes(), usedforsecurity=False).hexdigest(), place)
-        if group_of[other] != group_of[place]:
+        drawn = split_of[other] is None or split_of[other] != split_of[place]
+        if group_of[other] != group_of[place] and drawn:
             said[place] = (
                 f"the groups {group_of[other]} and {group_of[place]} have the same image ({found.files[other].name},"
                 f" {found.files[place].name}): its pairs belong in one group, or they could end in two splits"

@@ -29,6 +29,8 @@ class Wrapped(nn.Module):
     std: Tensor
     chosen: Tensor
 
+    _looked = False  # at whether probabilities are some
+
     def __init__(
         self,
         model: nn.Module,
@@ -40,7 +42,6 @@ class Wrapped(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.size, self.outputs = model, size, outputs
-        self._looked = False
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("chosen", torch.tensor(list(classes), dtype=torch.int64), persistent=False)
@@ -64,7 +65,7 @@ class Wrapped(nn.Module):
             x = (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
         logits = _logits(self.model(x))
         if self.outputs == "probabilities":
-            if not (self._looked or recording() or torch.compiler.is_compiling()):
+            if not self._looked and _has_values(logits):
                 _check_probabilities(logits)
                 self._looked = True
             logits = logits.float().clamp_min(LEAST).log()
@@ -87,6 +88,12 @@ def _logits(answer: Any) -> Tensor:
         got = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise InputError(f"the model must return logits [B, classes], got {got}")
     return answer
+
+
+def _has_values(answer: Tensor) -> bool:
+    """Whether numbers can be looked at: not while a pass is recorded, traced, exported or mapped."""
+    traced = recording() or torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return bool(answer.numel()) and not traced and not torch._C._functorch.is_functorch_wrapped_tensor(answer)
 
 
 def _check_probabilities(answer: Tensor) -> None:
