@@ -747,18 +747,19 @@ def test_copies_in_several_groups_are_named_and_can_be_left_out(tmp_path, how):
 @pytest.mark.parametrize("place", ["train", "test"])
 def test_copies_within_a_split_of_the_data_s_own_are_no_fault(tmp_path, place):
     generator = np.random.default_rng(0)
+    root = tmp_path / "things"
     for split in ("train", "test"):
         for number in range(4):
-            group = tmp_path / split / f"thing{number}"
+            group = root / split / f"thing{number}"
             group.mkdir(parents=True)
             for variant in ("original", "dark"):
                 Image.fromarray(generator.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(group / f"{variant}.png")
-    shutil.copytree(tmp_path / "train" / "thing0", tmp_path / place / "copy")
+    shutil.copytree(root / "train" / "thing0", root / place / "copy")
     if place == "train":
-        assert len(read_pairs(tmp_path, original="original")) == 9
+        assert len(read_pairs(root, original="original")) == 9
     else:
         with pytest.raises(ProblemsError, match=r"the groups (test/copy|train/thing0) and .* have the same image"):
-            read_pairs(tmp_path, original="original")
+            read_pairs(root, original="original")
 
 
 @pytest.mark.parametrize(("mark", "said"), [(";", "semicolons"), ("\t", "tabs")])

@@ -41,7 +41,7 @@ POLL = 1.0
 """Seconds between two looks at what a trial has logged."""
 
 REFUSED = 3
-"""Trials that may be refused as bad input, or lack the metric, before any has succeeded: then the search is given up."""
+"""Trials that are refused as bad input, or lack the metric, before any has a value: then the search is given up."""
 
 ENOUGH = 4  # trials that have come as far, before one is pruned
 TELLING = 10  # finished trials, before importances say anything
