@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 
 import latentrobust
 from latentrobust import load_model
-from latentrobust.errors import HopelessError, InputError
+from latentrobust.errors import InputError
 from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.robustness.training import CatastrophicOverfittingError
 from latentrobust.runs import evaluate, train
@@ -254,10 +254,23 @@ def test_catastrophic_overfitting_ends_the_run(run, tmp_path, monkeypatch):
         raise CatastrophicOverfittingError("catastrophic overfitting in epoch 0: use …")
 
     monkeypatch.setattr("latentrobust.robustness.training.FastAdversarial._check", collapse)
-    assert issubclass(CatastrophicOverfittingError, HopelessError)  # of which entry points print a line alone
     with pytest.raises(CatastrophicOverfittingError):
         run("collapsed", *fast, base=base)
     assert "catastrophic overfitting" in (tmp_path / "collapsed" / "FAILED").read_text()
+
+
+def test_catastrophic_overfitting_is_one_line_on_the_command_line(tmp_path):
+    done = command(
+        "train", "experiment=mnist/model", "data=digits", "perturbation_set=pixel_linf", "perturbation_set.radius=0.1",
+        "perturbation_set.image_shape=[1,42,42]", "trainer.accelerator=cpu", "data.train_size=160",
+        "data.batch_size=16", "evaluation=accuracy_only", "task.validation_attack=null", "trainer.max_epochs=2",
+        "training_perturbation=fast_adversarial", "training_perturbation.check_every=1",
+        "training_perturbation.tolerance=0.0001", "report=false", "paths.output_dir=out", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert one_line(done.stderr), done.stderr
+    assert "latentrobust train: catastrophic overfitting in epoch" in done.stderr
+    assert (tmp_path / "out" / "FAILED").is_file()
 
 
 @pytest.mark.parametrize(

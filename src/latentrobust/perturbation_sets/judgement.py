@@ -55,4 +55,9 @@ def coarse(tolerance: float, unchanged: float) -> str:
 
 def too_coarse(metrics: Mapping[str, float]) -> bool:
     """Whether "contained" would mean no nearer than the image itself, so that shares of it say nothing."""
-    return metrics.get("coverage/tolerance", 0.0) >= metrics.get("quality/no_change", math.inf)
+    return is_coarse(metrics.get("coverage/tolerance", 0.0), metrics.get("quality/no_change", math.inf))
+
+
+def is_coarse(tolerance: float, unchanged: float) -> bool:
+    """The same of a tolerance, beside the mean squared error of the image itself."""
+    return tolerance >= unchanged

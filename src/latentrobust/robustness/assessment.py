@@ -19,7 +19,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
-from latentrobust.perturbation_sets.judgement import coarse
+from latentrobust.perturbation_sets.judgement import coarse, is_coarse
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
 from latentrobust.robustness.attacks.base import Found, worst_of
@@ -306,7 +306,7 @@ class Assessment(nn.Module):
         if self.covering is not None and (covering := self.covering.finished()) is not None:
             curve, by_kind, tables["coverage"] = covering.compute()
             metrics |= covering.metrics(curve, by_kind)
-            if covering.tolerance >= covering.unchanged:
+            if is_coarse(covering.tolerance, covering.unchanged):
                 warn(coarse(covering.tolerance, covering.unchanged))
         if self.stays is not None:
             tables["robust"] = self.stays.table()

@@ -16,8 +16,8 @@ LARGEST = 1 << 33  # bytes: of more, each run would read too long
 def copies(found: Listing, images: Tensor, look: Look) -> dict[int, str]:
     """Files of which another group has a copy, by place, and what to say of each.
 
-    Copies within a split that the data itself names are no fault. Images of
-    one colour, all black say, are no sign of the same thing; more than 8 GB are not looked at.
+    Copies within a split that the data itself names are no fault. Images of one colour, all black say, are no sign of
+    the same thing; more than 8 GB are not looked at.
 
     Args:
         found: the files, and the groups of the pairs that they are of.

@@ -88,8 +88,7 @@ def inspect(
     either: Colour = ("grey" if grey == len(looked.found) else "colour") if colour == "auto" else colour
     look = common_look(looked, wanted, either, fit, background, str(root))
     images, unreadable = packed(found.files, look, cache_folder(cache, root), base)
-    wrong = unreadable | looked.problems
-    wrong |= copies(found, images, look)
+    wrong = unreadable | looked.problems | copies(found, images, look)
     problems = (*found.problems, *twin_kinds(found.kind), *wrong.values())
     found.leave_out(wrong)
     table_or_none = of_listing(found, images, root.resolve().stem, problems) if found.perturbed else None

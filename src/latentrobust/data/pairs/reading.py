@@ -97,8 +97,7 @@ def read_pairs(
         raise ProblemsError(str(place), before, REMEDY if looked.found else "; no image is left")
     look = common_look(looked, size, colour, fit, background, str(place))
     images, unreadable = packed(found.files, look, cache_folder(cache, place), base)
-    wrong = unreadable | looked.problems
-    wrong |= copies(found, images, look)
+    wrong = unreadable | looked.problems | copies(found, images, look)
     problems = [*found.problems, *wrong.values()]
     if problems and incomplete == "error":
         raise ProblemsError(str(place), problems, REMEDY)
