@@ -1,6 +1,8 @@
 """Reading ahead: the same batches, and each of them read before it is asked for."""
 
 import copy
+import subprocess
+import sys
 from concurrent.futures import Future
 
 import pytest
@@ -97,6 +99,16 @@ def test_small_images_are_not_read_ahead():
     assert reads.helps(torch.zeros(1, dtype=torch.uint8).expand(ahead.WORTH_IT), pinned=False)
     assert not reads.helps(torch.zeros(1, device="meta"), pinned=True)
     assert torch.equal(reads.rows(images, place, torch.device("cpu")), images[place])
+
+
+def test_a_process_that_ends_while_it_reads_ends_well():
+    code = (
+        "import torch; from latentrobust.data.ahead import ReadAhead\n"
+        "images = torch.zeros(2000, 3, 128, 128, dtype=torch.uint8)\n"
+        "ReadAhead().begin(images, *((torch.arange(2000),) for _ in range(8)), pinned=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -49,7 +49,8 @@ class ReadAhead:
         """
         reads = [_Read(images, index, Future()) for index in indices]
         self._reads = [*self._reads[-len(indices) :], *reads]  # of the batch at hand, and of the next one
-        Thread(target=_read, args=(reads, pinned), daemon=True).start()
+        # Waited for at the end of the process: one that is cut off inside PyTorch aborts it.
+        Thread(target=_read, args=(reads, pinned), daemon=False).start()
 
     def rows(self, images: Tensor, index: tuple[Tensor, ...], device: torch.device) -> Tensor:
         """``images[index]`` on ``device``, read before or now.
