@@ -46,6 +46,7 @@ EVERYWHERE = {
     "modules",
     "remote",
     "schedules",
+    "seen",
     "streams",
     "latentrobust",
 }  # and the package's own version

@@ -269,6 +269,10 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
     assert said[0].startswith(
         "The set learned from faces contains 95 % [90, 98] of unseen perturbations to within 0.0011"
     )
+    for part in (unmeasured, covered):
+        part.metrics = {**part.metrics, "seen/set": 0.5}
+        assert "unseen" not in in_short(part, {})[0]
+        assert "a perturbation (50%" in in_short(part, {})[0] or "of perturbations (50%" in in_short(part, {})[0]
     coarse = SimpleNamespace(
         metrics={**covered.metrics, "coverage/tolerance": 0.08}, perturbations=covered.perturbations, coverage=object()
     )

@@ -230,6 +230,21 @@ def test_a_card_does_not_speak_of_coverage_where_the_report_does_not(run, tmp_pa
     assert "coverage/" not in card
 
 
+def test_a_card_does_not_call_known_images_unseen(run, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    known = {"seen/set": 0.4, "robust/seen/model": 0.3}
+    (run / "metrics.json").write_text(json.dumps(metrics | known))
+    for name, options, share in (("set", [], "40%"), ("model", ["--model", "robust"], "30%")):
+        main(["card", str(run), str(tmp_path / name), "--licence", "mit", *options])
+        card = (tmp_path / name / "README.md").read_text()
+        assert f"On test images, of which {share} were also learned from" in card
+        assert "unseen images" not in card
+    metrics["plain/accuracy/clean"] = 0.5
+    (run / "metrics.json").write_text(json.dumps(metrics | known))
+    main(["card", str(run), str(tmp_path / "plain"), "--licence", "mit", "--model", "plain"])
+    assert "On test images, which nothing was learned from" in (tmp_path / "plain" / "README.md").read_text()
+
+
 def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     collapsed = {"quality/pgd_ae": 0.02, "quality/over_ae": 0.0201, "quality/no_change": 0.05}

@@ -16,6 +16,7 @@ from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import LatentNorms
 from latentrobust.run_folder import say
+from latentrobust.seen import Seen, note_seen
 from latentrobust.tasks.quality import check_same_images
 
 
@@ -84,6 +85,7 @@ def calibrate(perturbations: PerturbationSet, data: PairModule) -> None:
     check_same_images(data, perturbations)
     _take_norms(perturbations, data)
     select_radius(perturbations, None, data, torch.device("cpu"))
+    note_seen(perturbations, Seen.of(data))
 
 
 def _take_norms(perturbations: PerturbationSet, data: PairModule) -> None:

@@ -29,6 +29,7 @@ from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import RunFolder, of_a_run, say
+from latentrobust.seen import Seen, note_seen, seen_by
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
@@ -97,6 +98,8 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
         if getattr(learner, "latents", "all") == "active" and isinstance(perturbations, CVAESet):
             perturbations = restrict_to_active(perturbations, shared.data, trainer.strategy.root_device)
         select_radius(perturbations, getattr(learner, "radius_rule", None), shared.data, trainer.strategy.root_device)
+        note_seen(perturbations, seen_by(learner.network))  # of the set that the weights began as
+        note_seen(perturbations, Seen.of(shared.data))
     if trainer.is_global_zero:
         sets.save_perturbation_set(perturbations, place)
     made = Made(
@@ -216,6 +219,7 @@ def train_model(
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         models.restore_model(best, network=task.model)
     model = task.model.eval().cpu()
+    note_seen(model, Seen.of(shared.data))
     if trainer.is_global_zero:
         models.save_model(
             model,

@@ -168,6 +168,35 @@ def test_several_pairs_of_one_example_and_kind_are_rows_of_their_own(tmp_path):
     assert len({row.split(",")[2] for row in rows[1:]}) == 6
 
 
+def test_a_set_and_a_model_measured_on_pairs_that_they_know_are_not_said_to_be_measured_on_unseen_ones(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x=x, x_tilde=x // 2, y=np.arange(40) % 2)
+    data = ["data=pairs", f"data.root={tmp_path}/own.npz"]
+    learned = train(compose_in_process("train", *data, *QUICK, "report=false", f"paths.output_dir={tmp_path}/set"))
+    over = [option for option in MODEL if not option.startswith(("evaluation.", "evaluation/"))]
+    over += [*data, "evaluation.robust=null", "report=false"]
+    over += [f"perturbation_set.path={tmp_path}/set"]
+    trained = train(compose_in_process("train", *over, f"paths.output_dir={tmp_path}/model"))
+    assert not {"seen/set", "seen/model"} & {*learned.metrics, *trained.metrics}
+    measured = evaluate(
+        compose_in_process(
+            "evaluate", *data, "data.split_seed=3", *[option for option in QUICK if "epochs" not in option],
+            "evaluation=all", "evaluation.robust=null", "evaluation.certify=null",
+            "model=trained", f"model.path={tmp_path}/model", f"perturbation_set.path={tmp_path}/set",
+            f"paths.output_dir={tmp_path}/again",
+        )
+    )  # fmt: skip
+    assert measured.metrics["seen/set"] == measured.metrics["seen/model"] > 0.5
+    share = f"{measured.metrics['seen/set']:.0%}"
+    warnings = json.loads((tmp_path / "again" / "metrics.json").read_text())["warnings"]
+    for who in ("set", "model"):
+        assert any(said.startswith(f"the {who} was learned from, or selected on, {share}") for said in warnings)
+    report = (tmp_path / "again" / "report.html").read_text()
+    assert f"of the perturbations of examples, {share} of which it was learned from" in report
+    assert "unseen" not in report
+    assert "nothing was learned from" not in report
+
+
 def test_learn_and_the_command_give_the_same_weights(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)

@@ -13,6 +13,7 @@ from latentrobust.batch import Batch
 from latentrobust.data.loader import IndexLoader, Indices
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
+from latentrobust.seen import Hashes
 
 PAIRS = {"train": Purpose.PAIRS_TRAIN, "validation": Purpose.PAIRS_VALIDATION, "test": Purpose.PAIRS_TEST}
 SPLITS = tuple(PAIRS)
@@ -85,6 +86,9 @@ class PairData(Protocol):
 
         Examples of one group are photographs of one thing, or otherwise not independent of each other.
         """
+
+    def hashes(self, split: str) -> Hashes | None:
+        """Of each example's original, or of all images of its group where none is; None where they are not known."""
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device."""
@@ -185,6 +189,10 @@ class PairModule(pl.LightningDataModule):
         """Each example is a group of its own."""
         self.setup()
         return torch.arange(self.examples(split))
+
+    def hashes(self, split: str) -> Hashes | None:
+        """Not known, unless a data module says so."""
+        return None
 
     def first_pairs(self, split: str, count: int, device: torch.device | str = "cpu") -> Batch:
         """The first ``count`` pairs of a split."""

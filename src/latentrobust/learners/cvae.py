@@ -23,6 +23,7 @@ from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS, checked, pixel
 from latentrobust.perturbation_sets.quality import ActiveUnits, LatentNorms, encoder_error, expected_error, shown_norms
 from latentrobust.perturbation_sets.store import CHECKPOINT_KEY, describe_cvae, load_perturbation_set
 from latentrobust.schedules import Schedule, end, now
+from latentrobust.seen import note_seen, seen_by
 from latentrobust.transforms import random
 
 
@@ -277,3 +278,4 @@ def _take_weights(network: CVAE, path: str) -> None:
             f"learner.init_from={path} holds the weights of another network (a unet's fit another resolution where"
             f" learner.network.pool is the same): {details}"
         ) from None
+    note_seen(network, seen_by(stored))

@@ -13,6 +13,7 @@ from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import checked
+from latentrobust.seen import note_seen, seen_by
 from latentrobust.transforms import random
 
 
@@ -68,6 +69,7 @@ class CVAESet(PerturbationSet):
             raise InputError(f"the set has {len(own)} latents, counted from 0; got {list(latents)}")
         part = CVAESet(self.network, self.likelihood, self.ball.radius, [own[int(place)] for place in latents])
         part.data = self.data
+        note_seen(part, seen_by(self))
         return part.train(self.training)
 
     def condition(self, x: Tensor, y: Tensor | None = None) -> CVAESetAt:

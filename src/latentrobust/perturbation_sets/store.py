@@ -36,6 +36,7 @@ from latentrobust.perturbation_sets.stored import (
     first_line,
     read_checkpoint,
     read_folder,
+    recall_seen,
     stored_at,
     tensors_of,
     warn_unfinished,
@@ -178,7 +179,7 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
         ...     sorted(path.name for path in place.iterdir())
         ['config.json', 'model.safetensors']
     """
-    return write_folder(folder, _describe(perturbations), perturbations.state_dict(), "perturbation set")
+    return write_folder(folder, _describe(perturbations), perturbations, "perturbation set")
 
 
 @validated
@@ -250,6 +251,7 @@ def restore_perturbation_set(
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model than its configuration names: {details}") from None
     check_finite(state, path)
+    recall_seen(perturbations, path)
     # As it was saved: another layout would round differently.
     channels_last(perturbations, bool(configuration.get("channels_last"))).eval().requires_grad_(False)
     return perturbations

@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import PARTIAL, about, read_json, read_metrics, regular, replacing, sync_folder
 from latentrobust.lock import how_it_ended
 from latentrobust.perturbation_sets.judgement import judged
+from latentrobust.seen import Seen, note_seen, seen_by
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def write_folder(
-    folder: str | Path, configuration: dict[str, Any], state: Mapping[str, torch.Tensor], what: str
-) -> Path:
+def write_folder(folder: str | Path, configuration: dict[str, Any], module: torch.nn.Module, what: str) -> Path:
     """Write ``config.json`` and ``model.safetensors`` to a folder of a ``what``; see `save_perturbation_set`."""
+    state, seen = module.state_dict(), seen_by(module)
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {CONFIG, WEIGHTS}):
         raise InputError(f"{folder} holds something other than a {what}: name a new folder")
@@ -38,7 +38,8 @@ def write_folder(
             file.write((json.dumps(configuration, indent=2) + "\n").encode())
         with replacing(partial / WEIGHTS) as file:
             # Copies: safetensors takes neither strided tensors nor two names for one.
-            file.write(save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}))
+            tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+            file.write(save(tensors, metadata=None if seen is None else seen.to_text()))
         partial.chmod(0o755)
         aside = partial.with_name(f".{partial.name}")
         if folder.exists():
@@ -158,6 +159,13 @@ def read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, torc
     if not isinstance(configuration, dict):
         raise InputError(f"cannot read the {what} in {folder}: {CONFIG} holds no object")
     return configuration, state
+
+
+def recall_seen(module: torch.nn.Module, folder: Path) -> None:
+    """Give what a folder holds the hashes that were stored there, where there are some (`latentrobust.seen`)."""
+    if folder.is_dir():
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            note_seen(module, Seen.from_text(file.metadata() or {}))
 
 
 def tensors_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:

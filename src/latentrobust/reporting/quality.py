@@ -138,9 +138,12 @@ def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
     measured = f"{found.pairs:,} test pairs of {found.groups:,} {'group' if found.groups == 1 else 'groups'}"
     each = f"{100 * math.sqrt(found.tolerance):.2g} % of the range from black to white per pixel (root mean square)"
     coarse = " So near is the image itself, as a rule: the set is too coarse for this share to say anything."
+    known = "examples that nothing was learned from"
+    if "seen/set" in metrics:
+        known = f"examples, {metrics['seen/set']:.0%} of which it was learned from"
     return (
-        f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of examples that"
-        f" nothing was learned from, to within {each}: measured on {measured}, with a 95 % interval. Its centre alone,"
+        f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of"
+        f" {known}, to within {each}: measured on {measured}, with a 95 % interval. Its centre alone,"
         f" with no offset, is as near to {found.share[0]:.0%} of them.{coarse if too_coarse(metrics) else ''}"
     )
 

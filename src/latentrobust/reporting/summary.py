@@ -74,9 +74,12 @@ def share_of_set(perturbations: PerturbationSet | None, radius: float) -> str:
 def _of_set(test: MeasuredSet) -> str:
     metrics, learned = test.metrics, test.perturbations.data
     start = f"The set{f' learned from {learned}' if learned else ''}"
+    known = f" ({metrics['seen/set']:.0%} of the images are among those it knows)" if "seen/set" in metrics else ""
+    new = "perturbation" if known else "unseen perturbation"
+    one = f"a{'' if known else 'n'} {new}{known}"
     if test.coverage is None or "coverage/radius" not in metrics:
         return (
-            f"{start} comes to within {metrics['quality/pgd_ae']:.2g} (mean squared error) of an unseen perturbation,"
+            f"{start} comes to within {metrics['quality/pgd_ae']:.2g} (mean squared error) of {one},"
             f" which differs from the image itself by {metrics['quality/no_change']:.2g}."
         )
     if too_coarse(metrics):
@@ -90,9 +93,9 @@ def _of_set(test: MeasuredSet) -> str:
         )
     low, high = (metrics.get(f"coverage/radius/{end}", metrics["coverage/radius"]) for end in ("low", "high"))
     return (
-        f"{start} contains {100 * metrics['coverage/radius']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of unseen"
-        f" perturbations to within {metrics['coverage/tolerance']:.2g} (mean squared error; they differ from the image"
-        f" itself by {metrics['quality/no_change']:.2g})."
+        f"{start} contains {100 * metrics['coverage/radius']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of"
+        f" {new}s{known} to within {metrics['coverage/tolerance']:.2g} (mean squared error; they differ from"
+        f" the image itself by {metrics['quality/no_change']:.2g})."
     )
 
 

@@ -24,6 +24,7 @@ from latentrobust.robustness.checks import check_images
 from latentrobust.robustness.criteria import answer
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_class_names, check_set
 from latentrobust.robustness.results import Entry, Results
+from latentrobust.seen import Hashes, hashes_of, seen_by, share_seen
 from latentrobust.transforms.perturbation import Perturbation
 
 if TYPE_CHECKING:
@@ -128,6 +129,10 @@ def _measured(
     from latentrobust.robustness.assessment import Assessment  # noqa: PLC0415 - torchmetrics imports matplotlib
 
     assessment: Assessment | None = None
+    known = {"model": model} if seen_by(model) is not None else {}
+    if perturbations is not None and coverage is not None and seen_by(perturbations) is not None:
+        known["set"] = perturbations
+    hashes: list[np.ndarray] = []
     for batch in batches(data, model, perturbations, device):
         if assessment is None:
             facts = _facts(model, data, batch)
@@ -143,9 +148,25 @@ def _measured(
             warn("only some batches of the data have perturbed images: these are left out")
             batch = replace(batch, x_tilde=None)  # noqa: PLW2901
         assessment.update(batch)
+        if known and not _is_module(data):
+            hashes.append(hashes_of(batch.x.mul(255).round().to(torch.uint8)))
     if assessment is None:
         raise InputError("there is no data to assess")
-    return assessment.compute()
+    results = assessment.compute()
+    asked = _hashes(data, hashes) if known else None
+    shares = {name: share_seen(part, asked, f"the {name}") for name, part in known.items()}
+    return replace(
+        results,
+        entries=[*results.entries, *(Entry(f"seen/{name}", share) for name, share in shares.items() if share)],
+    )
+
+
+def _hashes(data: Data, given: Sequence[np.ndarray]) -> Hashes | None:
+    """Of the images that were measured: a data module's, or those of batches."""
+    if _is_module(data):
+        return data.hashes("test") if hasattr(data, "hashes") else None
+    hashes = np.concatenate(given)
+    return Hashes(hashes, np.arange(len(hashes)))
 
 
 def _originals(data: Data, first: Batch, grids: Sequence[Any]) -> Originals | None:

@@ -157,8 +157,7 @@ def card(
         lines += [
             "## What was measured",
             "",
-            f"On test {'pairs' if is_set else 'images'}, which nothing was learned from; in brackets, where there are"
-            " some, 95 % intervals.",
+            _measured_on(found, metrics),
             *([] if is_set else _how(found, metrics, configuration)),
             "",
             "| | | |",
@@ -206,11 +205,21 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
             f" off), and they differ from the image itself by {metrics['quality/no_change']:.2g}."
         )
     elif "coverage/radius" in metrics:
+        images = "test images" if "seen/set" in metrics else "unseen images"
         text += (
             f" It contains {100 * metrics['coverage/radius']:.0f} %{_interval(metrics, 'coverage/radius')} of the"
-            " perturbations of unseen images, to within the tolerance that its coverage states."
+            f" perturbations of {images}, to within the tolerance that its coverage states."
         )
     return text
+
+
+def _measured_on(found: Stored, metrics: Mapping[str, float]) -> str:
+    """What the figures are of."""
+    is_set = found.kind != "model"
+    share = metrics.get("seen/set" if is_set else f"{found.prefix}seen/model", 0.0)
+    was = f"of which {share:.0%} were also learned from" if share else "which nothing was learned from"
+    images = "images" if share or not is_set else "pairs"
+    return f"On test {images}, {was}; in brackets, where there are some, 95 % intervals."
 
 
 def _of_pixels(found: Stored, metrics: Mapping[str, float]) -> bool:

@@ -30,6 +30,7 @@ from latentrobust.perturbation_sets.quality import (
     summarise_norms,
 )
 from latentrobust.robustness.covering import FIRST, Covering, padded
+from latentrobust.seen import share_seen
 from latentrobust.transforms import random
 
 
@@ -81,6 +82,7 @@ class QualityTest(pl.LightningModule):
         self.coverage: Coverage | None = None
         self.coverage_by_kind: dict[str, Coverage] = {}
         self._kinds: tuple[str, ...] = ()
+        self._seen = 0.0
 
     def results(self) -> dict[str, Any]:
         """What was found: containers, numbers and arrays."""
@@ -105,6 +107,7 @@ class QualityTest(pl.LightningModule):
         self._prepare(data)
         if self.coverage_settings is not None:
             self._prepare_coverage(data, self.coverage_settings)
+        self._seen = share_seen(self.perturbations, data.hashes("test"), "the set")
 
     def _prepare(self, data: PairData) -> None:
         if not data.has_pairs:
@@ -184,6 +187,8 @@ class QualityTest(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
         self.metrics = {"radius": self.perturbations.ball.radius}
+        if self._seen:
+            self.metrics["seen/set"] = self._seen
         means = self.values.compute()
         table = self.values.table()
         means.pop("latent_norm")

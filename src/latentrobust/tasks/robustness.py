@@ -28,6 +28,7 @@ from latentrobust.robustness.criteria import Classification, Criterion, PixelAcc
 from latentrobust.robustness.inputs import check_class_names
 from latentrobust.robustness.radii import resolve_radius
 from latentrobust.robustness.results import Entry
+from latentrobust.seen import share_seen
 from latentrobust.tasks.classification import check_centred, check_fit
 from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.quality import check_same_images
@@ -93,6 +94,7 @@ class ModelTest(pl.LightningModule):
         self.adversarial: Found | None = None
         self.adversarial_of: tuple[torch.Tensor, torch.Tensor] | None = None
         self.criterion: Criterion = Classification()
+        self._seen = 0.0
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
@@ -127,6 +129,7 @@ class ModelTest(pl.LightningModule):
             grid.setup(data)
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
+        self._seen = share_seen(self.model, data.hashes("test"), "the model")
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
@@ -156,6 +159,8 @@ class ModelTest(pl.LightningModule):
         assert self.assessment is not None
         found = self.assessment.compute()
         self.entries, self.metrics, self.tables = found.entries, dict(found.metrics), dict(found.per_example)
+        if self._seen:
+            self.metrics["seen/model"] = self._seen
         self.adversarial = self.assessment.adversarial
         self.adversarial_of = self.assessment.adversarial_of
 

@@ -21,6 +21,7 @@ from latentrobust.perturbation_sets.stored import (
     check_finite,
     read_checkpoint,
     read_folder,
+    recall_seen,
     stored_at,
     tensors_of,
     warn_unfinished,
@@ -81,7 +82,7 @@ def save_model(
         ['config.json', 'model.safetensors']
     """
     description = describe_model(model, image_shape, classes, data, class_names)
-    return write_folder(folder, description, model.state_dict(), "model")
+    return write_folder(folder, description, model, "model")
 
 
 @validated
@@ -144,6 +145,7 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} holds the weights of another model: {details}") from None
     check_finite(state, path)
+    recall_seen(network, path)
     name_classes(network, configuration.get("class_names") or ())
     # As it was saved: another layout would round differently.
     return channels_last(network, bool(configuration.get("channels_last"))).eval()

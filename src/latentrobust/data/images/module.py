@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from latentrobust.batch import Batch
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError
+from latentrobust.seen import Hashes, hashes_of
+from latentrobust.transforms.affine import pad_to
 from latentrobust.transforms.random import permutation
 
 
@@ -135,6 +138,13 @@ class ImagePairs(PairModule):
         """Images of a split."""
         self.setup()
         return len(self.splits[split].images)
+
+    def hashes(self, split: str) -> Hashes:
+        """Of the images on their canvas."""
+        self.setup()
+        images = self.splits[split].images
+        parts = (part if self.canvas is None else pad_to(part, self.canvas) for part in images.split(1024))
+        return Hashes(np.concatenate([hashes_of(part) for part in parts]), np.arange(len(images)))
 
     def pairs_of_kind(self, split: str, examples: Tensor, kind: int) -> Batch:
         """Pairs outside training go kind by kind, where there are several."""

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from latentrobust.data.loader import Indices
 from latentrobust.data.module import PAIRS, PairModule
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
+from latentrobust.seen import Hashes, hashes_of
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 
@@ -185,6 +187,13 @@ class LightPairs(PairModule):
         """Pairs per epoch: a scene once in training, under every target light otherwise."""
         scenes = len(self.rows[split])
         return scenes if split == "train" else scenes * len(self._shown)
+
+    def hashes(self, split: str) -> Hashes:
+        """Of each scene under the first light."""
+        self.setup()
+        images, rows = self.stored[split].images, self.rows[split]
+        found = [hashes_of(images[part.to(images.device), 0]) for part in rows.split(64)]
+        return Hashes(np.concatenate(found), np.arange(len(rows)))
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device; validation and test go light by light.

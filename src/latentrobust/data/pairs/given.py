@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,14 @@ from latentrobust.batch import Batch
 from latentrobust.data.ahead import ReadAhead
 from latentrobust.data.loader import Indices
 from latentrobust.data.module import PAIRS, PairModule
+from latentrobust.data.pairs.copies import LARGEST
 from latentrobust.data.pairs.layouts import LabelFrom, Layout
 from latentrobust.data.pairs.packing import Colour, Fit
 from latentrobust.data.pairs.reading import Incomplete, PictureSize, read_pairs
 from latentrobust.data.pairs.table import Pairs, split_groups
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
+from latentrobust.seen import Hashes, hashes_of
 from latentrobust.transforms import random
 from latentrobust.transforms.augmentation import Augmentation, apply_in_order
 
@@ -193,6 +196,16 @@ class GivenPairs(PairModule):
         """The group of each example."""
         self.setup()
         return self._group_of[split]
+
+    def hashes(self, split: str) -> Hashes | None:
+        """Of the clean images, and where pairs are not centred of all; None for more than 8 GB, which take too long."""
+        table = self.given
+        if table.images.numel() > LARGEST:
+            return None
+        rows = self.rows[split]
+        places, at = (table.clean if self.centred else table.perturbed)[rows].unique(return_inverse=True)
+        found = np.concatenate([hashes_of(table.images[part]) for part in places.split(256)])
+        return Hashes(found[at.numpy()], self._example[split].numpy())
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device.
