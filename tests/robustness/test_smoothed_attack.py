@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from latentrobust import CertifySettings, assess
 from latentrobust.errors import InputError
 from latentrobust.robustness.smoothed_attack import attack_smoothed
 from latentrobust.robustness.smoothing import SmoothedModel
+from latentrobust.robustness.statistics import settled_lead
 from latentrobust.transforms import random
 
 from .conftest import SHAPE, Linear, ball
@@ -80,3 +82,58 @@ def test_maps_of_classes_are_refused():
     x, _, keys = examples(2)
     with pytest.raises(InputError, match="not attacked"):
         attack_smoothed(SmoothedModel(Linear(), ball(), 0.1), x, torch.zeros(2, 4, 4).long(), [0.1], keys)
+
+
+@pytest.mark.parametrize(("k", "n"), [(64, 1000), (128, 1000), (512, 1000), (64, 100), (999, 1000), (64, 10_000)])
+def test_a_settled_vote_is_settled(k, n):
+    """Where all votes are tied, how far the first of them may lead is known exactly."""
+    error = 0.01
+    lead = settled_lead(k, n, 2, error)
+    looks = np.ceil(np.log2(n / k)) + 1
+    ahead = np.arange(k + 1)[2 * np.arange(k + 1) - k >= lead]
+    wrong = stats.hypergeom.pmf(ahead, n, n // 2, k).sum()
+    assert wrong <= error / looks / 2
+    assert lead > 0
+    assert settled_lead(n, n, 2) == 0
+
+
+class Counting(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.images = model, 0
+
+    def forward(self, x):
+        self.images += len(x)
+        return self.model(x)
+
+
+def test_votes_that_are_settled_are_no_longer_counted_and_decide_the_same():
+    x, y, keys = examples(300)
+    y = (y + torch.arange(300) % 2) % 2
+    around = torch.zeros(300, *SHAPE, dtype=torch.float64)
+    model = Counting(Linear())
+    smoothed = SmoothedModel(model, ball("l2", 0.3), 0.05, batch=1024)
+    s = smoothed.perturbations.at(x)
+    counts = smoothed._count(s, keys, 0, 1000, around)
+    expected = counts.argmax(1) == y
+    share = counts.amax(1) / 1000
+    assert (share < 0.6).any()
+    assert (share > 0.95).any()
+    model.images = 0
+    assert torch.equal(smoothed.leads(s, keys, 1000, around, y), expected)
+    assert model.images < 0.4 * 1000 * 300
+    tied = torch.zeros(4, *SHAPE, dtype=torch.float64)
+    smoothed.sigma = 0.0  # all votes are one, for class 0
+    assert (
+        smoothed.leads(s.select(torch.arange(4)), keys[:4], 30, tied, torch.tensor([0, 1, 0, 1])).tolist()
+        == (Linear()(x[:4]).argmax(1) == torch.tensor([0, 1, 0, 1])).tolist()
+    )
+
+
+def test_what_is_fooled_within_a_radius_is_not_searched_for_within_a_larger_one():
+    x, y, keys = examples(40)
+    model = Counting(Linear())
+    smoothed = SmoothedModel(model, ball("l2", 0.3), 0.05)
+    right = attack_smoothed(smoothed, x, 1 - y, [0.0, 0.01, 0.1], keys, steps=5, votes=100)
+    assert not right[0][distances(Linear(), x) > 0.02].any()
+    assert model.images <= 40 * 100 + int(right[0].sum()) * 2 * (100 + 5 * 16)

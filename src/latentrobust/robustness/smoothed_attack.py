@@ -47,7 +47,8 @@ def attack_smoothed(
         keys: of the noise, ``[B]``.
         steps: of the search, at each radius.
         draws: noisy images per example in a step.
-        votes: draws that decide the class at the end; a tie counts as fooled.
+        votes: draws that decide the class at the end; a tie counts as fooled. Fewer where the rest could hardly change
+            it (`SmoothedModel.leads`).
         relative_step: step length as a share of the radius.
 
     Returns:
@@ -64,11 +65,13 @@ def attack_smoothed(
     with frozen(smoothed.model, smoothed.perturbations), torch.inference_mode(False), torch.no_grad():
         s = smoothed.perturbations.at(x.clone())
         for place in sorted(range(len(radii)), key=lambda number: radii[number]):
-            u = _worst(smoothed, s, y, radii[place], random.fold_in(keys, place), steps, draws, relative_step)
-            counts = smoothed.votes(s, random.fold_in(keys, len(radii) + place), votes, u)
-            own = counts.gather(1, y[:, None])[:, 0]
-            others = counts.scatter(1, y[:, None], -1).amax(1)
-            stays = stays & (own > others)
+            rows = stays.nonzero()[:, 0]  # the others are fooled within every larger radius
+            if len(rows):
+                part, own = s.select(rows), keys[rows]
+                u = _worst(
+                    smoothed, part, y[rows], radii[place], random.fold_in(own, place), steps, draws, relative_step
+                )
+                stays[rows] = smoothed.leads(part, random.fold_in(own, len(radii) + place), votes, u, y[rows])
             right[place] = stays
     return right
 

@@ -39,6 +39,7 @@ from latentrobust.robustness.statistics import (
     decided,
     holm_rejections,
     lower_bound,
+    settled_lead,
     two_sided_p_value,
 )
 from latentrobust.transforms import random
@@ -49,6 +50,7 @@ PROMISE = (
     " It promises nothing outside the set, nor for a model that only sees the perturbed image and conditions on it."
 )
 ABSTAIN = -1
+FIRST_VOTES = 64  # after which a vote is looked at, and then after twice as many each time
 OFTEN = 16  # passes of one shape from which on a recording of them pays
 
 
@@ -286,9 +288,27 @@ class SmoothedModel:
         prediction = torch.where(p_lower > 0.5, candidate, ABSTAIN)
         return prediction, radius, p_lower, counts, draws
 
-    def votes(self, s: SetAt, keys: Tensor, n: int, around: Tensor) -> Tensor:
-        """Votes of ``n`` draws around offsets ``[B, *shape]`` by class, int64 ``[B, K, *positions]``."""
-        return self._count(s, keys, 0, n, around)
+    def leads(self, s: SetAt, keys: Tensor, n: int, around: Tensor, y: Tensor) -> Tensor:
+        """Whether ``y [B]`` gets more of ``n`` votes around offsets ``[B, *shape]`` than any other class: bool ``[B]``.
+
+        An example's votes are no longer counted once the rest would hardly change that (`settled_lead`).
+        """
+        right = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        counts: Tensor | None = None
+        active, before, total = torch.arange(len(y), device=y.device), 0, min(FIRST_VOTES, n)
+        while len(active):
+            new = self._count(s, keys[active], before, total, around[active])
+            counts = new if counts is None else counts + new
+            own = counts.gather(1, y[active][:, None])[:, 0]
+            lead = own - counts.scatter(1, y[active][:, None], -1).amax(1)
+            right[active] = lead > 0
+            going = (lead.abs() < settled_lead(total, n, counts.shape[1])).nonzero()[:, 0]
+            if total == n:
+                break
+            if len(going) < len(active):
+                active, counts, s = active[going], counts[going], s.select(going)
+            before, total = total, min(2 * total, n)
+        return right
 
     def _count(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None = None) -> Tensor:
         """Votes of the draws ``start`` to ``stop − 1`` of each example by class, int64 ``[b, K, *positions]``."""
