@@ -102,10 +102,10 @@ def shortened(entry, arguments):
 
 
 def swept(arguments):
-    """The first value of everything that a sweep's file varies."""
+    """The last value of everything that a sweep's file varies; the first method may not build on a run."""
     names = [argument.partition("=")[2] for argument in arguments if argument.startswith("+sweep=")]
     files = (OmegaConf.load(CONF / "sweep" / f"{name}.yaml") for name in names)
-    return [f"{key}={str(text).split(',')[0]}" for file in files for key, text in file.hydra.sweeper.params.items()]
+    return [f"{key}={str(text).split(',')[-1]}" for file in files for key, text in file.hydra.sweeper.params.items()]
 
 
 def prepare(folder):

@@ -44,6 +44,7 @@ EVERYWHERE = {
     "keys",
     "lock",
     "modules",
+    "processes",
     "remote",
     "schedules",
     "seen",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from latentrobust.arguments import Count, PositiveShare, Seed, validated
@@ -19,13 +27,14 @@ from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError, collecting
 from latentrobust.files import quoted
+from latentrobust.measure import check_evaluation
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.preflight import check_trainer
+from latentrobust.processes import together
 from latentrobust.run_folder import run_folder
 from latentrobust.session import run_trainer, session
 from latentrobust.sizes import take_sizes
 from latentrobust.stages import learn_set
-from latentrobust.tasks.quality import QualityTest
 from latentrobust.values import check_values
 
 Kind = Literal["cvae", "flow"]
@@ -54,7 +63,7 @@ def learn(
     """Learn a perturbation set from pairs, and measure it on pairs that it has not seen.
 
     This is what ``python -m latentrobust.train data=pairs`` does, with the same defaults, in a folder that is removed
-    at the end: the same pairs, options and seed give the same weights.
+    at the end: the same pairs, options and seed give the same weights. Random generators are as before afterwards.
 
     Args:
         pairs: from `latentrobust.pairs` or `latentrobust.read_pairs`, or any of the package's data modules.
@@ -93,13 +102,16 @@ def learn(
     )
     own = network if isinstance(network, nn.Module) else None
     chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
+    of_kind = []
+    if kind == "flow":  # without pairs there is a density to learn and to measure
+        of_kind = ["learner.radius=max"] if data.has_pairs else ["evaluation=flow"]
     options = [
         "data=pairs", "data.root=given", f"data.name={quoted(data.name)}", f"data.batch_size={data.batch_size}",
         f"learner={kind}", f"learner/network={chosen}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
         f"seed={seed}", "logger=none", "print_config=false", *([] if progress else ["callbacks.progress=null"]),
-        *(["learner.radius=max"] if kind == "flow" and data.has_pairs else []), *overrides,
+        *of_kind, *overrides,
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder:
+    with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder, _as_before():
         try:
             with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
                 cfg = compose("train", overrides=[*options, f"paths.output_dir={quoted(folder)}"])
@@ -110,7 +122,7 @@ def learn(
         check_trainer(cfg)
         configuration = resolved(cfg)
         with (
-            collecting() as warnings,
+            collecting() as found,
             run_folder(Path(folder), configuration) as own_folder,
             session(cfg, configuration, data) as shared,
         ):
@@ -121,16 +133,44 @@ def learn(
             except InstantiationException as error:
                 raise InputError(f"learn: {error.__cause__ or error}") from None
             learner.check_data(data)
-            own_folder.begin()
-            perturbations, _ = learn_set(cfg, shared, own_folder, own)
             if measure:
-                quality: QualityTest = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")
-                trainer = shared.trainer(cfg, test=True)
-                run_trainer(trainer, lambda: trainer.test(quality, datamodule=data, verbose=False))
-                perturbations.quality = dict(quality.metrics)
-                perturbations.cpu()
-            perturbations.warnings = tuple(warnings)
+                check_evaluation(cfg, None, [], data, learner.network)
+            own_folder.begin()
+            perturbations, made = learn_set(cfg, shared, own_folder, own)
+            for part, given in (("quality", {}), ("density", {"history": made.history})) if measure else ():
+                if cfg.evaluation.get(part) is not None:
+                    measuring: Any = instantiate(
+                        cfg.evaluation[part], perturbations=perturbations, **given, _convert_="all"
+                    )
+                    trainer = shared.trainer(cfg, test=True)
+                    run_trainer(trainer, partial(trainer.test, measuring, datamodule=data, verbose=False))
+                    perturbations.quality |= measuring.metrics
+                    perturbations.cpu()
+            perturbations.warnings = tuple(found)
     return perturbations
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Random generators, Lightning's variables, filters of warnings and Hydra stay as whoever calls has them.
+
+    So does it where there was no group of processes.
+    """
+    variables = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    hydra, job = GlobalHydra.instance().hydra, JobRuntime.instance().conf.copy()
+    alone = not together()
+    GlobalHydra.instance().clear()
+    try:
+        with isolate_rng(), warnings.catch_warnings():
+            yield
+    finally:
+        GlobalHydra.instance().hydra, JobRuntime.instance().conf = hydra, job
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if alone and together():
+            torch.distributed.destroy_process_group()
 
 
 def _refuse_options_of_data(pairs: Pairs | PairModule, batch_size: int | None, overrides: Sequence[str]) -> None:

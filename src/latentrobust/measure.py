@@ -17,8 +17,9 @@ from torch import nn
 from latentrobust.configuration import resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting, note
+from latentrobust.networks.flows.base import FlowNetwork
 from latentrobust.parts import Part, key_of
-from latentrobust.perturbation_sets import PerturbationSet
+from latentrobust.perturbation_sets import FlowSet, PerturbationSet
 from latentrobust.reporting.loggers import log_results, that_shows
 from latentrobust.reporting.outcome import Examples, Outcome, curves_of, examples_of
 from latentrobust.reporting.shown import ShownData
@@ -38,7 +39,7 @@ from latentrobust.run_folder import (
 from latentrobust.session import Session, run_trainer
 from latentrobust.stages import stored_training, trained_for, variants
 from latentrobust.tasks.density import DensityTest, History
-from latentrobust.tasks.quality import QualityTest, check_same_images
+from latentrobust.tasks.quality import QualityTest, check_same_images, no_pairs
 from latentrobust.tasks.robustness import ModelTest
 
 JOURNAL = "certificates.jsonl"
@@ -48,7 +49,11 @@ LOG = logging.getLogger(__name__)
 
 
 def check_evaluation(
-    cfg: DictConfig, perturbations: PerturbationSet | None, models: Sequence[str], data: PairModule
+    cfg: DictConfig,
+    perturbations: PerturbationSet | None,
+    models: Sequence[str],
+    data: PairModule,
+    network: nn.Module | None = None,
 ) -> None:
     """Build what can be built of the evaluation, for clear errors before any work.
 
@@ -57,6 +62,7 @@ def check_evaluation(
         perturbations: the set, where it is known already.
         models: names of the models there will be.
         data: of the run; read here, where files of corruptions are looked at.
+        network: of the set that will be learned, where one will be.
 
     Raises:
         InputError: for values that cannot be used, also together.
@@ -83,7 +89,13 @@ def check_evaluation(
             Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
     if perturbations is not None and evaluation.get("density") is not None:
         instantiate(evaluation.density, perturbations=perturbations)
+    if network is not None and evaluation.get("density") is not None and not isinstance(network, FlowNetwork):
+        raise InputError(
+            f"a set of a {type(network).__name__} has no likelihood: evaluation.density is for flows: evaluation=set"
+        )
     if evaluation.get("quality") is not None:
+        if (perturbations is not None or network is not None) and not data.has_pairs:
+            raise InputError(no_pairs(data, isinstance(network, FlowNetwork) or isinstance(perturbations, FlowSet)))
         instantiate(evaluation.quality.settings)
         exact = instantiate(evaluation.quality.exact, _convert_="all")
         if exact is not None and writes():

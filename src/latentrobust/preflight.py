@@ -50,9 +50,11 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
         if writes():  # one process: data may have to be downloaded first
             shared.data.prepare_data()
             shared.data.setup()
-        names = []
+        names, network = [], None
         if cfg.get("learner") is not None:
-            _check_stage(cfg, instantiate(_to_begin(cfg), _convert_="all"), shared, "learner")
+            learner = instantiate(_to_begin(cfg), _convert_="all")
+            network = getattr(learner, "network", None)
+            _check_stage(cfg, learner, shared, "learner")
         for name, variant in variants(cfg) if trains else ():
             names.append(name)
             # A set that is still to be learned: its images are those of the data, whatever its offsets.
@@ -61,7 +63,7 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
             _check_stage(variant, task, shared, f"models.{name}.task" if name else "task")
         check_shares(cfg, shared, ("train", "validation", *(("test",) if cfg.test else ())))
         if cfg.test:
-            check_evaluation(cfg, perturbations, names, shared.data)
+            check_evaluation(cfg, perturbations, names, shared.data, network)
     check_optimized_metric(cfg, names)
 
 

@@ -2,9 +2,11 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from latentrobust.batch import Batch
 from latentrobust.errors import InputError, RobustnessWarning, collecting, warn
@@ -15,13 +17,13 @@ from latentrobust.robustness import training
 from latentrobust.robustness.assess import RobustSettings, assess
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch, latent_autoattack
-from latentrobust.robustness.checks import check_varied
+from latentrobust.robustness.checks import one_class, warn_constant
 from latentrobust.robustness.objectives import MaxCleanAdversarial, NuclearNorm, Standard, Trades
 from latentrobust.robustness.smoothing import SmoothedModel
 from latentrobust.tasks.store import load_model, save_model
 from latentrobust.transforms import random
 
-from .conftest import Linear, ball
+from .conftest import SHAPE, Linear, ball
 from .test_clipping import Clips
 
 
@@ -91,18 +93,52 @@ def test_a_model_that_gives_one_class_to_everything_is_warned_about(linear, imag
     assert same.warnings == few.warnings == []
 
 
+def test_one_judgement_over_all_examples_whatever_their_batches(linear):
+    """Sorted by class, with a wrong label: a batch whose predictions are all one class says nothing of the model."""
+    images = torch.cat([torch.full((40, *SHAPE), level, dtype=torch.float64) for level in (0.3, 0.7)])
+    images += 0.01 * torch.arange(80)[:, None, None, None] / 80
+    level = nn.Linear(images[0].numel(), 2, dtype=torch.float64).requires_grad_(False)
+    level.weight[:] = torch.tensor([[-1.0], [1.0]])
+    level.bias[:] = torch.tensor([0.5, -0.5]) * images[0].numel()
+    model = nn.Sequential(nn.Flatten(), level)
+    y = torch.arange(80) // 40
+    y[15] = 1
+    assert float((model(images).argmax(1) == y).double().mean()) == 79 / 80
+    settings = RobustSettings(attacks={"pgd": PGD(steps=2)}, radii=[0.001])
+    constant = nn.Sequential(model, nn.Linear(2, 2, dtype=torch.float64).requires_grad_(False))
+    constant[1].weight[:] = 1e-3
+    constant[1].bias[:] = torch.tensor([1.0, 0.0])
+    for size in (1, 4, 8, 80):
+        loader = DataLoader(TensorDataset(images, y), batch_size=size)
+        assert not any("predicts class" in said for said in assess(model, ball(), loader, robust=settings).warnings)
+        said = [text for text in assess(constant, ball(), loader, robust=settings).warnings if "predicts class" in text]
+        assert len(said) == 1
+        assert "class 0 for every image of 80 examples" in said[0]
+    with pytest.warns(RobustnessWarning, match="class 0 for every image of 32 examples"):
+        PGD(steps=1)(constant, ball(), images[30:], y[30:])
+
+
 def test_a_constant_map_of_classes_is_warned_about():
     predicted, y = torch.zeros(8, 4, 4, dtype=torch.long), torch.zeros(8, 4, 4, dtype=torch.long)
     y[:, :2] = -1  # does not count
+    y[0] = -1  # at all
+    predicted[1, 0, 0] = 1
+    classes = one_class(predicted, y)
+    assert classes.isnan().tolist() == [True] + [False] * 7
+    assert (classes[1:] == 0).all()
+    predicted[1, 3, 3] = 1
+    assert one_class(predicted, y)[1] == -1
+    assert one_class(torch.tensor([3, 1]), torch.tensor([0, -1]))[0] == 3
+    right, known = np.full(10, 0.5), np.array([np.nan, *[2.0] * 9])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_varied(predicted, y)
-    y[:, 2] = 1
-    with pytest.warns(RobustnessWarning, match="predicts class 0 for every pixel of the first 8 examples"):
-        check_varied(predicted, y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_varied(y.clamp_min(0), y)
+        warn_constant(known, np.ones(10), per_pixel=True)
+        warn_constant(known[:9], right[:9], per_pixel=True)
+        warn_constant(np.array([*known[:9], 1.0]), right, per_pixel=True)
+        warn_constant(np.full(10, -1.0), right, per_pixel=True)
+        warn_constant(np.full(10, np.nan), right, per_pixel=True)
+    with pytest.warns(RobustnessWarning, match="predicts class 2 for every pixel of 10 examples"):
+        warn_constant(known, right, per_pixel=True)
 
 
 def test_pixels_that_do_not_count_are_no_clipping_decoder():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from latentrobust.arrays import as_tensor
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae.base import CVAE, Gaussian
 from latentrobust.perturbation_sets.ball import LatentBall
@@ -65,6 +67,9 @@ class CVAESet(PerturbationSet):
             InputError: for what is none, or nothing.
         """
         own = range(math.prod(self.ball.shape)) if self.active is None else self.active
+        latents = as_tensor(latents).tolist() if isinstance(latents, np.ndarray | Tensor) else latents
+        if not isinstance(latents, Sequence) or any(isinstance(place, bool | str) for place in latents):
+            raise InputError(f"latents are places, such as [0, 2]; got {latents!r}")
         if not all(0 <= place < len(own) and place == int(place) for place in latents):
             raise InputError(f"the set has {len(own)} latents, counted from 0; got {list(latents)}")
         part = CVAESet(self.network, self.likelihood, self.ball.radius, [own[int(place)] for place in latents])

@@ -30,6 +30,7 @@ from latentrobust.perturbation_sets.likelihood import (
     pixel_loss,
     squared_error,
 )
+from latentrobust.processes import together
 from latentrobust.transforms import random
 
 PERCENTILES = (25, 50, 75, 95)
@@ -225,7 +226,7 @@ class PairValues(Metric):
     full_state_update = False
 
     def __init__(self, names: list[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(distributed_available_fn=together, **kwargs)
         self.names = ["index", "kind", *names]
         self._dtypes = {"index": torch.int64, "kind": torch.int64}  # and those of the values that come
         self._dtypes["place"] = torch.int64
@@ -235,8 +236,7 @@ class PairValues(Metric):
     def update(self, index: Tensor, kind: Tensor, **values: Tensor) -> None:
         """Add the values of a batch."""
         # Processes take turns: where an image has several pairs of a kind, this is their order.
-        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if shared else (1, 0)
+        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if together() else (1, 0)
         last = getattr(self, "place")[-1:]  # noqa: B009 - a list, which mypy does not know
         start = last[0][-1] + world if last and len(last[0]) else rank
         values["place"] = torch.arange(len(index), device=index.device) * world + start

@@ -18,7 +18,7 @@ import torch
 
 import latentrobust
 from latentrobust.arguments import Positive, RadiusName, validated
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.files import SET_FOLDER
 from latentrobust.networks import cvae, flows, vae_gan
 from latentrobust.networks.cvae.base import CVAE
@@ -31,16 +31,17 @@ from latentrobust.perturbation_sets.coverage import Coverage
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.exact import PixelBall, RTSSet
 from latentrobust.perturbation_sets.flow import FlowSet
+from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.stored import (
     check_finite,
     first_line,
+    measured_of_set,
     read_checkpoint,
     read_folder,
     recall_seen,
     stored_at,
     tensors_of,
     warn_unfinished,
-    warn_useless,
     write_folder,
 )
 from latentrobust.perturbation_sets.vae_gan import VAEGANSet
@@ -179,7 +180,12 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
         ...     sorted(path.name for path in place.iterdir())
         ['config.json', 'model.safetensors']
     """
-    return write_folder(folder, _describe(perturbations), perturbations, "perturbation set")
+    description = _describe(perturbations)
+    if perturbations.quality:
+        description["quality"] = {name: value for name, value in perturbations.quality.items() if math.isfinite(value)}
+    if perturbations.warnings:
+        description["warnings"] = list(perturbations.warnings)
+    return write_folder(folder, description, perturbations, "perturbation set")
 
 
 @validated
@@ -215,8 +221,11 @@ def load_perturbation_set(
         raise InputError("no perturbation set is named: give from=… or perturbation_set.path=…")
     path = at_hand(path, SET_FOLDER)
     warn_unfinished(path)
-    warn_useless(path)
-    return restore_perturbation_set(path, radius=radius, network=network, of=of)
+    perturbations = restore_perturbation_set(path, radius=radius, network=network, of=of)
+    perturbations.quality = perturbations.quality or measured_of_set(path)
+    if (reason := judged(perturbations.quality)) is not None:
+        warn(f"about the set: {reason}")
+    return perturbations
 
 
 def restore_perturbation_set(
@@ -258,11 +267,14 @@ def restore_perturbation_set(
 
 
 def _remember(perturbations: PerturbationSet, configuration: Mapping[str, Any]) -> None:
-    """Give a set the norms, the data's name and the coverage that were stored with it."""
+    """Give a set the norms, the data's name, and what was measured of it, as they were stored with it."""
     perturbations.latent_norms = dict(configuration.get("latent_norms") or {})
     perturbations.data = str(configuration.get("data") or "")
     if configuration.get("coverage") is not None:
         perturbations.coverage = Coverage.from_dict(configuration["coverage"])
+    quality = dict(configuration.get("quality") or {})
+    perturbations.quality = {str(name): float(value) for name, value in quality.items()}
+    perturbations.warnings = tuple(map(str, configuration.get("warnings") or ()))
 
 
 def _custom(configuration: dict[str, Any], of: str | type[PerturbationSet] | None, path: Path) -> PerturbationSet:

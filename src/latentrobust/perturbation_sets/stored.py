@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save
 from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import PARTIAL, about, read_json, read_metrics, regular, replacing, sync_folder
 from latentrobust.lock import how_it_ended
-from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.seen import Seen, note_seen, seen_by
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OF_SET = ("radius", "quality/", "latent_norm/", "coverage/", "exact/", "seen/set", "bits_per_dim", "round_trip_error")
 
 
 def write_folder(folder: str | Path, configuration: dict[str, Any], module: torch.nn.Module, what: str) -> Path:
@@ -114,14 +114,13 @@ def warn_unfinished(path: Path) -> None:
         warn(f"{path} belongs to a run that did not finish ({state}): what it stores is not its final state")
 
 
-def warn_useless(path: Path) -> None:
-    """Warn where the run that learned the set at ``path``, or what came with it, has found it to be of no use."""
+def measured_of_set(path: Path) -> dict[str, float]:
+    """What the run that learned the set at ``path``, or what came with it, has measured of it; empty where nothing."""
     for folder in (path, run_around(path)):
         with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged: said where it is asked for
             metrics, _ = read_metrics(folder or path)
-            if (reason := judged(metrics)) is not None:
-                warn(f"about the set: {reason}")
-            return
+            return {name: float(value) for name, value in metrics.items() if name.startswith(OF_SET)}
+    return {}
 
 
 def run_around(path: Path) -> Path | None:

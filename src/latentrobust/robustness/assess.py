@@ -19,6 +19,7 @@ from latentrobust.errors import InputError, collecting, one_line, warn
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.coverage import CoverageSettings
+from latentrobust.processes import alone
 from latentrobust.robustness.assessor import CertifySettings, RobustSettings
 from latentrobust.robustness.checks import check_images
 from latentrobust.robustness.criteria import answer
@@ -98,7 +99,9 @@ def assess(
         check_set(perturbations)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     home = _device_of(perturbations)
-    with collecting() as found:
+    with collecting() as found, alone():
+        if perturbations is None and (certify is not None or (robust is not None and robust != RobustSettings())):
+            warn("no perturbations: attacks and certificates are left out")
         try:
             if perturbations is not None:
                 perturbations.to(device)
@@ -237,7 +240,7 @@ def _parts(data: Any) -> Iterable[Sequence[Tensor]]:
     if _is_whole(data):
         data = [data]
     elif isinstance(data, Dataset):
-        data = DataLoader(data, batch_size=AT_ONCE, collate_fn=_collated)
+        data = DataLoader(data, batch_size=AT_ONCE, collate_fn=_collated, generator=torch.Generator())
     if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
         raise InputError(f"{EXPECTED}; got a {type(data).__name__}")
     for batch in data:

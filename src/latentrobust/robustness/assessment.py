@@ -23,13 +23,12 @@ from latentrobust.perturbation_sets.judgement import coarse, is_coarse
 from latentrobust.perturbation_sets.quality import PairValues
 from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSettings, below, is_right
 from latentrobust.robustness.attacks.base import Found, worst_of
+from latentrobust.robustness.checks import FEW, one_class, warn_constant
 from latentrobust.robustness.covering import FIRST, CoveringOfBatches
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
-
-FEW = 10  # test examples below which accuracy tells nothing of a model
 
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
@@ -184,7 +183,8 @@ class Assessment(nn.Module):
             if facts.other_class is not None:
                 names += [f"known/{half}" for half in halves]
         else:
-            names.insert(0, "label")
+            names[:0] = ["label", "prediction"]
+        self.constant = PairValues(["class"]) if facts.per_pixel else None
         self.right = PairValues(names)
         self.by_kind = PairValues([name for name in names if name in ("perturbed", "known/perturbed")])
         self.assessor: Assessor | None = None
@@ -274,8 +274,11 @@ class Assessment(nn.Module):
         logits = self._logits(batch.x, batch.labels, "clean")
         columns = self._right(logits, batch.labels, "clean") | dict(perturbed)
         columns["loss"] = cross_entropy(logits, batch.labels).where(columns["clean"].isfinite(), torch.nan)
-        if not self.iou:
-            columns["label"] = batch.labels
+        classes = one_class(logits.argmax(1), batch.labels)
+        if self.constant is not None:
+            self.constant.update(batch.index, batch.kind, **{"class": classes})
+        else:
+            columns |= {"label": batch.labels, "prediction": classes.nan_to_num(-1).long()}
         for number, (name, perturbation) in enumerate(self.ood.items()):
             keys = random.fold_in(random.example_keys(self.seed, batch.index, Purpose.HELD_OUT), number)
             drawn = perturbation.draw(keys, tuple(batch.x.shape[1:]))
@@ -287,6 +290,8 @@ class Assessment(nn.Module):
         tables: dict[str, Table] = {"accuracy": self.right.table()}
         table = tables["accuracy"]
         metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
+        classes = table["prediction"] if self.constant is None else self.constant.table()["class"]
+        warn_constant(classes.astype(np.float64), table["clean"], self.constant is not None)
         _note_guessing(table)
         kinds, of_pairs = self.facts.kinds, table
         if self.facts.has_pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from latentrobust.transforms import random
 EXAMPLES = 32
 STUCK = 0.25  # share of an offset's coordinates without a gradient from which on searches are warned about
 SATURATED = 16.0  # margin beyond which float32's softmax rounds the predicted probability to 1
-FEW = 8  # images (or maps of labels) of which too little can be said to call a model constant
+FEW = 10  # images (or maps of labels) of which too little can be said to call a model constant
 OTHERS = 0.125  # share of labels of other classes from which on one answer to everything is warned about
 
 
@@ -44,21 +45,47 @@ def check_deterministic(model: nn.Module, x: Tensor) -> None:
         warn("the model answers differently when asked twice: its figures hold for one draw of its randomness only")
 
 
-def check_varied(predicted: Tensor, y: Tensor) -> None:
-    """Warn if one class is predicted everywhere although labels ``y`` (below 0: not counted) differ from it."""
-    predicted, labels = predicted[y >= 0], y[y >= 0]
-    if len(y) < FEW or not len(labels) or bool((predicted != predicted[0]).any()):
+def one_class(predicted: Tensor, y: Tensor) -> Tensor:
+    """The class that a model predicts for a whole example, float ``[B]``: −1 where there are several, NaN for none.
+
+    Pixels with a label ``y`` below 0 do not count.
+    """
+    predicted, counted = predicted.flatten(1) if y.dim() > 1 else predicted[:, None], (y >= 0).reshape(len(y), -1)
+    first = predicted.gather(1, counted.long().argmax(1)[:, None])
+    found = torch.where(((predicted == first) | ~counted).all(1), first[:, 0], -1).double()
+    return found.masked_fill(~counted.any(1), torch.nan)
+
+
+def warn_constant(classes: np.ndarray, right: np.ndarray, per_pixel: bool) -> None:
+    """Warn if one class is predicted everywhere, and many labels differ from it.
+
+    Args:
+        classes: by example, as `one_class` finds them.
+        right: the share of right answers by example; NaN where none counts.
+        per_pixel: whether an example is a map.
+    """
+    found = set(classes[~np.isnan(classes)].tolist())
+    if len(classes) < FEW or len(found) != 1 or -1 in found or np.nanmean(right) > 1 - OTHERS:
         return
-    if float((labels != predicted[0]).double().mean()) >= OTHERS:
-        places = "pixel" if y.dim() == 3 else "image"
-        warn(
-            f"the model predicts class {int(predicted[0])} for every {places} of the first {len(y)} examples, whose"
-            " labels differ: its accuracies say how frequent that class is, not how robust the model is"
-        )
+    warn(
+        f"the model predicts class {int(found.pop())} for every {'pixel' if per_pixel else 'image'} of"
+        f" {len(classes)} examples, whose labels differ: its accuracies say how frequent that class is, not how robust"
+        " the model is"
+    )
+
+
+def check_varied(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """`warn_constant` of the first few images."""
+    x, y = x[:EXAMPLES], y[:EXAMPLES]
+    with torch.no_grad():
+        predicted = logits_of(model, x).argmax(1)
+    classes, counted = one_class(predicted, y), (y >= 0).reshape(len(y), -1)
+    right = ((predicted == y).reshape(len(y), -1) & counted).sum(1) / counted.sum(1)
+    warn_constant(classes.cpu().numpy(), right.double().cpu().numpy(), y.dim() > 1)
 
 
 def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Warn if the model is random, constant, returns probabilities, or hides its gradient, by the first few images."""
+    """Warn if the model is random, returns probabilities, or hides its gradient, judged on the first few images."""
     x, y = x[:EXAMPLES], y[:EXAMPLES]
     check_deterministic(model, x)
     if y.dim() == 3:  # an image in which no pixel counts has no loss to have a gradient
@@ -79,7 +106,6 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
             " say so with latentrobust.wrap(model, outputs='probabilities'))"
         )
     predicted = logits.argmax(1)
-    check_varied(predicted, y)
     margin = float(class_margins(logits, predicted).median())
     if margin > SATURATED:
         warn(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,12 @@ FEW = 8  # names that an error lists
 
 
 class _Function(nn.Module):
-    """A plain function as a module."""
+    """A plain function as a module, which holds the networks that the function asks: modes and devices are theirs."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
+        self.asked = nn.ModuleList(_networks_in(function))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.function(images)
@@ -38,9 +41,44 @@ def as_model(model: Any) -> nn.Module:
         raise InputError("model is a perturbation set: the model comes first, then the set")
     if isinstance(model, nn.Module):
         return model
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__"):
+        return owner
     if callable(model) and not isinstance(model, type):
         return _Function(model)
     raise InputError(f"model must be a torch.nn.Module or a function from images to logits, got {_kind(model)}")
+
+
+def _networks_in(function: Any, depth: int = 3) -> list[nn.Module]:
+    """Modules that a function is bound to, closes over or has a global name for, in lists and dictionaries too."""
+    if isinstance(function, nn.Module):
+        return [function]
+    if depth == 0 or isinstance(function, type):
+        return []
+    held = [getattr(function, "__self__", None)]
+    if isinstance(function, partial):
+        held += [function.func, *function.args, *function.keywords.values()]
+    if isinstance(function, FunctionType):
+        cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+        named = [function.__globals__.get(name) for name in function.__code__.co_names]
+        held += [*cells, *named, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    elif not isinstance(function, partial) and callable(function):
+        held += [*getattr(function, "__dict__", {}).values()]
+    found: dict[int, nn.Module] = {}
+    for value in held:
+        each = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for part in each:
+            if isinstance(part, nn.Module) or callable(part):
+                found |= {id(module): module for module in _networks_in(part, depth - 1)}
+    return list(found.values())
+
+
+def _is_empty(cell: CellType) -> bool:
+    """Of a variable that has no value yet."""
+    try:
+        return cell.cell_contents is cell
+    except ValueError:
+        return True
 
 
 def check_set(perturbations: Any) -> PerturbationSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -62,10 +63,13 @@ class CertificateJournal:
                     " another output folder, or delete the file"
                 )
             self.done = {int(record["index"]): record["values"] for record in records[1:] if record is not None}
-        elif lines:  # nobody knows what they are certificates of
+        aside = ""
+        if header is None and lines:  # nobody knows what they are certificates of, or whether they are any
             damaged = len(lines)
+            self.path.replace(unused := _unused(self.path))
+            aside = f" (they are in {unused.name} now)"
         if damaged:
-            warn(f"{self.path}: {damaged} of {len(lines)} lines are damaged; their examples are certified again")
+            warn(f"{self.path}: {damaged} of {len(lines)} lines are damaged{aside}; their examples are certified again")
         if damaged or not lines:
             text = _line({"settings": settings, "answers": {asked: list(given) for asked, given in answers.items()}})
             text += "".join(_line({"index": index, "values": values}) for index, values in self.done.items())
@@ -87,6 +91,12 @@ class CertificateJournal:
                     f"{self.path} holds certificates with {name}={stored.get(name)}, not {settings.get(name)}:"
                     " choose another output folder, or delete the file"
                 )
+
+
+def _unused(path: Path) -> Path:
+    """A name beside a file that no file has."""
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in count())
+    return next(name for name in names if not name.exists())
 
 
 def _close(stored: Sequence[float], answers: Sequence[float]) -> bool:

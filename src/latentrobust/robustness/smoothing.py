@@ -94,14 +94,15 @@ class Certificate:
         """
         return (self.prediction != ABSTAIN) & (self.p_lower >= level_for(radius, self.sigma))
 
-    def certified_together(self, radius: float) -> Tensor:
+    @validated
+    def certified_together(self, radius: NonNegative) -> Tensor:
         """Which positions are certified at ``radius`` such that all of an image's are right with ``1 − alpha``.
 
         By Holm's step-down over the positions, which covers any dependence between them (Fischer et al. 2021 certify
         segmentations so); one statement a radius, not over all radii at once.
 
         Raises:
-            InputError: for an adaptive certification, whose draws are not one fixed number.
+            InputError: for an adaptive certification, whose draws are not one fixed number, or a negative radius.
         """
         if len(self.procedure.looks) != 1:
             raise InputError("certificates for all pixels of an image at once need adaptive=false")
@@ -123,7 +124,7 @@ class Certificate:
     @cached_property
     def _ranked_votes(self) -> np.ndarray:
         """Of each image's positions, most votes first ``[B, m]``."""
-        return self._votes.flatten(1).sort(1, descending=True).values.cpu().numpy()
+        return self._votes.reshape(len(self._votes), -1).sort(1, descending=True).values.cpu().numpy()
 
 
 def level_for(radius: float, sigma: float) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from latentrobust.arguments import Seed, validated
 from latentrobust.batch import Batch
+from latentrobust.data.module import PairData
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
@@ -18,6 +19,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.quality import PairValues
+from latentrobust.seen import share_seen
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.transforms import random
 
@@ -50,12 +52,15 @@ class DensityTest(pl.LightningModule):
         self.perturbations: FlowSet = perturbations
         self.history, self.seed = dict(history or {}), seed
         self.values = PairValues(["bits_per_dim", "round_trip_error"])
+        self._seen = 0.0
         self.metrics: dict[str, float] = {}
         self.per_example: dict[str, np.ndarray] = {}
 
     def setup(self, stage: str) -> None:
         """Check that data and set fit."""
-        check_same_images(self.trainer.datamodule, self.perturbations)  # type: ignore[attr-defined]
+        data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_same_images(data, self.perturbations)
+        self._seen = share_seen(self.perturbations, data.hashes("test"), "the set")
 
     def results(self) -> dict[str, Any]:
         """What was found: containers, numbers and arrays."""
@@ -79,5 +84,7 @@ class DensityTest(pl.LightningModule):
             "bits_per_dim": float(table["bits_per_dim"].astype(np.float64).mean()),
             "round_trip_error": float(table["round_trip_error"].max()),
         }
+        if self._seen:
+            self.metrics["seen/set"] = self._seen
         if (reason := judged(self.metrics)) is not None:
             warn(f"about the set: {reason}")

@@ -20,6 +20,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.coverage import Coverage, CoverageSettings
+from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.perturbation_sets.judgement import coarse, judged, too_coarse
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import (
@@ -111,9 +112,7 @@ class QualityTest(pl.LightningModule):
 
     def _prepare(self, data: PairData) -> None:
         if not data.has_pairs:
-            raise InputError(
-                f"data {data.name} has no pairs to measure quality on: choose data/perturbation=…, or evaluation=flow"
-            )
+            raise InputError(no_pairs(data, isinstance(self.perturbations, FlowSet)))
         check_same_images(data, self.perturbations)
         self._kinds = data.kinds
 
@@ -227,6 +226,12 @@ class QualityTest(pl.LightningModule):
                     part = summarise_norms(norms[chosen])
                     found |= {f"latent_norm/{kind}/{name}": value for name, value in part.items()}
         return found
+
+
+def no_pairs(data: PairData, is_flow: bool) -> str:
+    """That the quality of a set cannot be measured on data without pairs, and what can be done."""
+    instead = ", or evaluation=flow" if is_flow else ", or test=false where a set is only to be learned"
+    return f"data {data.name} has no pairs to measure quality on: choose data/perturbation=…{instead}"
 
 
 def check_same_images(data: PairData, perturbations: PerturbationSet) -> None:

@@ -18,7 +18,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
-from latentrobust.robustness.checks import check_images, check_model, check_offsets
+from latentrobust.robustness.checks import check_images, check_model, check_offsets, check_varied
 from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.memory import halved
@@ -125,6 +125,7 @@ class Attack(ABC):
         x = as_images(x, model, perturbations)
         if x_tilde is not None:
             x_tilde = as_images(x_tilde, model, perturbations, "x_tilde")
+            _check_count("x_tilde", x_tilde, len(x))
         if not len(x):
             raise InputError("an attack needs at least one image, got none")
         y = as_labels(y, x)
@@ -134,6 +135,7 @@ class Attack(ABC):
         keys = random.checked_keys(keys, len(x)).to(x.device)
         if offset is not None:
             offset = as_tensor(offset).to(x.device)
+            _check_count("offset", offset, len(x))
         whole, found = Batch.of(x, y, x_tilde, offset), []
         with (
             frozen(model, perturbations),
@@ -154,6 +156,8 @@ class Attack(ABC):
                     problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y), passes)
                     if self.checks and start == 0:
                         check_model(model, batch.x, batch.labels)
+                        if told is None:  # else whoever counts examples has more of them to judge by
+                            check_varied(model, batch.x, batch.labels)
                         widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
                         check_offsets(model, problem.s, widest, batch.labels, problem.keys)
                     found.append(self._attack(problem, perturbations.ball, chosen, told))
@@ -314,3 +318,8 @@ def _checked_radii(radii: Sequence[float | str] | None, perturbations: Perturbat
     if largest > own * (1 + 1e-6):
         warn(f"radius {largest:g} exceeds the set's own of {own:g}: beyond it the set was not measured", stacklevel=3)
     return chosen
+
+
+def _check_count(name: str, given: Tensor, count: int) -> None:
+    if not given.dim() or len(given) != count:
+        raise InputError(f"{name} must have one entry for each of {count} images, got {list(given.shape)}")
