@@ -42,7 +42,7 @@ LEFT_OUT = {
     r"trainer=gpu": "needs a GPU",
     r"submitit_slurm": "needs Slurm",
     r"share push|hub:|data fetch|downloads/": "needs a network or an account",
-    r"dashboard ENTITY/PROJECT$": "needs a network or an account",
+    r"dashboard ENTITY/PROJECT( --models.*)?$": "needs a network or an account",
     r"best\.pt |checkpoint_best\.pth my_": "needs a checkpoint of the papers' authors",
 }
 DEMO = "python -m latentrobust.train experiment=demo paths.output_dir=outputs/demo/latest"  # what make demo runs

@@ -188,6 +188,15 @@ def test_a_report_shows_command_date_warnings_and_curves(finished):
 )
 def test_the_radius_that_a_model_was_trained_for(training, radius):
     assert trained_for(training) == radius
+    assert trained_for(training, "l2") == radius
+
+
+def test_a_radius_in_the_norm_of_the_set_is_one_that_a_model_was_trained_for():
+    training = ADVERSARIAL | {"radius": "p50", "norm": "linf"}
+    assert trained_for(training, "linf") == "p50"
+    assert trained_for(CURRICULUM | {"values": [0, 1], "perturbation": training}, "linf") == "p50"
+    assert trained_for({"_target_": "x.Joint", "parts": {"a": training}}, "linf") == "p50"
+    assert trained_for(training, "l2") is None
 
 
 def test_the_pgd_error_does_not_rise_with_the_radius(small_set):

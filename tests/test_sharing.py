@@ -12,6 +12,7 @@ from torch import nn
 import latentrobust as lr
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.files import sha256_of
+from latentrobust.networks import flows
 from latentrobust.networks.cvae import build
 from latentrobust.networks.flows.fully_connected import fully_connected
 from latentrobust.perturbation_sets import FlowSet, PixelBall, RTSSet
@@ -287,8 +288,24 @@ def test_a_card_names_no_radius_where_certificates_have_another_one(run, tmp_pat
     place.write_text(json.dumps(json.loads(place.read_text()) | {"norm": "linf"}))
     main(["card", str(run), str(tmp_path / "model"), "--licence", "mit", "--model", "robust"])
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "Right after these attacks. |" in card
-    assert "ε = 0.7" not in card
+    assert "Right after these attacks within ε = 0.7. |" in card
+    assert "The smoothed model: right, and certified. |" in card
+
+
+def test_a_card_of_a_flow_says_what_its_numbers_and_its_use_are(run, tmp_path):
+    network = flows.build("fully_connected", image_shape=[1, 8, 8], classes=3, blocks=2, hidden=8).eval()
+    shutil.rmtree(run / "perturbation_set")
+    FlowSet(network, "linf", 0.3).save(run / "perturbation_set")
+    metrics = {"radius": 0.3, "bits_per_dim": 5.25, "round_trip_error": 1e-6}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    main(["card", str(run), str(tmp_path / "flow"), "--licence", "mit"])
+    card = (tmp_path / "flow" / "README.md").read_text()
+    for part in (
+        "with an offset of ℓ∞ norm at most 0.3.",
+        "| bits_per_dim | 5.25 | Bits per",
+        "perturbations.at(x, y) ",
+    ):
+        assert part in card
 
 
 def test_an_only_model_without_a_name_is_said(run, tmp_path):

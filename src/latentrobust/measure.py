@@ -145,7 +145,7 @@ def measure(
         density = instantiate(cfg.evaluation.density, **arguments, _convert_="all")
         metrics |= measuring("density", density)
     tests = {}
-    radii = radii_trained_for(cfg)
+    radii = radii_trained_for(cfg, perturbations)
     for name, model in models.items():
         with collecting(inherit=False) as about:
             test = tests[name] = model_test(cfg, folder, name, model, perturbations, radii.get(name))
@@ -264,10 +264,11 @@ def model_test(
     )
 
 
-def radii_trained_for(cfg: DictConfig) -> dict[str, float | str | None]:
+def radii_trained_for(cfg: DictConfig, perturbations: PerturbationSet | None) -> dict[str, float | str | None]:
     """The radius that each model was trained for, by name, as far as this run or the model's own says."""
+    norm = perturbations.ball.norm if perturbations is not None else None
     if cfg.get("task") is not None:
-        return {name: trained_for(variant.get("training_perturbation")) for name, variant in variants(cfg)}
+        return {name: trained_for(variant.get("training_perturbation"), norm) for name, variant in variants(cfg)}
     path = (cfg.get("model") or {}).get("path")
     over = resolved(cfg).get("perturbation_set")
-    return {"": trained_for(stored_training(path, over))} if isinstance(path, str) else {}
+    return {"": trained_for(stored_training(path, over), norm)} if isinstance(path, str) else {}

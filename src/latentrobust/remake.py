@@ -53,7 +53,7 @@ def remake_report(folder: str | Path) -> Path:
             history = stored_part(folder, "set")[0].get("history") if (folder / SET_FOLDER).is_dir() else None
             density = instantiate(cfg.evaluation.density, perturbations=perturbations, history=history, _convert_="all")
             density.restore(stored_part(folder, "density")[1])
-        tests, radii = {}, radii_trained_for(cfg)
+        tests, radii = {}, radii_trained_for(cfg, perturbations)
         for name, model in models.items():
             tests[name] = model_test(cfg, folder, name, model, perturbations, radii.get(name))
             tests[name].restore(stored_part(folder, f"test-{name}" if name else "test")[1])

@@ -15,6 +15,7 @@ from latentrobust.run_folder import say
 
 AUTO = "auto"
 NETWORKS = "latentrobust.networks."
+LABELS = "give labels (data.label=parent, or a manifest)"
 
 
 def take_sizes(cfg: DictConfig, data: PairModule) -> None:
@@ -37,7 +38,12 @@ def take_sizes(cfg: DictConfig, data: PairModule) -> None:
             _replace(node, {**chosen.arguments, **said}, chosen.name)
             say(f"{key}: {chosen.name}, because {chosen.reason}")
         elif isinstance(data, GivenPairs) or node.get("name") in ANY_SIZE:
-            _replace(node, _of_data(cfg, key, node, data))
+            sizes = _of_data(cfg, key, node, data)
+            # What config.yaml says is of the data that the option was written for.
+            taken = ", ".join(f"{name}={value}" for name, value in sizes.items() if node[name] != value)
+            if taken:
+                say(f"{key}: {taken}, as the data are")
+            _replace(node, sizes)
 
 
 def _networks(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
@@ -73,6 +79,8 @@ def _of_data(cfg: DictConfig, key: str, node: DictConfig, data: PairModule) -> d
         "image_shape": list(data.image_shape), "channels": channels, "image_channels": channels, "pool": None,
     }  # fmt: skip
     if "classes" in node:
+        if not data.has_labels and str(node["_target_"]).startswith(f"{NETWORKS}vae_gan."):
+            raise InputError(f"data {data.name} has no labels, and a VAE-GAN has networks of each class: {LABELS}")
         sizes["classes"] = data.classes if data.has_labels or not key.startswith("learner") else 0
     if OmegaConf.is_list(node.get("channels")):  # of feature maps
         sizes.pop("channels")

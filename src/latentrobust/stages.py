@@ -283,26 +283,26 @@ def _earlier_seconds(trainer: pl.Trainer) -> float:
     return sum(callback.earlier_seconds for callback in last)
 
 
-def trained_for(training: Mapping[str, Any] | None) -> float | str | None:
+def trained_for(training: Mapping[str, Any] | None, norm: str | None = None) -> float | str | None:
     """The radius that a ``training_perturbation`` makes models withstand: a number, a name, or None for none.
 
-    Of a schedule, that of its last stage; of a curriculum, the one that it grows to; of several perturbations at once,
-    the one that has a radius.
+    ``norm`` is that of the set's ball: a radius in another norm says nothing of it. Of a schedule, that of its last
+    stage; of a curriculum, the one that it grows to; of several perturbations at once, the one that has a radius.
     """
     if not training:
         return None
     target = str(training.get("_target_", "")).rpartition(".")[2]
     found: float | str | None = None
     if target == "Schedule" and training.get("stages"):
-        found = trained_for(list(training["stages"].values())[-1])
+        found = trained_for(list(training["stages"].values())[-1], norm)
     elif target == "Curriculum":
-        found = _scaled(trained_for(training.get("perturbation")), (training.get("values") or [1])[-1])
+        found = _scaled(trained_for(training.get("perturbation"), norm), (training.get("values") or [1])[-1])
     elif target == "Joint":
-        radii = {trained_for(part) for part in (training.get("parts") or {}).values()} - {None}
+        radii = {trained_for(part, norm) for part in (training.get("parts") or {}).values()} - {None}
         found = radii.pop() if len(radii) == 1 else None
     elif target in WITH_TARGET:
         found = training.get("target") if training.get("sigma") is None else None  # which is not looked at then
-    elif target in WITH_RADIUS and training.get("norm") is None:  # else of another ball than the set's
+    elif target in WITH_RADIUS and training.get("norm") in (None, norm):  # else of another ball than the set's
         radius = training.get("radius")
         found = "full" if radius is None else radius
     return found

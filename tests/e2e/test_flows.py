@@ -155,6 +155,9 @@ def test_vae_gans_and_training_on_their_manifold(run):
     )
     losses = gan.modules[0].trainer.callback_metrics
     assert losses["val/reconstruction"] < 0.3
+    batches = 2 * -(-gan.modules[0].trainer.datamodule.count("train") // gan.modules[0].trainer.datamodule.batch_size)
+    assert gan.modules[0].trainer.global_step == batches  # a step each, although two optimisers make one
+    assert gan.metrics["steps"] == batches
     found = run("manifold", "experiment=fashion_mnist/model", "method=on_manifold", *CLASSIFIER, f"from={gan.folder}")
     assert found.metrics["accuracy/clean"] == pytest.approx(accuracy_by_hand(found), abs=1e-6)
 
@@ -173,12 +176,22 @@ def test_vae_gans_and_training_on_their_manifold(run):
             "mixup",
         ),
         ([*LENET, "task.select_on=perturbed"], "no perturbed images"),
-        (["experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.classes=3"], "of 10 classes"),
+        (["experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.classes=3"], "classes=10"),
+        ([*FLOW, "evaluation=set"], r"no pairs to measure quality on: choose data/perturbation=…, or evaluation=flow"),
+        (
+            ["experiment=fashion_mnist/vae_gan", *DIGITS, "evaluation/quality=default", "test=true"],
+            "no pairs .* or test=false where",
+        ),
+        (
+            ["experiment=fashion_mnist/vae_gan", *DIGITS, "evaluation=flow", "test=true"],
+            "of a VAEGAN has no likelihood",
+        ),
     ],
 )
-def test_bad_input_is_one_clear_line(run, overrides, message):
+def test_bad_input_is_one_clear_line(run, tmp_path_factory, overrides, message):
     with pytest.raises(Exception, match=message):
         run("bad", *overrides)
+    assert not list(tmp_path_factory.getbasetemp().glob("bad*/checkpoints"))  # before any work
 
 
 def test_density_is_for_flows(run):

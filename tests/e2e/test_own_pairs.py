@@ -1,19 +1,27 @@
 """From somebody's folder to a set, a model, its report: by the commands, and by the same steps in Python."""
 
 import json
+import os
+import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
 from PIL import Image, ImageFilter
 
 import latentrobust
 from latentrobust import CoverageSettings, RobustSettings, assess
-from latentrobust.data.images import photos
+from latentrobust.data.images import digits, photos
+from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
 from latentrobust.robustness.attacks import PGD
 from latentrobust.runs import evaluate, train
+from latentrobust.transforms.noise import Unchanged
 
 from ..conftest import compose_in_process
 
@@ -218,6 +226,51 @@ def test_learn_and_the_command_give_the_same_weights(tmp_path):
     assert all(torch.equal(value, same[name]) for name, value in learned.state_dict().items())
     loaded = latentrobust.load_perturbation_set(learned.save(tmp_path / "mine"))
     assert loaded.coverage == learned.coverage
+    assert loaded.quality == learned.quality
+    assert loaded.warnings == learned.warnings
+    assert latentrobust.load_perturbation_set(tmp_path / "run").quality == {}  # with test=false
+
+
+def test_learn_leaves_generators_variables_and_hydra_as_they_were(monkeypatch, repository):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "77")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    x = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+
+    def drawn(seed):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        learned = latentrobust.learn(
+            latentrobust.pairs(x, x // 2), network="mnist_fc", epochs=1, measure=False, progress=False, device="cpu"
+        )
+        found = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        return learned, found
+
+    with initialize_config_dir(config_dir=str(repository / "conf"), version_base="1.3", job_name="mine"):
+        first, one = drawn(1)
+        assert compose("train", overrides=["data=digits"]).name == "digits"
+        assert JobRuntime.instance().get("name") == "mine"
+    filters = list(warnings.filters)
+    second, two = drawn(2)
+    assert warnings.filters == filters
+    assert not set(one) & set(two)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    assert os.environ["PL_GLOBAL_SEED"] == "77"
+    assert "PL_SEED_WORKERS" not in os.environ
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_flows_are_learned_and_measured_without_pairs_and_what_cannot_be_is_refused_before_any_work():
+    data = FormulaPairs(lambda: digits(8), Unchanged(), "digits", None, 64, 100, test_size=64)
+    options = {"epochs": 1, "progress": False, "device": "cpu"}
+    learned = latentrobust.learn(data, kind="flow", **options)
+    assert set(learned.quality) == {"bits_per_dim", "round_trip_error"}
+    x = np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8)
+    own = latentrobust.pairs(x, x // 2)
+    asked = {"overrides": ["evaluation=flow"], **options}
+    assert "bits_per_dim" in latentrobust.learn(own, kind="flow", **asked).quality
+    with pytest.raises(InputError, match=r"a set of a CVAE has no likelihood: evaluation\.density is for flows"):
+        latentrobust.learn(own, network="mnist_fc", **(asked | {"epochs": 100_000}))
 
 
 @pytest.mark.parametrize(

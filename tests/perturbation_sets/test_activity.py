@@ -1,5 +1,6 @@
 """Sets restricted to some of their latents."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -88,10 +89,17 @@ def test_a_restricted_set_is_stored_and_restored(tmp_path):
         assert torch.equal(again.at(x).decode(u), part.at(x).decode(u))
 
 
-@pytest.mark.parametrize("places", [[], [4], [-1], [1, 1], [1.5]])
+@pytest.mark.parametrize(
+    "places", [[], [4], [-1], [1, 1], [1.5], 3, None, "1", ["a"], [True, False], torch.tensor([True, False])]
+)
 def test_what_cannot_be_restricted_to_is_refused(known, places):
     with pytest.raises(InputError, match="latents"):
         known.restrict(places)
+
+
+@pytest.mark.parametrize("places", [torch.tensor([1, 3]), np.array([1, 3]), (1, 3), range(1, 4, 2)])
+def test_places_of_latents_come_as_people_have_them(known, places):
+    assert known.restrict(places).active == (1, 3)
 
 
 def test_a_collapsed_set_says_so(known):

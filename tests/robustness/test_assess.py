@@ -227,6 +227,17 @@ def test_damaged_lines_are_certified_again_and_said_so(tmp_path):
     journal.write_bytes(b"\x00\xff garbage")
     with pytest.warns(RobustnessWarning, match="damaged"):
         assert certify(Linear(), journal).metrics == whole.metrics
+    assert (tmp_path / "certificates.jsonl.damaged").read_bytes() == b"\x00\xff garbage"
+
+
+def test_a_file_that_is_no_journal_is_not_lost(tmp_path):
+    table = tmp_path / "results.csv"
+    for content in ("a,b\n1,2\n3,4\n", "c\n"):
+        table.write_text(content)
+        with pytest.warns(RobustnessWarning, match=r"lines are damaged \(they are in results\.csv\.damaged1? now\)"):
+            certify(Linear(), table)
+    assert (tmp_path / "results.csv.damaged").read_text() == "a,b\n1,2\n3,4\n"
+    assert (tmp_path / "results.csv.damaged1").read_text() == "c\n"
 
 
 def test_certificates_of_other_settings_or_weights_are_not_mixed(tmp_path):
@@ -381,8 +392,10 @@ def test_everything_is_measured_by_default_whatever_brings_the_data():
     assert whole.metrics["robust/examples"] == 600
     assert "first" not in whole.to_markdown()
     dataset = TensorDataset(x, y)
-    for same in ((x.numpy(), y.numpy()), DataLoader(dataset, batch_size=70), dataset):
+    before = torch.get_rng_state()
+    for same in ((x.numpy(), y.numpy()), DataLoader(dataset, batch_size=70, generator=torch.Generator()), dataset):
         assert assess(Linear(), data=same, perturbations=ball(), robust=robust).metrics == whole.metrics
+    assert torch.equal(torch.get_rng_state(), before)  # a loader of ours draws nothing from it
 
 
 def test_a_model_is_measured_without_a_set_too():
@@ -579,3 +592,27 @@ def test_an_archive_s_images_are_not_those_that_are_given(part):
                 assess(model, data=data, robust=None, **asked)
         else:
             assert any("fog" in name for name in assess(model, data=data, robust=None, **asked).metrics)
+
+
+def test_each_process_measures_what_it_was_given(tmp_path):
+    """In a group of processes, as in somebody's own training: none waits for another one, nothing is counted twice."""
+    x, y = data(5)
+    settings = {
+        "robust": RobustSettings(attacks={"pgd": PGD(steps=2)}, radii=[0.05]),
+        "certify": CertifySettings(sigma=0.05, radii=[0.02], n=50, n0=10, alpha=0.01),
+        "coverage": CoverageSettings(steps=1),
+    }
+    alone = assess(Linear(), ball(), (x, y, x), **settings)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            # One more process there is said to be, which would be waited for.
+            patched.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+            patched.setattr(torch.distributed, "all_gather", lambda *_, **__: pytest.fail("waits for another process"))
+            patched.setattr(torch.distributed, "barrier", lambda *_, **__: pytest.fail("waits for another process"))
+            again = assess(Linear(), ball(), (x, y, x), **settings)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert again.metrics == alone.metrics
+    assert again.metrics["robust/examples"] == 5
+    assert again.per_example["accuracy"]["index"].tolist() == [0, 1, 2, 3, 4]

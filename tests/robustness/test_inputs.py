@@ -1,6 +1,7 @@
 """The Python interface, given what people have."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import latentrobust as lr
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.classifiers import build
 from latentrobust.networks.flows.fully_connected import fully_connected
 from latentrobust.networks.flows.glow import glow
@@ -258,3 +259,73 @@ def test_a_model_is_not_measured_on_classes_of_other_names(tmp_path):
     assert "accuracy/clean" in lr.assess(lr.wrap(loaded, classes=[1, 2]), data=part, robust=None).metrics
     unnamed = lr.pairs(x, 1 - x, y=torch.arange(12) % 3).as_data()
     assert "accuracy/clean" in lr.assess(loaded, data=unnamed, robust=None).metrics
+
+
+class Asked(nn.Module):
+    """Batch norm, and a way to be asked that is not its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def logits(self, x, scale=1.0):
+        return scale * self.layers(x)
+
+
+A_NETWORK = Asked()
+
+
+def of_a_global_name(x):
+    return A_NETWORK(x)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda net: net.forward,
+        lambda net: net.__call__,
+        lambda net: net.logits,
+        lambda net: lambda x: 1.0 * net(x),
+        lambda net: functools.partial(net.logits, scale=1.0),
+        lambda net: functools.partial(lambda x, asked: asked(x), asked=net),
+        lambda net: lambda x, nets=[net]: nets[0](x),
+        lambda net: of_a_global_name,
+    ],
+    ids=["forward", "call", "method", "closure", "partial", "keyword", "list", "global"],
+)
+def test_networks_that_a_function_asks_are_measured_in_evaluation_mode(parts, ask):
+    _, s, x, y = parts
+    before = copy.deepcopy(A_NETWORK.state_dict())
+    model = ask(A_NETWORK.train())
+    expected = lr.assess(A_NETWORK, s, (x, y), robust=ROBUST).metrics
+    assert lr.assess(model, s, (x, y), robust=ROBUST).metrics == expected
+    smoothed = lr.SmoothedModel(model, PixelBall(SHAPE, "l2", 0.1), 0.1, batch=7)
+    whole = lr.SmoothedModel(A_NETWORK, PixelBall(SHAPE, "l2", 0.1), 0.1, batch=100)
+    assert torch.equal(smoothed.certify(x, n=50, alpha=0.01).counts, whole.certify(x, n=50, alpha=0.01).counts)
+    assert A_NETWORK.training
+    assert A_NETWORK.layers[1].training
+    after = A_NETWORK.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("count", [3, 9])
+@pytest.mark.parametrize("name", ["x_tilde", "offset"])
+def test_attacks_refuse_observed_perturbations_of_other_images(parts, count, name):
+    model, s, x, y = parts
+    with pytest.raises(InputError, match=rf"{name} must have one entry for each of 5 images, got \[{count}, 1, 6, 6\]"):
+        PGD(steps=1, start="encoded")(
+            model, s, x, y, **{"x_tilde": torch.rand(5, *SHAPE), name: torch.rand(count, *SHAPE)}
+        )
+
+
+def test_what_needs_a_set_is_not_left_out_in_silence(parts):
+    model, _, x, y = parts
+    said = "no perturbations: attacks and certificates are left out"
+    for settings in ({"robust": ROBUST}, {"certify": lr.CertifySettings(sigma=0.1, radii=[0.1])}):
+        with pytest.warns(RobustnessWarning, match=said):
+            assert said in lr.assess(model, None, (x, y), **settings).warnings
+    for settings in ({}, {"robust": None}):
+        assert said not in lr.assess(model, None, (x, y), **settings).warnings

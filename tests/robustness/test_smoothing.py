@@ -30,6 +30,8 @@ from latentrobust.robustness.statistics import (
 )
 from latentrobust.transforms import random
 
+from .conftest import SHAPE, Linear, ball
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "statistics.json").read_text())
 
 
@@ -336,6 +338,18 @@ def test_p_values_of_counts_decide_as_the_bounds_do():
     for level in (0.5, 0.8, 0.99):
         for alpha in (0.001, 1e-6):
             np.testing.assert_array_equal(count_p_values(k, 500, level) <= alpha, lower_bound(k, 500, alpha) >= level)
+
+
+def test_of_an_image_with_one_class_all_at_once_is_each_alone():
+    x = 0.4 + 0.2 * torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    certificate = SmoothedModel(Linear(), ball("l2", 1.0), 0.1).certify(x, n=200, alpha=0.01)
+    for radius in (0.0, 0.05, 0.1):
+        each = certificate.certified(radius)
+        assert int(each.sum()) > 0
+        assert torch.equal(certificate.certified_together(radius), each)
+    for radius in (-1, float("nan"), None):
+        with pytest.raises(InputError):
+            certificate.certified_together(radius)
 
 
 def test_all_pixels_at_once_need_a_fixed_number_of_draws():

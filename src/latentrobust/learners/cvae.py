@@ -113,7 +113,7 @@ class CVAELearner(Scheduled):
         if tuple(data.image_shape) != self.network.image_shape:
             raise InputError(
                 f"data {data.name} has images {list(data.image_shape)}, the network is for"
-                f" {list(self.network.image_shape)}: choose another learner/network or data.canvas"
+                f" {list(self.network.image_shape)}: choose another learner/network, data.canvas or data.size"
             )
         if not data.has_pairs:
             raise InputError(

@@ -109,7 +109,7 @@ class FlowLearner(Scheduled):
         if tuple(data.image_shape) != self.network.image_shape:
             raise InputError(
                 f"data {data.name} has images {list(data.image_shape)}, the flow is for"
-                f" {list(self.network.image_shape)}: set learner.network.image_shape, or data.canvas"
+                f" {list(self.network.image_shape)}: set learner.network.image_shape, or data.canvas or data.size"
             )
         if self.network.classes and not data.has_labels:
             raise InputError(

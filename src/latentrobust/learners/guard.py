@@ -54,10 +54,11 @@ class NonFiniteGuard(pl.Callback):
             buffer.copy_(value)
         pl_module.log("train/skipped_steps", float(self.skipped))
         if self.in_a_row >= self.patience:
+            clips = " or set trainer.gradient_clip_val" if pl_module.automatic_optimization else ""
             raise FloatingPointError(
                 f"the gradients of {self.in_a_row} steps in a row were not finite (up to step {trainer.global_step},"
                 f" learning rate {optimizer.param_groups[0]['lr']:g}): lower the"
-                " learning rate or set trainer.gradient_clip_val"
+                f" learning rate{clips}"
             )
 
     def state_dict(self) -> dict[str, int]:

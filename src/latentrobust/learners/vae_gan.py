@@ -89,9 +89,10 @@ class VAEGANLearner(pl.LightningModule):
             InputError: naming both.
         """
         if tuple(data.image_shape) != self.network.image_shape or data.classes > self.network.classes:
+            fitting = f"learner.network.image_shape={list(data.image_shape)} learner.network.classes={data.classes}"
             raise InputError(
                 f"data {data.name} has images {list(data.image_shape)} of {data.classes} classes, the network is for"
-                f" {list(self.network.image_shape)} and {self.network.classes}: set learner.network.image_shape"
+                f" {list(self.network.image_shape)} and {self.network.classes}: set {fitting.replace(', ', ',')}"
             )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -122,6 +123,8 @@ class VAEGANLearner(pl.LightningModule):
             self.network.discriminate(x, y), self.network.discriminate(reconstruction.detach(), y)
         ).mean()
         self.manual_backward(self.gamma * of_judges)
+        # One step for Lightning, which counts each optimiser's: trainer.max_steps and what is logged are about batches.
+        judging._on_before_step = judging._on_after_step = _uncounted
         judging.step()
         values: dict[str, Tensor] = {
             "train/loss": loss, "train/kl": kl.mean(), "train/absolute_error": error.mean() / max(self.beta, 1e-12),
@@ -153,3 +156,7 @@ class VAEGANLearner(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = describe_latent(
             "vae_gan", self.network, self.norm, self.radius, {}, self.data_name
         )
+
+
+def _uncounted() -> None:
+    """Nothing."""

@@ -22,7 +22,7 @@ from latentrobust.lock import how_it_ended
 from latentrobust.seen import Seen, note_seen, seen_by
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OF_SET = ("radius", "quality/", "latent_norm/", "coverage/", "exact/", "seen/set", "bits_per_dim", "round_trip_error")
+OF_SET = ("quality/", "latent_norm/", "coverage/", "exact/", "seen/set", "bits_per_dim", "round_trip_error")
 
 
 def write_folder(folder: str | Path, configuration: dict[str, Any], module: torch.nn.Module, what: str) -> Path:

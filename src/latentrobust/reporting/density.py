@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,10 +39,10 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
     pictured = data.first_pairs("test", 64)
     shown = pictured.map(lambda part: part[:8])
     found = {
-        "temperature": temperature_samples(perturbations, shown),
+        "temperature": temperature_samples(perturbations, shown, data.class_names),
         "perturbed": perturbed(perturbations, shown),
     }
-    if (between := interpolations(perturbations, pictured)) is not None:
+    if (between := interpolations(perturbations, pictured, data.class_names)) is not None:
         found["interpolation"] = between
     if test.history:
         found["bits_per_dim"] = curve(test.history)
@@ -61,7 +62,7 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
             [
                 "Bits per dimension", metrics["bits_per_dim"],
                 "Negative log-likelihood of 256 levels, under the noise that the flow was trained with; 8 is no"
-                " knowledge at all.",
+                f" knowledge at all{_least(perturbations)}.",
             ],
             ["Round-trip error", metrics["round_trip_error"], "Largest error of any pixel of any test image."],
         ],
@@ -70,13 +71,13 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
 
 
 @torch.no_grad()
-def temperature_samples(perturbations: FlowSet, pairs: Batch, seed: int = 0) -> Figure:
+def temperature_samples(perturbations: FlowSet, pairs: Batch, class_names: Sequence[str] = (), seed: int = 0) -> Figure:
     """Decoded latents ``T·N(0, I)``, the same normal numbers in each row; labels are those of the shown examples."""
     keys = random.example_keys(seed, pairs.index, Purpose.FIGURES)
     z = random.normal(keys, perturbations.network.latent_shape)
     y = pairs.labels if perturbations.needs_label else None
     rows = {f"T = {t:g}": list(perturbations.network.decode(t * z, y).nan_to_num()) for t in TEMPERATURES}
-    columns = [f"class {label}" for label in pairs.labels.tolist()] if y is not None else []
+    columns = [_class(label, class_names) for label in pairs.labels.tolist()] if y is not None else []
     return image_rows(rows, "Samples of the flow by temperature", columns)
 
 
@@ -91,12 +92,14 @@ def perturbed(perturbations: FlowSet, pairs: Batch, seed: int = 0) -> Figure:
         images = s.decode(s.draw(keys, ball))
         change = images - pairs.x
         rows[f"ε = {ball.radius:.3g}"] = list(images)
-        rows[f"change, ε = {ball.radius:.3g}"] = list(0.5 + change / (2 * change.abs().max().clamp_min(1e-6)))
+        rows[f"change,\nε = {ball.radius:.3g}"] = list(0.5 + change / (2 * change.abs().max().clamp_min(1e-6)))
     return image_rows(rows, "Random latent perturbations and what they change")
 
 
 @torch.no_grad()
-def interpolations(perturbations: FlowSet, pairs: Batch, lines: int = 6, steps: int = 9) -> Figure | None:
+def interpolations(
+    perturbations: FlowSet, pairs: Batch, class_names: Sequence[str] = (), lines: int = 6, steps: int = 9
+) -> Figure | None:
     """Between two images each, of one class where the flow is conditioned on it; None where there are no two."""
     ends = _two_of_a_class(pairs.labels.tolist()) if perturbations.needs_label else _neighbours(len(pairs))
     rows = {}
@@ -106,8 +109,21 @@ def interpolations(perturbations: FlowSet, pairs: Batch, lines: int = 6, steps: 
         z = perturbations.network.encode(part.x, y)[0]
         share = torch.linspace(0, 1, steps, device=z.device, dtype=z.dtype).reshape(-1, *[1] * (z.dim() - 1))
         path = perturbations.network.decode(torch.lerp(z[:1], z[1:], share), None if y is None else y[:1].expand(steps))
-        rows[f"images {first} and {second}" if y is None else f"class {int(y[0])}"] = list(path)
+        rows[f"images {first} and {second}" if y is None else _class(int(y[0]), class_names)] = list(path)
     return image_rows(rows, "Between two test images", ["image", *[""] * (steps - 2), "image"]) if rows else None
+
+
+def _least(perturbations: FlowSet) -> str:
+    """What even a perfect flow needs for grey pixels under normal noise: its entropy, in bits of 256 levels."""
+    noise = getattr(perturbations.network, "noise", 0.0)
+    if not noise:
+        return ""
+    bits = math.log2(255 * noise * math.sqrt(2 * math.pi * math.e))
+    return f", and under normal noise of {noise:g} a grey value costs {bits:.1f} whoever knows each image"
+
+
+def _class(label: int, names: Sequence[str]) -> str:
+    return names[label] if label < len(names) else f"class {label}"
 
 
 def _two_of_a_class(labels: Sequence[int]) -> list[tuple[int, int]]:

@@ -84,7 +84,7 @@ def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]
         rows=rows,
         note=_note(has_nll, has_exact, test.detail),
         figures={name: (figure, CAPTIONS[name]) for name, figure in _figures(test, data).items()},
-        usage=USAGE,
+        usage=USAGE.replace("at(x)   ", "at(x, y)") if perturbations.needs_label else USAGE,
     )
 
 
@@ -119,11 +119,12 @@ def _verdict(metrics: Mapping[str, float]) -> str:
     """Does the set contain what was observed, and is it of any use?"""
     reached, unchanged = metrics["quality/pgd_ae"], metrics["quality/no_change"]
     share = 100 * (1 - reached / unchanged) if unchanged > 0 else 0.0
+    explained = f"explains {share:.1f} % of the change" if share > 0 else "is farther off than the change"
     said = judged(metrics)
     inside = metrics["latent_norm/max"] <= metrics["radius"]
     reach = "every test pair lies within it" if inside else "some test pairs lie outside it and are projected"
     return f"{said} " * (said is not None) + (
-        f"The nearest point of the set explains {share:.1f} % of the change between a test example and its perturbed"
+        f"The nearest point of the set {explained} between a test example and its perturbed"
         f" version (squared error {reached:.4f} against {unchanged:.4f} without a set). The radius"
         f" is {metrics['radius']:.3g}; {reach}."
     )

@@ -37,6 +37,13 @@ LIMITS = {
 }
 
 
+NORMS = {"l2": "ℓ2 norm", "linf": "ℓ∞ norm"}
+OF_FLOWS = {
+    "bits_per_dim": "Bits per dimension of test images, under the noise of the training; 8 is no knowledge at all.",
+    "round_trip_error": "Largest error of a pixel of an image that is encoded and decoded.",
+}
+
+
 class Stored(NamedTuple):
     """A set or model in a run's folder, with what is known of it.
 
@@ -167,7 +174,7 @@ def card(
     if warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
     lines += ["## What it does not say", "", *(f"- {limit}" for limit in LIMITS[found.kind]), ""]
-    lines += ["## Use", "", "```python", *_usage(found.kind), "```", ""]
+    lines += ["## Use", "", "```python", *_usage(found.kind, _needs_label(description)), "```", ""]
     given = [str(line) for line in configuration.get("overrides") or []]
     overrides = " ".join(quote(line) for line in given if has_effect(line.lstrip("+~").partition("=")[0]))
     command = f"python -m latentrobust.{configuration.get('job_type', 'train')} {overrides}".strip()
@@ -192,9 +199,10 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
         if _of_pixels(found, metrics):
             return f"A network that gives each pixel of {images} one of {classes}. Accuracies are shares of pixels."
         return f"A classifier of {images} into {classes}."
+    radius = description.get("radius") or metrics.get("radius", float("nan"))
     text = (
         f"A perturbation set: for each image {shape} in [0, 1], all images that a generator makes of it with an offset"
-        f" of norm at most {description.get('radius') or metrics.get('radius', float('nan')):.4g}."
+        f" of {NORMS.get(_norm(description), 'norm')} at most {radius:.4g}."
     )
     if (reason := judged(metrics)) is not None:
         text += f" **{reason}**"
@@ -211,6 +219,19 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
             f" perturbations of {images}, to within the tolerance that its coverage states."
         )
     return text
+
+
+def _norm(description: Mapping[str, Any]) -> str:
+    """Of the set's ball; CVAEs have no other than ℓ2."""
+    return str(description.get("norm", "l2" if description.get("kind") == "cvae" else ""))
+
+
+def _needs_label(description: Mapping[str, Any]) -> bool:
+    """Whether a set is conditioned on classes: VAE-GANs are, and flows that were given some."""
+    arguments = (description.get("network") or {}).get("arguments") or {}
+    return description.get("kind") == "vae_gan" or (
+        description.get("kind") == "flow" and bool(arguments.get("classes"))
+    )
 
 
 def _measured_on(found: Stored, metrics: Mapping[str, float]) -> str:
@@ -236,6 +257,7 @@ def _of_set(metrics: Mapping[str, float]) -> list[Row]:
         for name, (title, meaning) in ROWS.items()
         if f"quality/{name}" in metrics
     ]
+    rows += [(name, f"{metrics[name]:.4g}", meaning) for name, meaning in OF_FLOWS.items() if name in metrics]
     if "coverage/tolerance" not in metrics or too_coarse(metrics):
         return rows
     meaning = "Squared error within which a perturbation counts as contained."
@@ -258,12 +280,13 @@ def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mappin
         "smoothed/robust": "The smoothed model: most votes are right after a search (abstentions are not counted)",
         "certified": "The smoothed model: right, and certified",
     }
-    radii = _radii(found.run, configuration, metrics)
+    radii = {is_robust: _radii(found.run, configuration, metrics, is_robust) for is_robust in (False, True)}
     rows = []
     for name in _shares(own):
         part, _, last = name.rpartition("/")
         text = meanings.get(part) or meanings.get(name, "")
-        text += f" within ε = {radii[last]:.4g}" if part in meanings and last in radii else ""
+        named = radii[part == "robust"]
+        text += f" within ε = {named[last]:.4g}" if part in meanings and last in named else ""
         meaning = f"{text}." if text else ""
         if name in meanings or part in meanings or part.startswith("accuracy"):
             rows.append((name, f"{100 * own[name]:.1f} %{_interval(own, name)}", meaning))
@@ -303,11 +326,13 @@ def _set_of(run: Path, configuration: Mapping[str, Any]) -> Path | None:
     return next((folder for folder in folders if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()), None)
 
 
-def _radii(run: Path, configuration: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, float]:
-    """What radii by name are in that set; empty for ℓ∞ balls, where a certificate's is another than an attack's."""
+def _radii(
+    run: Path, configuration: Mapping[str, Any], metrics: Mapping[str, float], of_attacks: bool
+) -> dict[str, float]:
+    """What radii by name are in that set; empty for certificates around ℓ∞ balls, whose radii are others."""
     folder = _set_of(run, configuration)
     description: Any = {} if folder is None else read_json(folder / CONFIG)
-    if folder is None or description.get("norm") == "linf":
+    if folder is None or (description.get("norm") == "linf" and not of_attacks):
         return {}
     return {**(description.get("latent_norms") or {}), "full": metrics.get("radius", float(description["radius"]))}
 
@@ -330,12 +355,14 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
     return f" [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _usage(kind: Kind) -> list[str]:
+def _usage(kind: Kind, needs_label: bool) -> list[str]:
     if kind == "model":
         return ["import latentrobust as lr", 'model = lr.load_model("hub:OWNER/NAME")   # images in [0, 1] to logits']
     return [
         "import latentrobust as lr",
         'perturbations = lr.load_perturbation_set("hub:OWNER/NAME")',
-        "s = perturbations.at(x)           # x: [B, C, H, W] in [0, 1]",
+        "s = perturbations.at(x, y)        # x: [B, C, H, W] in [0, 1], y: their labels [B]"
+        if needs_label
+        else "s = perturbations.at(x)           # x: [B, C, H, W] in [0, 1]",
         "images = s.decode(s.sample(5))    # [5, B, C, H, W]",
     ]

@@ -244,7 +244,7 @@ def check_same_images(data: PairData, perturbations: PerturbationSet) -> None:
         learned = f" ({perturbations.data})" if perturbations.data else ""
         raise InputError(
             f"data {data.name} has images {list(data.image_shape)}, the perturbation set is for"
-            f" {list(perturbations.image_shape)}: choose the data it was learned from{learned}, or data.canvas"
+            f" {list(perturbations.image_shape)}: choose what it was learned from{learned}, data.canvas or data.size"
         )
 
 

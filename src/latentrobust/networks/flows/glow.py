@@ -125,7 +125,7 @@ class Glow(FlowNetwork):
         if height % 2**levels or width % 2**levels:
             raise InputError(
                 f"a Glow of {levels} levels halves images {levels} times, which does not fit {height}×{width}: choose"
-                " fewer levels or another data.canvas"
+                " fewer levels, images of another size (data.canvas or data.size), or learner/network=auto_flow"
             )
         level: Level | None = None
         for number in reversed(range(levels)):
