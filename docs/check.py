@@ -102,10 +102,19 @@ def shortened(entry, arguments):
 
 
 def swept(arguments):
-    """The last value of everything that a sweep's file varies; the first method may not build on a run."""
+    """The first value of everything that a sweep's file varies."""
     names = [argument.partition("=")[2] for argument in arguments if argument.startswith("+sweep=")]
     files = (OmegaConf.load(CONF / "sweep" / f"{name}.yaml") for name in names)
-    return [f"{key}={str(text).split(',')[-1]}" for file in files for key, text in file.hydra.sweeper.params.items()]
+    return [f"{key}={str(text).split(',')[0]}" for file in files for key, text in file.hydra.sweeper.params.items()]
+
+
+def in_full(argument):
+    """What a sweep's file says of methods and of its folder, for it takes no other values of what it varies."""
+    if not argument.startswith("+sweep="):
+        return [argument]
+    name = argument.partition("=")[2]
+    method = OmegaConf.load(CONF / "sweep" / f"{name}.yaml").hydra.sweeper.params.method
+    return [f"method={method}", f"hydra.sweep.dir=outputs/sweeps/{name}/latest"]
 
 
 def prepare(folder):
@@ -178,7 +187,8 @@ def run(line, folder):
     try:
         if entry in ("train", "evaluate"):
             os.chdir(folder)
-            arguments += shortened(entry, arguments)
+            short = shortened(entry, arguments)
+            arguments = [word for argument in arguments for word in in_full(argument)] + short
         elif entry == "search":
             arguments += ["--trials", "1"]
         elif entry == "benchmark":

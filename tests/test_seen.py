@@ -1,5 +1,7 @@
 """Sets and models know what they were made with, and say so where they are measured on it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,11 @@ def noise(count, seed=0, side=6):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 1, side, side), dtype=np.uint8))
 
 
+def part_of(known, asked):
+    found, count = known.known(asked)
+    return found / max(count, 1)
+
+
 def of(images):
     return Hashes(hashes_of(images), np.arange(len(images)))
 
@@ -36,15 +43,15 @@ def test_images_are_told_apart_by_each_pixel_and_those_of_one_colour_not_at_all(
     assert (again[1:4] == again[5:]).all()
     plain = torch.tensor([3, 9, 200], dtype=torch.uint8)[None, :, None, None].expand(2, 3, 6, 6)
     assert hashes_of(plain).tolist() == [0, 0]
-    assert Seen.smallest(hashes_of(plain)).share(of(plain)) == 0
+    assert part_of(Seen.smallest(hashes_of(plain)), of(plain)) == 0
 
 
 def test_an_example_is_known_by_any_of_its_images():
     images = noise(6)
     known = Seen.smallest(hashes_of(images[:2]))
-    assert known.share(of(images)) == pytest.approx(1 / 3)
-    assert known.share(Hashes(hashes_of(images), np.array([0, 1, 0, 1, 2, 3]))) == 0.5
-    assert known.share(Hashes(hashes_of(images), np.array([0, 0, 0, 1, 2, 3]))) == 0.25
+    assert part_of(known, of(images)) == pytest.approx(1 / 3)
+    assert part_of(known, Hashes(hashes_of(images), np.array([0, 1, 0, 1, 2, 3]))) == 0.5
+    assert part_of(known, Hashes(hashes_of(images), np.array([0, 0, 0, 1, 2, 3]))) == 0.25
 
 
 def test_of_many_images_the_share_is_estimated_from_the_smallest_hashes(monkeypatch):
@@ -53,13 +60,13 @@ def test_of_many_images_the_share_is_estimated_from_the_smallest_hashes(monkeypa
     hashes = hashes_of(images)
     known = Seen.smallest(hashes[:3000])
     assert len(known.hashes) == 500
-    assert known.share(of(images)) == pytest.approx(0.75, abs=0.05)
-    assert known.share(of(images[3000:])) == 0
+    assert part_of(known, of(images)) == pytest.approx(0.75, abs=0.05)
+    assert part_of(known, of(images[3000:])) == 0
     more = Seen.smallest(hashes[3000:3400]).joined(known)
     assert len(more.hashes) == 500
     assert more.below < known.below
-    assert more.share(of(images)) == pytest.approx(0.85, abs=0.05)
-    assert Seen.from_text(more.to_text()).share(of(images)) == more.share(of(images))
+    assert part_of(more, of(images)) == pytest.approx(0.85, abs=0.05)
+    assert part_of(Seen.from_text(more.to_text()), of(images)) == part_of(more, of(images))
 
 
 def test_what_is_stored_comes_back_and_what_is_damaged_is_not_known():
@@ -68,8 +75,10 @@ def test_what_is_stored_comes_back_and_what_is_damaged_is_not_known():
     assert again.below == known.below == 1 << 64
     assert (again.hashes == known.hashes).all()
     assert Seen.from_text({}) is None
-    assert Seen.from_text({**known.to_text(), "seen_below": "many"}) is None
-    assert Seen.from_text({**known.to_text(), "seen_hashes": "AAAA"}) is None
+    stored = json.loads(known.to_text()["seen"])
+    for damaged in ({"below": "many"}, {"below": -5}, {"below": 1 << 65}, {"hashes": "AAAA"}, {"hashes": None}):
+        assert Seen.from_text({"seen": json.dumps(stored | damaged)}) is None
+    assert Seen.from_text({"seen": "{"}) is Seen.from_text({"seen": "[1]"}) is None
 
 
 def own_pairs(centred=True):
@@ -114,9 +123,9 @@ def test_data_knows_its_images(data, other, share):
     own, other = data(), other()
     known = Seen.of(own)
     for split, expected in (("train", 1.0), ("validation", 1.0), ("test", 0.0)):
-        assert known.share(own.hashes(split)) == expected
+        assert part_of(known, own.hashes(split)) == expected
         assert len(np.unique(own.hashes(split).example)) == own.examples(split)
-    assert known.share(other.hashes("test")) == pytest.approx(share, abs=0.35 * (0 < share < 1))
+    assert part_of(known, other.hashes("test")) == pytest.approx(share, abs=0.35 * (0 < share < 1))
 
 
 def test_more_images_than_can_be_read_are_not_known(monkeypatch):
@@ -128,12 +137,26 @@ def test_a_few_images_twice_are_not_worth_a_word_and_more_are():
     module = nn.Identity()
     images = noise(200)
     note_seen(module, None)
-    assert share_seen(module, of(images), "the set") == 0
+    assert share_seen(module, lambda: of(images), "the set") == 0
     note_seen(module, Seen.smallest(hashes_of(images[:2])))
-    assert share_seen(module, of(images), "the set") == share_seen(module, None, "the set") == 0
+    assert share_seen(module, lambda: of(images), "the set") == share_seen(module, lambda: None, "the set") == 0
     note_seen(module, Seen.smallest(hashes_of(images[100:150])))
     with pytest.warns(RobustnessWarning, match=r"the set was learned from, or selected on, 26% of the images"):
-        assert share_seen(module, of(images), "the set") == pytest.approx(0.26)
+        assert share_seen(module, lambda: of(images), "the set") == pytest.approx(0.26)
+    note_seen(twins := nn.Identity(), Seen.smallest(hashes_of(images[:2])))
+    assert share_seen(twins, lambda: of(images[:20]), "the set") == 0  # two of twenty
+    wrapped = nn.Sequential(lr.wrap(module))
+    with pytest.warns(RobustnessWarning, match="the model was learned from"):
+        assert share_seen(wrapped, lambda: of(images), "the model") == pytest.approx(0.26)
+
+
+def test_the_same_set_is_the_same_file(tmp_path):
+    files = []
+    for number in range(6):
+        perturbations = lr.PixelBall((1, 6, 6), "l2", 1.0)
+        note_seen(perturbations, Seen.smallest(hashes_of(noise(5))))
+        files.append((perturbations.save(tmp_path / str(number)) / "model.safetensors").read_bytes())
+    assert len(set(files)) == 1
 
 
 def test_learned_sets_keep_what_they_were_learned_from(tmp_path):
@@ -141,21 +164,21 @@ def test_learned_sets_keep_what_they_were_learned_from(tmp_path):
     learned = lr.learn(pairs, network="mnist_fc", epochs=1, measure=False, progress=False, device="cpu")
     loaded = lr.load_perturbation_set(learned.save(tmp_path / "s"))
     for perturbations in (learned, loaded, loaded.restrict([0, 1]), lr.load_perturbation_set(tmp_path / "s")):
-        assert seen_by(perturbations).share(pairs.as_data().hashes("train")) == 1
-        assert seen_by(perturbations).share(pairs.as_data().hashes("test")) == 0
+        assert part_of(seen_by(perturbations), pairs.as_data().hashes("train")) == 1
+        assert part_of(seen_by(perturbations), pairs.as_data().hashes("test")) == 0
     tuned = lr.learn(
         lr.pairs(noise(30, seed=8).numpy(), noise(30, seed=9).numpy()), network="mnist_fc", epochs=1, measure=False,
         progress=False, device="cpu", overrides=[f"learner.init_from={tmp_path}/s"],
     )  # fmt: skip
-    assert seen_by(tuned).share(pairs.as_data().hashes("train")) == 1
-    assert seen_by(tuned).share(of(noise(30, seed=8))) == pytest.approx(24 / 30)
+    assert part_of(seen_by(tuned), pairs.as_data().hashes("train")) == 1
+    assert part_of(seen_by(tuned), of(noise(30, seed=8))) == pytest.approx(24 / 30)
 
 
 def test_a_calibrated_set_was_selected_on_data():
     data = own_pairs().as_data()
     perturbations = lr.PixelBall((1, 6, 6), "l2", 1.0)
     calibrate(perturbations, data)
-    assert seen_by(perturbations).share(data.hashes("validation")) == 1
+    assert part_of(seen_by(perturbations), data.hashes("validation")) == 1
     assert seen_by(RTSSet((1, 6, 6))) is None
 
 
@@ -170,7 +193,7 @@ def test_who_is_measured_on_what_it_knows_is_told_so(tmp_path):
     settings = {"robust": None, "coverage": CoverageSettings(steps=1)}
     with pytest.warns(RobustnessWarning, match="the model was learned from"):
         results = lr.assess(model, perturbations, pairs.as_data(seed=5), **settings)
-    known = seen_by(model).share(pairs.as_data(seed=5).hashes("test"))
+    known = part_of(seen_by(model), pairs.as_data(seed=5).hashes("test"))
     assert 0.5 < known < 1
     assert results.metrics["seen/model"] == known
     assert "seen/set" not in results.metrics

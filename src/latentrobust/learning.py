@@ -161,7 +161,7 @@ def _as_before() -> Iterator[None]:
     alone = not together()
     GlobalHydra.instance().clear()
     try:
-        with isolate_rng(), warnings.catch_warnings():
+        with isolate_rng(torch.cuda.is_initialized()), warnings.catch_warnings():
             yield
     finally:
         GlobalHydra.instance().hydra, JobRuntime.instance().conf = hydra, job

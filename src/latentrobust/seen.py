@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,8 @@ from latentrobust.errors import warn
 NAME = "_latentrobust_seen"  # of the attribute: a module from elsewhere may have any other
 MOST = 1 << 16  # hashes that are kept: half a megabyte
 SHARE = 0.01  # of images that are known, up to which nothing is said: data sets have a few images twice
-KEYS = ("seen_hashes", "seen_below")
+FEW = 3  # and so many examples
+KEY = "seen"
 
 
 class Hashes(NamedTuple):
@@ -67,27 +69,30 @@ class Seen(NamedTuple):
             return self
         return self.smallest(np.concatenate([self.hashes, other.hashes]), min(self.below, other.below))
 
-    def share(self, asked: Hashes) -> float:
-        """Which share of the examples has an image that is here: estimated where not all hashes were kept."""
+    def known(self, asked: Hashes) -> tuple[int, int]:
+        """How many of the examples have an image that is here, of how many: those whose hashes would have been kept."""
         could = asked.hashes > 0
         if self.below < 1 << 64:
             could &= asked.hashes < np.uint64(self.below)
         examples = np.unique(asked.example[could])
         found = np.unique(asked.example[could & np.isin(asked.hashes, self.hashes)])
-        return len(found) / len(examples) if len(examples) else 0.0
+        return len(found), len(examples)
 
     def to_text(self) -> dict[str, str]:
         """For a file's metadata."""
-        return dict(zip(KEYS, (base64.b64encode(self.hashes.tobytes()).decode(), str(self.below)), strict=True))
+        # One entry: safetensors writes several in any order, and files that hold the same are to be the same.
+        hashes = base64.b64encode(self.hashes.tobytes()).decode()
+        return {KEY: json.dumps({"below": self.below, "hashes": hashes})}
 
     @classmethod
     def from_text(cls, stored: Mapping[str, str]) -> Seen | None:
         """What `to_text` made; None where there is nothing of it, or nothing that can be read."""
         try:
-            text, below = (stored[key] for key in KEYS)
-            return cls(np.frombuffer(base64.b64decode(text), np.uint64), int(below))
-        except (KeyError, ValueError):
+            found = json.loads(stored[KEY])
+            hashes, below = np.frombuffer(base64.b64decode(found["hashes"]), np.uint64), int(found["below"])
+        except (KeyError, TypeError, ValueError):
             return None
+        return cls(hashes, below) if 0 <= below <= 1 << 64 else None
 
 
 def hashes_of(images: Tensor) -> np.ndarray:
@@ -108,25 +113,34 @@ def note_seen(module: nn.Module, seen: Seen | None) -> None:
 
 
 def seen_by(module: nn.Module) -> Seen | None:
-    """What `note_seen` has remembered; None where nobody knows."""
-    found = getattr(module, NAME, None)
-    return found if isinstance(found, Seen) else None
+    """What `note_seen` has remembered of a module and of its parts; None where nobody knows."""
+    found: Seen | None = None
+    for part in module.modules():
+        own = getattr(part, NAME, None)
+        if isinstance(own, Seen):
+            found = own.joined(found)
+    return found
 
 
-def share_seen(module: nn.Module, asked: Hashes | None, what: str) -> float:
+def share_seen(module: nn.Module, asked: Callable[[], Hashes | None], what: str) -> float:
     """Which share of the examples a set or model was made with, of which there is a warning.
 
     Args:
         module: the set or model.
-        asked: hashes of what it is measured on; None where they are not known.
+        asked: gives hashes of what it is measured on, None where they are not known; called where something is known of
+            the module.
         what: the set or model in words.
 
     Returns:
         0 also where nobody knows, and where so few are known as data sets have twice.
     """
     seen = seen_by(module)
-    share = seen.share(asked) if seen is not None and asked is not None else 0.0
-    if share <= SHARE:
+    hashes = asked() if seen is not None else None
+    if seen is None or hashes is None:
+        return 0.0
+    known, count = seen.known(hashes)
+    share = known / max(count, 1)
+    if known < FEW or share <= SHARE:
         return 0.0
     warn(
         f"{what} was learned from, or selected on, {share:.0%} of the images that it is measured on: its figures are"

@@ -40,9 +40,9 @@ def take_sizes(cfg: DictConfig, data: PairModule) -> None:
         elif isinstance(data, GivenPairs) or node.get("name") in ANY_SIZE:
             sizes = _of_data(cfg, key, node, data)
             # What config.yaml says is of the data that the option was written for.
-            taken = ", ".join(f"{name}={value}" for name, value in sizes.items() if node[name] != value)
+            taken = [f"{name}={value}" for name, value in sizes.items() if value is not None and node[name] != value]
             if taken:
-                say(f"{key}: {taken}, as the data are")
+                say(f"{key}: {', '.join(taken)}, as the data are")
             _replace(node, sizes)
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
             network = instantiate(cfg.learner, _convert_="all").network
         return sets.restore_perturbation_set(place, network=network), _made(part)
     checkpoint = _where_to_begin(cfg, part, folder, own, [*(folder / name for name in MODEL_FILES), place])
+    before = None
     if checkpoint is not None and cfg.learner.get("init_from") is not None:
+        with suppress(InputError):  # it may be gone: nobody needs it any more
+            before = seen_by(sets.restore_perturbation_set(cfg.learner.init_from))
         with open_dict(cfg):
             cfg.learner.init_from = None  # the weights are the checkpoint's
     shared.seed()
@@ -98,8 +102,12 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
         if getattr(learner, "latents", "all") == "active" and isinstance(perturbations, CVAESet):
             perturbations = restrict_to_active(perturbations, shared.data, trainer.strategy.root_device)
         select_radius(perturbations, getattr(learner, "radius_rule", None), shared.data, trainer.strategy.root_device)
-        note_seen(perturbations, seen_by(learner.network))  # of the set that the weights began as
-        note_seen(perturbations, Seen.of(shared.data))
+        for seen in (
+            before,
+            seen_by(learner.network),
+            Seen.of(shared.data),
+        ):  # of what the weights began as, and of this
+            note_seen(perturbations, seen)
     if trainer.is_global_zero:
         sets.save_perturbation_set(perturbations, place)
     made = Made(

@@ -276,6 +276,24 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_sweep_s_file_says_what_is_varied(tmp_path):
+    sweep = ["train", "-m", "+sweep=figure_2", "from=flow", "launcher=manual", f"hydra.sweep.dir={tmp_path}/sweep"]
+    refused = command(*sweep, "seed=1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "seed is varied by the sweep's file: leave seed=… out" in refused.stderr
+    assert not (tmp_path / "sweep").exists()
+    assert command(*sweep, cwd=tmp_path).returncode == 0
+    jobs = json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]
+    methods, sizes = ("standard", "randomized_la", "adversarial_la"), (600, 2400, 6000, 50_000)
+    assert [job["overrides"][:4] for job in jobs] == [
+        ["experiment=fashion_mnist/model", f"method={method}", f"data.train_size={size}", f"seed={seed}"]
+        for method in methods
+        for size in sizes
+        for seed in (1, 2, 3)
+    ]
+    assert len({job["fingerprint"] for job in jobs}) == 36
+
+
 def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):
     """Wherever that is: jobs run where the list was made, with the configurations that were given there."""
     (tmp_path / "mine" / "local").mkdir(parents=True)

@@ -21,6 +21,7 @@ from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
 from latentrobust.robustness.attacks import PGD
 from latentrobust.runs import evaluate, train
+from latentrobust.seen import Hashes, hashes_of, seen_by
 from latentrobust.transforms.noise import Unchanged
 
 from ..conftest import compose_in_process
@@ -203,6 +204,21 @@ def test_a_set_and_a_model_measured_on_pairs_that_they_know_are_not_said_to_be_m
     assert f"of the perturbations of examples, {share} of which it was learned from" in report
     assert "unseen" not in report
     assert "nothing was learned from" not in report
+
+
+def test_a_tuned_set_that_was_gone_on_with_knows_what_it_began_as(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    for name, part in (("first", x[:20]), ("second", x[20:])):
+        np.savez(tmp_path / f"{name}.npz", x=part, x_tilde=part // 2)
+    quick = [*QUICK, "data=pairs", "test=false", "report=false", "learner/network=mnist_fc"]
+    train(compose_in_process("train", *quick, f"data.root={tmp_path}/first.npz", f"paths.output_dir={tmp_path}/first"))
+    tuned = [*quick, f"data.root={tmp_path}/second.npz", f"learner.init_from={tmp_path}/first"]
+    train(compose_in_process("train", *tuned, f"paths.output_dir={tmp_path}/second"))
+    last = f"ckpt_path={tmp_path}/second/checkpoints/last.ckpt"
+    again = [*tuned, last, "trainer.max_epochs=2", f"paths.output_dir={tmp_path}/third"]
+    found = train(compose_in_process("train", *again)).perturbations
+    images = Hashes(hashes_of(torch.from_numpy(x)), np.arange(40))
+    assert seen_by(found).known(images) == (32, 40)  # 16 of either: the others are to test on
 
 
 def test_learn_and_the_command_give_the_same_weights(tmp_path):

@@ -90,7 +90,8 @@ def test_a_restricted_set_is_stored_and_restored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "places", [[], [4], [-1], [1, 1], [1.5], 3, None, "1", ["a"], [True, False], torch.tensor([True, False])]
+    "places",
+    [[], [4], [-1], [1, 1], [1.5], 3, None, "1", ["a"], [[0]], [None], [True, False], torch.tensor([True, False])],
 )
 def test_what_cannot_be_restricted_to_is_refused(known, places):
     with pytest.raises(InputError, match="latents"):

@@ -299,3 +299,23 @@ def test_radii_by_name(small_set, tmp_path):
     for name, message in (("coverage=0.95", "no radius covers 95%"), ("p99", "radius must be .*one of full, p25")):
         with pytest.raises(InputError, match=message):
             load_perturbation_set(folder, radius=name)
+
+
+def test_what_was_measured_is_kept_for_the_radius_that_it_was_measured_at(tmp_path):
+    perturbations = PixelBall((1, 4, 4), "l2", 1.0)
+    perturbations.quality = {"radius": 1.0, "coverage/radius": 0.95, "quality/kl": float("nan")}
+    perturbations.warnings = ("few pairs",)
+    place = perturbations.save(tmp_path / "s")
+    loaded = load_perturbation_set(place)
+    assert loaded.quality == {"radius": 1.0, "coverage/radius": 0.95}
+    assert loaded.warnings == ("few pairs",)
+    assert load_perturbation_set(place, radius=0.5).quality == {}
+    run = tmp_path / "run"
+    for folder in ("perturbation_set", "mine"):
+        PixelBall((1, 4, 4), "l2", 2.0).save(run / folder)
+    (run / "metrics.json").write_text('{"radius": 2.0, "coverage/radius": 0.5, "accuracy/clean": 1.0}')
+    (run / "config.yaml").write_text("overrides: []\npaths: {}\n")
+    (run / "DONE").touch()
+    of_run = {"radius": 2.0, "coverage/radius": 0.5}
+    assert load_perturbation_set(run).quality == load_perturbation_set(run / "perturbation_set").quality == of_run
+    assert load_perturbation_set(run / "mine").quality == {}  # of another set

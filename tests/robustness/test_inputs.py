@@ -17,7 +17,7 @@ from latentrobust.networks.flows.glow import glow
 from latentrobust.perturbation_sets import FlowSet, PixelBall
 from latentrobust.preflight import check_model
 from latentrobust.robustness.attacks import PGD
-from latentrobust.robustness.inputs import class_names_of
+from latentrobust.robustness.inputs import as_model, class_names_of
 from latentrobust.transforms import random
 
 SHAPE = (1, 6, 6)
@@ -278,6 +278,16 @@ class Asked(nn.Module):
 A_NETWORK = Asked()
 
 
+class Holds:
+    """An object that asks a network it holds."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def predict(self, x):
+        return self.net(x)
+
+
 def of_a_global_name(x):
     return A_NETWORK(x)
 
@@ -293,8 +303,9 @@ def of_a_global_name(x):
         lambda net: functools.partial(lambda x, asked: asked(x), asked=net),
         lambda net: lambda x, nets=[net]: nets[0](x),
         lambda net: of_a_global_name,
+        lambda net: Holds(net).predict,
     ],
-    ids=["forward", "call", "method", "closure", "partial", "keyword", "list", "global"],
+    ids=["forward", "call", "method", "closure", "partial", "keyword", "list", "global", "object"],
 )
 def test_networks_that_a_function_asks_are_measured_in_evaluation_mode(parts, ask):
     _, s, x, y = parts
@@ -309,6 +320,19 @@ def test_networks_that_a_function_asks_are_measured_in_evaluation_mode(parts, as
     assert A_NETWORK.layers[1].training
     after = A_NETWORK.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+predict = Asked()  # called as a method below is
+HELD = Holds(A_NETWORK)
+
+
+def of_an_attribute(x):
+    return HELD.predict(x)
+
+
+def test_networks_that_a_function_does_not_ask_are_left_alone():
+    assert predict not in list(as_model(of_an_attribute).asked)
+    assert as_model(A_NETWORK.forward) is as_model(A_NETWORK.__call__) is A_NETWORK
 
 
 @pytest.mark.parametrize("count", [3, 9])

@@ -84,17 +84,22 @@ def test_maps_of_classes_are_refused():
         attack_smoothed(SmoothedModel(Linear(), ball(), 0.1), x, torch.zeros(2, 4, 4).long(), [0.1], keys)
 
 
-@pytest.mark.parametrize(("k", "n"), [(64, 1000), (128, 1000), (512, 1000), (64, 100), (999, 1000), (64, 10_000)])
-def test_a_settled_vote_is_settled(k, n):
-    """Where all votes are tied, how far the first of them may lead is known exactly."""
-    error = 0.01
-    lead = settled_lead(k, n, 2, error)
-    looks = np.ceil(np.log2(n / k)) + 1
-    ahead = np.arange(k + 1)[2 * np.arange(k + 1) - k >= lead]
-    wrong = stats.hypergeom.pmf(ahead, n, n // 2, k).sum()
-    assert wrong <= error / looks / 2
-    assert lead > 0
-    assert settled_lead(n, n, 2) == 0
+@pytest.mark.parametrize(("n", "classes"), [(100, 2), (1000, 2), (1000, 10), (10_000, 2)])
+def test_a_settled_vote_is_settled(n, classes):
+    """Where all votes are tied, how far the first of them may lead is known exactly, at each look."""
+    error, looks = 0.01, []
+    k = 64
+    while k < n:
+        looks.append(k)
+        k *= 2
+    wrong = 0.0
+    for k in looks:
+        lead = settled_lead(k, n, classes, len(looks) + 1, error)
+        assert lead > 0
+        ahead = np.arange(k + 1)[2 * np.arange(k + 1) - k >= lead]
+        wrong += (classes - 1) * stats.hypergeom.pmf(ahead, n, n // 2, k).sum()
+    assert wrong <= error
+    assert settled_lead(n, n, classes, 1) == 0
 
 
 class Counting(nn.Module):

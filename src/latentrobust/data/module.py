@@ -129,6 +129,7 @@ class PairModule(pl.LightningDataModule):
         self.has_pairs = True
         self.centred = True
         self.moves_only = False
+        self._hashes: dict[str, Hashes | None] = {}
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, batch_size={self.batch_size})"
@@ -191,6 +192,13 @@ class PairModule(pl.LightningDataModule):
         return torch.arange(self.examples(split))
 
     def hashes(self, split: str) -> Hashes | None:
+        """As in `PairData`; made once."""
+        self.setup()
+        if split not in self._hashes:
+            self._hashes[split] = self._make_hashes(split)
+        return self._hashes[split]
+
+    def _make_hashes(self, split: str) -> Hashes | None:
         """Not known, unless a data module says so."""
         return None
 

@@ -166,7 +166,7 @@ class PerturbationSet(nn.Module, ABC):
         latent_norms: mean, std and percentiles of the validation pairs' latent norms, where known.
         coverage: how much of the validation pairs each radius contains, where known.
         quality: what was measured of it on test pairs, with the names of ``metrics.json``; empty where nothing was.
-            Stored with it; of a run's set, the run's.
+            Stored with it; of a run's set, the run's. Empty where it was loaded with another radius.
         warnings: what speaks against believing these figures; stored too.
 
     Example:

@@ -68,7 +68,10 @@ class CVAESet(PerturbationSet):
         """
         own = range(math.prod(self.ball.shape)) if self.active is None else self.active
         latents = as_tensor(latents).tolist() if isinstance(latents, np.ndarray | Tensor) else latents
-        if not isinstance(latents, Sequence) or any(isinstance(place, bool | str) for place in latents):
+        numbers = (int, float, np.integer)
+        if not isinstance(latents, Sequence) or not all(
+            isinstance(place, numbers) and not isinstance(place, bool) for place in latents
+        ):
             raise InputError(f"latents are places, such as [0, 2]; got {latents!r}")
         if not all(0 <= place < len(own) and place == int(place) for place in latents):
             raise InputError(f"the set has {len(own)} latents, counted from 0; got {list(latents)}")

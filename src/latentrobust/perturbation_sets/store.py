@@ -222,9 +222,12 @@ def load_perturbation_set(
     path = at_hand(path, SET_FOLDER)
     warn_unfinished(path)
     perturbations = restore_perturbation_set(path, radius=radius, network=network, of=of)
-    perturbations.quality = perturbations.quality or measured_of_set(path)
-    if (reason := judged(perturbations.quality)) is not None:
+    measured, is_own = (perturbations.quality, True) if perturbations.quality else measured_of_set(path)
+    if (reason := judged(measured)) is not None:
         warn(f"about the set: {reason}")
+    at = measured.get("radius", perturbations.ball.radius)
+    same = is_own and math.isclose(at, perturbations.ball.radius, rel_tol=1e-6)
+    perturbations.quality = measured if same and len(measured) > 1 else {}
     return perturbations
 
 

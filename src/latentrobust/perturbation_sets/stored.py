@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from latentrobust.errors import InputError, one_line, warn
-from latentrobust.files import PARTIAL, about, read_json, read_metrics, regular, replacing, sync_folder
+from latentrobust.files import PARTIAL, SET_FOLDER, about, read_json, read_metrics, regular, replacing, sync_folder
 from latentrobust.lock import how_it_ended
 from latentrobust.seen import Seen, note_seen, seen_by
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OF_SET = ("quality/", "latent_norm/", "coverage/", "exact/", "seen/set", "bits_per_dim", "round_trip_error")
+OF_SET = ("radius", "quality/", "latent_norm/", "coverage/", "exact/", "seen/set", "bits_per_dim", "round_trip_error")
 
 
 def write_folder(folder: str | Path, configuration: dict[str, Any], module: torch.nn.Module, what: str) -> Path:
@@ -114,13 +114,17 @@ def warn_unfinished(path: Path) -> None:
         warn(f"{path} belongs to a run that did not finish ({state}): what it stores is not its final state")
 
 
-def measured_of_set(path: Path) -> dict[str, float]:
-    """What the run that learned the set at ``path``, or what came with it, has measured of it; empty where nothing."""
+def measured_of_set(path: Path) -> tuple[dict[str, float], bool]:
+    """What the run that learned the set at ``path``, or what came with it, has measured of it; empty where nothing.
+
+    And whether that is of just this set: a run's folder may hold others, such as those of its checkpoints.
+    """
     for folder in (path, run_around(path)):
         with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged: said where it is asked for
             metrics, _ = read_metrics(folder or path)
-            return {name: float(value) for name, value in metrics.items() if name.startswith(OF_SET)}
-    return {}
+            found = {name: float(value) for name, value in metrics.items() if name.startswith(OF_SET)}
+            return found, folder == path or (path.parent == folder and path.name == SET_FOLDER)
+    return {}, False
 
 
 def run_around(path: Path) -> Path | None:

@@ -119,6 +119,8 @@ def _least(perturbations: FlowSet) -> str:
     if not noise:
         return ""
     bits = math.log2(255 * noise * math.sqrt(2 * math.pi * math.e))
+    if bits <= 0:
+        return ""
     return f", and under normal noise of {noise:g} a grey value costs {bits:.1f} whoever knows each image"
 
 

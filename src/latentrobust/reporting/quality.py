@@ -119,7 +119,7 @@ def _verdict(metrics: Mapping[str, float]) -> str:
     """Does the set contain what was observed, and is it of any use?"""
     reached, unchanged = metrics["quality/pgd_ae"], metrics["quality/no_change"]
     share = 100 * (1 - reached / unchanged) if unchanged > 0 else 0.0
-    explained = f"explains {share:.1f} % of the change" if share > 0 else "is farther off than the change"
+    explained = f"explains {share:.1f} % of the change" if share >= 0 else "is farther off than the change"
     said = judged(metrics)
     inside = metrics["latent_norm/max"] <= metrics["radius"]
     reach = "every test pair lies within it" if inside else "some test pairs lie outside it and are projected"
@@ -141,7 +141,7 @@ def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
     coarse = " So near is the image itself, as a rule: the set is too coarse for this share to say anything."
     known = "examples that nothing was learned from"
     if "seen/set" in metrics:
-        known = f"examples, {metrics['seen/set']:.0%} of which it was learned from"
+        known = f"examples, {metrics['seen/set']:.0%} of which it was learned from or selected on"
     return (
         f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of"
         f" {known}, to within {each}: measured on {measured}, with a 95 % interval. Its centre alone,"

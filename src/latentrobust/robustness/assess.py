@@ -156,7 +156,7 @@ def _measured(
     if assessment is None:
         raise InputError("there is no data to assess")
     results = assessment.compute()
-    asked = _hashes(data, hashes) if known else None
+    asked = partial(_hashes, data, hashes)
     shares = {name: share_seen(part, asked, f"the {name}") for name, part in known.items()}
     return replace(
         results,

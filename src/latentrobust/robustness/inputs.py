@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import CellType, FunctionType
@@ -42,7 +43,7 @@ def as_model(model: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     owner = getattr(model, "__self__", None)
-    if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__"):
+    if isinstance(owner, nn.Module) and model in (owner.forward, owner.__call__):
         return owner
     if callable(model) and not isinstance(model, type):
         return _Function(model)
@@ -55,12 +56,16 @@ def _networks_in(function: Any, depth: int = 3) -> list[nn.Module]:
         return [function]
     if depth == 0 or isinstance(function, type):
         return []
-    held = [getattr(function, "__self__", None)]
+    owner = getattr(function, "__self__", None)
+    held = [owner, getattr(function, "__func__", None), *(vars(owner).values() if hasattr(owner, "__dict__") else ())]
     if isinstance(function, partial):
         held += [function.func, *function.args, *function.keywords.values()]
+    if isinstance(owner, nn.Module):
+        return [owner]
     if isinstance(function, FunctionType):
         cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
-        named = [function.__globals__.get(name) for name in function.__code__.co_names]
+        names = {line.argval for line in dis.get_instructions(function) if line.opname == "LOAD_GLOBAL"}
+        named = [function.__globals__.get(name) for name in sorted(names)]
         held += [*cells, *named, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     elif not isinstance(function, partial) and callable(function):
         held += [*getattr(function, "__dict__", {}).values()]

@@ -296,6 +296,7 @@ class SmoothedModel:
         """
         right = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         counts: Tensor | None = None
+        looks = math.ceil(math.log2(max(n / FIRST_VOTES, 1))) + 1
         active, before, total = torch.arange(len(y), device=y.device), 0, min(FIRST_VOTES, n)
         while len(active):
             new = self._count(s, keys[active], before, total, around[active])
@@ -303,7 +304,7 @@ class SmoothedModel:
             own = counts.gather(1, y[active][:, None])[:, 0]
             lead = own - counts.scatter(1, y[active][:, None], -1).amax(1)
             right[active] = lead > 0
-            going = (lead.abs() < settled_lead(total, n, counts.shape[1])).nonzero()[:, 0]
+            going = (lead.abs() < settled_lead(total, n, counts.shape[1], looks)).nonzero()[:, 0]
             if total == n:
                 break
             if len(going) < len(active):

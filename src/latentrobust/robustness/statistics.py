@@ -49,16 +49,15 @@ def _each_count(k: ArrayLike, n: ArrayLike, bound, at_zero: float) -> Floats:  #
     return values[inverse.ravel()].reshape(k.shape)
 
 
-def settled_lead(k: int, n: int, classes: int, error: float = 1e-6) -> float:
+def settled_lead(k: int, n: int, classes: int, looks: int, error: float = 1e-6) -> float:
     """By how many of ``k`` votes a class has to lead, or to be behind, for the other ``n − k`` to leave it so.
 
     Hoeffding's inequality for draws without replacement (Serfling 1974, corollary 1.1): if the lead over another class
-    is not positive in all ``n`` votes, it exceeds this in the first ``k`` with a probability below ``error`` for all
-    classes and as many looks as there are with twice the votes each time.
+    is not positive in all ``n`` votes, it exceeds this in the first ``k`` with a probability below ``error``, which is
+    shared by all classes and ``looks``.
     """
     if k >= n:
         return 0.0
-    looks = math.ceil(math.log2(n / k)) + 1
     return math.sqrt(2 * k * (1 - (k - 1) / n) * math.log(classes * looks / error))
 
 

@@ -238,8 +238,9 @@ def _measured_on(found: Stored, metrics: Mapping[str, float]) -> str:
     """What the figures are of."""
     is_set = found.kind != "model"
     share = metrics.get("seen/set" if is_set else f"{found.prefix}seen/model", 0.0)
-    was = f"of which {share:.0%} were also learned from" if share else "which nothing was learned from"
-    images = "images" if share or not is_set else "pairs"
+    was = f"of which {share:.0%} were also learned from or selected on" if share else "which nothing was learned from"
+    has_pairs = is_set and any(name.startswith("quality/") for name in metrics)
+    images = "pairs" if has_pairs and not share else "images"
     return f"On test {images}, {was}; in brackets, where there are some, 95 % intervals."
 
 

@@ -85,7 +85,15 @@ def jobs_of(config: DictConfig) -> list[Job]:
     """
     loader = GlobalHydra.instance().config_loader()
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(given))  # type: ignore[arg-type]
+    params = _plain(config.hydra.sweeper.get("params"))  # of a sweep's file
+    varied = [f"{key}={value}" for key, value in params.items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*varied, *given])  # type: ignore[misc]
+    keys = [override.get_key_element() for override in parsed]
+    if twice := set(keys[: len(varied)]) & set(keys[len(varied) :]):  # Hydra would run each of its jobs again
+        key = sorted(twice)[0]
+        raise InputError(
+            f"{key} is varied by the sweep's file: leave {key}=… out, or say all that varies without +sweep"
+        )
     jobs, composed = [], []
     for number, lines in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
         overrides = [follow_latest(line) for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class DensityTest(pl.LightningModule):
         """Check that data and set fit."""
         data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         check_same_images(data, self.perturbations)
-        self._seen = share_seen(self.perturbations, data.hashes("test"), "the set")
+        self._seen = share_seen(self.perturbations, partial(data.hashes, "test"), "the set")
 
     def results(self) -> dict[str, Any]:
         """What was found: containers, numbers and arrays."""

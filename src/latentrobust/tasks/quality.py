@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class QualityTest(pl.LightningModule):
         self._prepare(data)
         if self.coverage_settings is not None:
             self._prepare_coverage(data, self.coverage_settings)
-        self._seen = share_seen(self.perturbations, data.hashes("test"), "the set")
+        self._seen = share_seen(self.perturbations, partial(data.hashes, "test"), "the set")
 
     def _prepare(self, data: PairData) -> None:
         if not data.has_pairs:

@@ -129,7 +129,7 @@ class ModelTest(pl.LightningModule):
             grid.setup(data)
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
-        self._seen = share_seen(self.model, data.hashes("test"), "the model")
+        self._seen = share_seen(self.model, partial(data.hashes, "test"), "the model")
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")

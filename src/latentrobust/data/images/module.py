@@ -139,9 +139,8 @@ class ImagePairs(PairModule):
         self.setup()
         return len(self.splits[split].images)
 
-    def hashes(self, split: str) -> Hashes:
+    def _make_hashes(self, split: str) -> Hashes:
         """Of the images on their canvas."""
-        self.setup()
         images = self.splits[split].images
         parts = (part if self.canvas is None else pad_to(part, self.canvas) for part in images.split(1024))
         return Hashes(np.concatenate([hashes_of(part) for part in parts]), np.arange(len(images)))

@@ -188,9 +188,8 @@ class LightPairs(PairModule):
         scenes = len(self.rows[split])
         return scenes if split == "train" else scenes * len(self._shown)
 
-    def hashes(self, split: str) -> Hashes:
+    def _make_hashes(self, split: str) -> Hashes:
         """Of each scene under the first light."""
-        self.setup()
         images, rows = self.stored[split].images, self.rows[split]
         found = [hashes_of(images[part.to(images.device), 0]) for part in rows.split(64)]
         return Hashes(np.concatenate(found), np.arange(len(rows)))

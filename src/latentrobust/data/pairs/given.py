@@ -197,7 +197,7 @@ class GivenPairs(PairModule):
         self.setup()
         return self._group_of[split]
 
-    def hashes(self, split: str) -> Hashes | None:
+    def _make_hashes(self, split: str) -> Hashes | None:
         """Of the clean images, and where pairs are not centred of all; None for more than 8 GB, which take too long."""
         table = self.given
         if table.images.numel() > LARGEST:
