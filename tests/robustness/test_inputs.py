@@ -332,6 +332,8 @@ def of_an_attribute(x):
 
 def test_networks_that_a_function_does_not_ask_are_left_alone():
     assert predict not in list(as_model(of_an_attribute).asked)
+    assert not list(as_model(len).asked)
+    assert not list(as_model(torch.softmax).asked)
     assert as_model(A_NETWORK.forward) is as_model(A_NETWORK.__call__) is A_NETWORK
 
 

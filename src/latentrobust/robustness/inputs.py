@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import CellType, FunctionType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,13 @@ def _networks_in(function: Any, depth: int = 3) -> list[nn.Module]:
     if depth == 0 or isinstance(function, type):
         return []
     owner = getattr(function, "__self__", None)
+    if isinstance(owner, ModuleType | type):  # of functions that are not written in Python, and of class methods
+        owner = None
     held = [owner, getattr(function, "__func__", None), *(vars(owner).values() if hasattr(owner, "__dict__") else ())]
-    if isinstance(function, partial):
-        held += [function.func, *function.args, *function.keywords.values()]
     if isinstance(owner, nn.Module):
         return [owner]
+    if isinstance(function, partial):
+        held += [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, FunctionType):
         cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
         names = {line.argval for line in dis.get_instructions(function) if line.opname == "LOAD_GLOBAL"}
