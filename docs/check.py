@@ -108,15 +108,6 @@ def swept(arguments):
     return [f"{key}={str(text).split(',')[0]}" for file in files for key, text in file.hydra.sweeper.params.items()]
 
 
-def in_full(argument):
-    """What a sweep's file says of methods and of its folder, for it takes no other values of what it varies."""
-    if not argument.startswith("+sweep="):
-        return [argument]
-    name = argument.partition("=")[2]
-    method = OmegaConf.load(CONF / "sweep" / f"{name}.yaml").hydra.sweeper.params.method
-    return [f"method={method}", f"hydra.sweep.dir=outputs/sweeps/{name}/latest"]
-
-
 def prepare(folder):
     """What the pages take for granted: images in groups, faces, scenes, a model, and a plan of a search."""
     chance = np.random.default_rng(0)
@@ -187,8 +178,7 @@ def run(line, folder):
     try:
         if entry in ("train", "evaluate"):
             os.chdir(folder)
-            short = shortened(entry, arguments)
-            arguments = [word for argument in arguments for word in in_full(argument)] + short
+            arguments += shortened(entry, arguments)
         elif entry == "search":
             arguments += ["--trials", "1"]
         elif entry == "benchmark":

@@ -10,6 +10,7 @@ from typing import Any
 from latentrobust.configuration import CONF
 from latentrobust.errors import InputError
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER, quoted
+from latentrobust.overrides import RUNS, without_latest
 from latentrobust.run_folder import effects, flat, of_a_run, own_places, say
 
 RUN = "run="
@@ -37,7 +38,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     named = [argument for argument in arguments if argument.startswith(RUN)]
     if not named:
         return list(arguments)
-    folder = Path(_unquoted(named[-1].removeprefix(RUN))).absolute()
+    # Not by ``latest``, which may be another run tomorrow: what was measured is said where it is stored.
+    folder = Path(without_latest(_unquoted(named[-1].removeprefix(RUN)))).absolute()
     flags, own = _parted([argument for argument in arguments if not argument.startswith(RUN)])
     home, configuration = _earlier(folder)
     set_here, model_here = home / SET_FOLDER, folder / MODEL_FOLDER
@@ -51,16 +53,29 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     if set_here.is_dir() or "perturbation_set" in given:
         made += ["perturbation_set", "from"]
     kept = [
-        override
+        _as_it_was(override, configuration)
         for override in configuration["overrides"]
         if not _within(_key(override), (*_NOT_AGAIN, *made)) and not _is_replaced(_key(override), given)
     ]
     if set_here.is_dir() and "perturbation_set" not in given:
         kept += ["perturbation_set=trained", f"perturbation_set.path={quoted(str(home))}"]
+    if not set_here.is_dir() and configuration.get("perturbation_set") is None and "perturbation_set" not in given:
+        kept.append("perturbation_set=null")
     if model_here.is_dir():
         kept += ["model=trained", f"model.path={quoted(str(folder))}"]
     kept += [] if "name" in given else [f"name={quoted(configuration['name'] + '/evaluate')}"]
     return [*flags, *kept, *own, f"{RUN}{quoted(str(folder))}"]
+
+
+def _as_it_was(override: str, configuration: Mapping[str, Any]) -> str:
+    """An override that names an earlier run with the one that it stood for, where that was the latest then."""
+    key = override.lstrip("+~").partition("=")[0]
+    if key not in RUNS:
+        return override
+    value: Any = configuration
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return f"{key}={quoted(str(value))}" if value is not None else override
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

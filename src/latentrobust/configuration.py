@@ -8,13 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.errors import InputError
 
 _HERE = Path(__file__).resolve().parent
 CONF = next((folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir()), _HERE / "conf")
 """The one configuration tree: packaged in a wheel, the checkout's in an editable install."""
+
+
+TRAINING_ONLY = ("learner", "task", "training_perturbation", "objective", "models")
 
 
 def _started(pattern: str) -> str:
@@ -68,6 +71,15 @@ def _check_added(cfg: DictConfig) -> None:
             continue
         if re.search(rf"\$\{{{added[1]}[.}}]", text) is None:
             raise InputError(f"there is no option {added[1]}: {line} would change nothing")
+
+
+def as_measured(cfg: DictConfig) -> None:
+    """Leave out what came along with ``experiment=`` and does nothing where nothing is learned, in place."""
+    with open_dict(cfg):
+        for key in TRAINING_ONLY:
+            cfg.pop(key, None)
+        cfg.callbacks = {name: value for name, value in (cfg.get("callbacks") or {}).items() if name == "progress"}
+        cfg.evaluation.certified_models = None  # there is one model, without a name
 
 
 def _with_twins() -> list[str]:

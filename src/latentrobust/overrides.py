@@ -121,16 +121,17 @@ def name_latest(cfg: DictConfig) -> None:
         if not isinstance(node, DictConfig) or last not in node or OmegaConf.is_interpolation(node, last):
             continue
         if not OmegaConf.is_missing(node, last) and isinstance(node[last], str):
-            node[last] = _without_latest(node[last])
+            node[last] = without_latest(node[last])
 
 
 def follow_latest(override: str) -> str:
     """The same of an override: the jobs of a sweep are about one run, also when others have been finished since."""
     key, is_set, path = override.partition("=")
-    return f"{key}={_without_latest(path)}" if is_set and key.lstrip("+") in RUNS else override
+    return f"{key}={without_latest(path)}" if is_set and key.lstrip("+") in RUNS else override
 
 
-def _without_latest(path: str) -> str:
+def without_latest(path: str) -> str:
+    """A path with the run in place of ``latest``."""
     parts = Path(path).parts
     if LATEST not in parts:
         return path

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.again import warn_of_changes
-from latentrobust.configuration import check_from, resolved
+from latentrobust.configuration import as_measured, check_from, resolved
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER, read_metrics
@@ -34,8 +34,6 @@ from latentrobust.sizes import take_sizes
 from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants
 from latentrobust.tasks import store as models_store
 from latentrobust.values import check_values
-
-TRAINING_ONLY = ("learner", "task", "training_perturbation", "objective", "models")
 
 
 @dataclass
@@ -142,11 +140,7 @@ def evaluate(cfg: DictConfig) -> Run:
         InputError: for values, files or folders that cannot be used.
     """
     cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        for key in TRAINING_ONLY:
-            cfg.pop(key, None)  # came along with experiment=; nothing here learns
-        cfg.callbacks = {name: value for name, value in (cfg.callbacks or {}).items() if name == "progress"}
-        cfg.evaluation.certified_models = None  # there is one model, without a name
+    as_measured(cfg)
     if str((cfg.get("model") or {}).get("_target_")).endswith("networks.classifiers.build"):
         raise InputError("model names an untrained network: give run=…, or model=trained model.path=…")
     check_from(cfg)

@@ -169,3 +169,50 @@ def test_a_sweep_over_the_latest_run_is_not_done_again(made):
     again = command("train", *sweep, cwd=made)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in made.glob("sweep/*/metrics.json")} == before
+
+
+def test_a_model_that_was_trained_without_a_set_is_measured_again(tmp_path):
+    without = [
+        "experiment=mnist/lenet", "method=standard", "data=digits", "data/perturbation=none", "data.canvas=28",
+        "data.validation=200", "data.test_size=20", "trainer.accelerator=cpu", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2", *PLAIN,
+    ]  # fmt: skip
+    done = command("train", *without, "paths.output_dir=model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = command("evaluate", "run=model", *PLAIN, "paths.output_dir=again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again, first = metrics(tmp_path / "again"), metrics(tmp_path / "model")
+    assert again == {key: first[key] for key in again}
+    assert "accuracy/clean" in again
+
+
+def test_the_set_that_was_the_latest_is_the_one_that_a_model_is_measured_over(tmp_path):
+    """Another run of that name may have finished since."""
+    for name, latest in (("a", "x/a"), ("b", "x/b")):
+        run = tmp_path / "x" / name
+        run.mkdir(parents=True)
+        place = tmp_path / "x" / "latest"
+        place.unlink(missing_ok=True)
+        place.symlink_to(name)
+        if name == "a":
+            model = tmp_path / "model"
+            (model / "model").mkdir(parents=True)
+            given = ["experiment=mnist/model", "from=x/latest", "model=lenet5"]
+            stored = {"name": "m", "overrides": given, "from": latest, "paths": {}, "job_type": "train"}
+            (model / "config.yaml").write_text(json.dumps(stored))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "latest").symlink_to(model)
+    found = expanded([f"run={tmp_path}/models/latest"])
+    assert "from='x/a'" in found or "from=x/a" in found
+    assert not any("latest" in argument for argument in found)
+
+
+def test_a_sweep_of_measurements_is_done(made):
+    done = command(
+        "evaluate", "-m", "run=model", "evaluation.robust.examples=2,3", "evaluation.certify=null", *PLAIN,
+        "paths.output_dir=measured", cwd=made,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    status = command("sweep", "status", "measured", cwd=made)
+    assert status.returncode == 0, status.stderr
+    assert "2 jobs: 2 done" in status.stdout

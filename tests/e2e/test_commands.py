@@ -277,12 +277,8 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path):
 
 
 def test_a_sweep_s_file_says_what_is_varied(tmp_path):
-    sweep = ["train", "-m", "+sweep=figure_2", "from=flow", "launcher=manual", f"hydra.sweep.dir={tmp_path}/sweep"]
-    refused = command(*sweep, "seed=1", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "seed is varied by the sweep's file: leave seed=… out" in refused.stderr
-    assert not (tmp_path / "sweep").exists()
-    assert command(*sweep, cwd=tmp_path).returncode == 0
+    sweep = ["train", "-m", "+sweep=figure_2", "from=flow", "launcher=manual"]
+    assert command(*sweep, f"paths.output_dir={tmp_path}/sweep", cwd=tmp_path).returncode == 0
     jobs = json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]
     methods, sizes = ("standard", "randomized_la", "adversarial_la"), (600, 2400, 6000, 50_000)
     assert [job["overrides"][:4] for job in jobs] == [
@@ -292,6 +288,24 @@ def test_a_sweep_s_file_says_what_is_varied(tmp_path):
         for seed in (1, 2, 3)
     ]
     assert len({job["fingerprint"] for job in jobs}) == 36
+    # The command line wins over the file.
+    assert command(*sweep, "seed=7", "data.train_size=600,2400", cwd=tmp_path).returncode == 0
+    (listed,) = (tmp_path / "outputs" / "sweeps" / "figure_2").glob("*/jobs.json")
+    jobs = json.loads(listed.read_text())["jobs"]
+    assert [{"seed=7", f"data.train_size={size}"} <= set(job["overrides"]) for job in jobs for size in (600, 2400)] == [
+        True, False, False, True,
+    ] * 3  # fmt: skip
+
+
+def test_a_sweep_over_what_names_its_folder_is_one_folder(tmp_path):
+    """Whose name is that of the experiment as the command begins, whatever its jobs make of it."""
+    done = command("train", "-m", *TINY, "test=false", "name=a,b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (listed,) = tmp_path.rglob("jobs.json")
+    assert [path.parent for path in tmp_path.rglob("sweep.csv")] == [listed.parent]
+    assert {path.parent.name for path in listed.parent.rglob("DONE")} == {"0", "1"}
+    status = command("sweep", "status", str(listed.parent), cwd=tmp_path)
+    assert "2 jobs: 2 done" in status.stdout, status.stdout + status.stderr
 
 
 def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):

@@ -14,10 +14,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
-from latentrobust.configuration import check_from, resolved
+from latentrobust.configuration import as_measured, check_from, resolved
 from latentrobust.errors import InputError
+from latentrobust.files import quoted
 from latentrobust.overrides import explained, follow_latest, leave_out, left_out_groups
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
@@ -53,7 +54,11 @@ class FixedJobs(Callback):
                 raise InputError("launcher=basic runs one job after the other: choose launcher=joblib for workers")
             own = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
             config_dir = str(Path(own[0]).absolute()) if own else None
+            given = _given_wins(config)
             sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")), config_dir)
+            if "hydra.sweep.dir" not in given:  # or a job whose values are in the folder's name would have its own
+                with flag_override(config, ["readonly", "struct"], [False, False]):
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(place))}")
             if not launcher.get("engine"):
                 return
             options = launcher.get("options") or {}
@@ -85,21 +90,16 @@ def jobs_of(config: DictConfig) -> list[Job]:
     """
     loader = GlobalHydra.instance().config_loader()
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    params = _plain(config.hydra.sweeper.get("params"))  # of a sweep's file
-    varied = [f"{key}={value}" for key, value in params.items()]
+    varied = [f"{key}={value}" for key, value in _plain(config.hydra.sweeper.get("params")).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*varied, *given])  # type: ignore[misc]
-    keys = [override.get_key_element() for override in parsed]
-    if twice := set(keys[: len(varied)]) & set(keys[len(varied) :]):  # Hydra would run each of its jobs again
-        key = sorted(twice)[0]
-        raise InputError(
-            f"{key} is varied by the sweep's file: leave {key}=… out, or say all that varies without +sweep"
-        )
     jobs, composed = [], []
     for number, lines in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
         overrides = [follow_latest(line) for line in lines]
         cfg = loader.load_sweep_config(config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
+        if config.hydra.job.config_name == "evaluate":
+            as_measured(cfg)  # as the job will store it
         leave_out(cfg, left_out_groups())
         composed.append(cfg)
         check_values(cfg)
@@ -109,6 +109,23 @@ def jobs_of(config: DictConfig) -> list[Job]:
         jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
     check_from(*composed)
     return jobs
+
+
+def _given_wins(config: DictConfig) -> set[str]:
+    """Leave out what a sweep's file varies and the command line gives, in place: Hydra would run all of both.
+
+    Returns:
+        The keys that the command line gives.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    lines = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    given = {
+        override.get_key_element() for override in OverridesParser.create(config_loader=loader).parse_overrides(lines)
+    }
+    params = {key: value for key, value in _plain(config.hydra.sweeper.get("params")).items() if key not in given}
+    with flag_override(config, ["readonly", "struct"], [False, False]):
+        config.hydra.sweeper.params = params
+    return given
 
 
 def _plain(options: Any) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from latentrobust.configuration import CONF, resolved
+from latentrobust.configuration import CONF, as_measured, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
@@ -129,6 +129,8 @@ class Search:
                 without = null_groups(overrides)
                 given = [quoted_coverage(line) for line in overrides if line not in without.values()]
                 cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
+            if self.plan.app == "evaluate":
+                as_measured(cfg)
             leave_out(cfg, without)
             check_values(cfg)
             if self.plan.prune is not None and (cfg.get("logger") or {}).get("csv") is None:
