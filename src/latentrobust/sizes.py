@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from latentrobust.errors import InputError
 from latentrobust.networks.automatic import ANY_SIZE, Choice, choose_classifier, choose_cvae, choose_flow
 from latentrobust.run_folder import say
 
+LOG = logging.getLogger(__name__)
 AUTO = "auto"
 NETWORKS = "latentrobust.networks."
 LABELS = "give labels (data.label=parent, or a manifest)"
@@ -42,7 +44,7 @@ def take_sizes(cfg: DictConfig, data: PairModule) -> None:
             # What config.yaml says is of the data that the option was written for.
             taken = [f"{name}={value}" for name, value in sizes.items() if value is not None and node[name] != value]
             if taken:
-                say(f"{key}: {', '.join(taken)}, as the data are")
+                LOG.info("%s: %s, as the data are", key, ", ".join(taken))
             _replace(node, sizes)
 
 

@@ -102,11 +102,8 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
         if getattr(learner, "latents", "all") == "active" and isinstance(perturbations, CVAESet):
             perturbations = restrict_to_active(perturbations, shared.data, trainer.strategy.root_device)
         select_radius(perturbations, getattr(learner, "radius_rule", None), shared.data, trainer.strategy.root_device)
-        for seen in (
-            before,
-            seen_by(learner.network),
-            Seen.of(shared.data),
-        ):  # of what the weights began as, and of this
+        # Of what the weights began as, and of this.
+        for seen in (before, seen_by(learner.network), Seen.of(shared.data)):
             note_seen(perturbations, seen)
     if trainer.is_global_zero:
         sets.save_perturbation_set(perturbations, place)
