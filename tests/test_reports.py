@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
+from scipy.stats import norm
 from torch import nn
 
 from latentrobust import RobustSettings, assess
@@ -26,10 +27,10 @@ from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.likelihood import squared_error
 from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, figures, tables
-from latentrobust.reporting.density import curve, interpolations
+from latentrobust.reporting.density import _least, curve, interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles, _verdicts
-from latentrobust.reporting.quality import _coverage, _verdict
+from latentrobust.reporting.quality import _coverage, _verdict, usage
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
 from latentrobust.reporting.training import read_curves
@@ -370,6 +371,9 @@ def test_a_flow_is_pictured_between_the_images_there_are(classes, y, rows):
     network = flows.build("fully_connected", image_shape=[1, 4, 4], classes=classes, blocks=2, hidden=8).eval()
     batch = Batch.of(torch.rand(4, 1, 4, 4), None if y is None else torch.tensor(y))
     found = interpolations(FlowSet(network, "l2", 1.0), batch)
+    if found is not None and classes:
+        called = interpolations(FlowSet(network, "l2", 1.0), batch, ("Äpfel", "Birnen"))
+        assert {"Äpfel", "Birnen"} <= {text.get_text() for text in called.findobj(Text)}
     named = None if found is None else [text.get_text() for text in found.findobj(Text)]
     assert named is None if rows is None else set(rows) <= set(named)
     assert interpolations(FlowSet(network, "l2", 1.0), batch.at(torch.tensor([0]))) is None
@@ -427,3 +431,30 @@ def test_what_decoding_costs_is_of_the_images_that_were_attacked():
     )
     test.tables["robust"]["index"] = np.arange(100)
     assert "that were attacked" not in _verdicts({"": test}, {"accuracy/clean": 0.9})[0]
+
+
+@pytest.mark.parametrize(
+    ("reached", "said"), [(0.04, "explains 20.0 % of"), (0.05, "explains 0.0 % of"), (0.2, "is farther off than")]
+)
+def test_a_set_that_is_farther_off_than_the_image_itself_explains_nothing(reached, said):
+    metrics = {"quality/pgd_ae": reached, "quality/no_change": 0.05, "latent_norm/max": 1.0, "radius": 2.0}
+    assert f"The nearest point of the set {said} the change between" in _verdict(metrics)
+    assert "-" not in _verdict(metrics)
+
+
+def test_what_bits_a_value_cost_at_least_is_the_entropy_of_the_noise():
+    network = flows.build("fully_connected", image_shape=[1, 4, 4], classes=0, blocks=2, hidden=8)
+    bits = float(norm(scale=0.1 * 255).entropy()) / math.log(2)  # of 256 levels
+    assert f"a grey value costs {bits:.1f} whoever" in _least(FlowSet(network, "l2", 1.0))
+    for noise in (0.0, 5e-4):  # none, and less than a level
+        network.noise = noise
+        assert _least(FlowSet(network, "l2", 1.0)) == ""
+
+
+def test_what_is_said_of_a_set_s_use_runs(tmp_path):
+    network = flows.build("fully_connected", image_shape=[1, 4, 4], classes=3, blocks=2, hidden=8).eval()
+    for name, perturbations in (("labels", FlowSet(network, "l2", 1.0)), ("none", PixelBall((1, 4, 4), "l2", 1.0))):
+        place = perturbations.save(tmp_path / name)
+        told = {"x": torch.rand(2, 1, 4, 4), "y": torch.tensor([0, 2])}
+        exec(usage(str(place), perturbations.needs_label), told)
+        assert told["images"].shape == (5, 2, 1, 4, 4)

@@ -303,7 +303,7 @@ def test_a_card_of_a_flow_says_what_its_numbers_and_its_use_are(run, tmp_path):
     for part in (
         "with an offset of ℓ∞ norm at most 0.3.",
         "| bits_per_dim | 5.25 | Bits per",
-        "perturbations.at(x, y) ",
+        "perturbations.at(x, y)   # x",
     ):
         assert part in card
 

@@ -17,7 +17,6 @@ from latentrobust.run_folder import say
 LOG = logging.getLogger(__name__)
 AUTO = "auto"
 NETWORKS = "latentrobust.networks."
-LABELS = "give labels (data.label=parent, or a manifest)"
 
 
 def take_sizes(cfg: DictConfig, data: PairModule) -> None:
@@ -82,7 +81,7 @@ def _of_data(cfg: DictConfig, key: str, node: DictConfig, data: PairModule) -> d
     }  # fmt: skip
     if "classes" in node:
         if not data.has_labels and str(node["_target_"]).startswith(f"{NETWORKS}vae_gan."):
-            raise InputError(f"data {data.name} has no labels, and a VAE-GAN has networks of each class: {LABELS}")
+            raise InputError(f"data {data.name} has no labels, and a VAE-GAN has networks of each class: give labels")
         sizes["classes"] = data.classes if data.has_labels or not key.startswith("learner") else 0
     if OmegaConf.is_list(node.get("channels")):  # of feature maps
         sizes.pop("channels")

@@ -11,6 +11,7 @@ from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import FlowSet
 from latentrobust.report import main as report_main
 from latentrobust.report import report
+from latentrobust.seen import Seen, note_seen
 
 from .conftest import accuracy_by_hand
 from .test_commands import command
@@ -108,6 +109,18 @@ def test_a_radius_can_be_selected_on_pairs(run):
     assert found.metrics["quality/encoder_ae"] < 1e-3  # a flow reaches every pair that its ball holds
     with pytest.raises(InputError, match="has no pairs to select a radius from"):
         run("none", *GLOW, "learner.radius=null")
+
+
+def test_a_flow_measured_on_images_that_it_knows_is_told_so(flow, run):
+    """Its likelihood is better there; 1,300 of the 1,797 digits are learned from, the last are to test on."""
+    known = run("known", *DIGITS, "evaluation=flow", f"from={flow.folder}", entry="evaluate")
+    assert "seen/set" not in known.metrics
+    data = flow.modules[0].trainer.datamodule
+    note_seen(found := load_perturbation_set(flow.folder), Seen.smallest(data.hashes("test").hashes[:20]))
+    place = found.save(flow.folder / "knows")
+    known = run("knows", *DIGITS, "evaluation=flow", f"from={place}", entry="evaluate")
+    assert known.metrics["seen/set"] == 0.5
+    assert any("the set was learned from, or selected on, 50% of the images" in said for said in known.warnings)
 
 
 def test_classifiers_over_a_flow(flow, run):

@@ -46,6 +46,11 @@ def test_a_bad_step_changes_nothing_and_is_counted():
 def test_gives_up_with_advice_after_a_few_in_a_row():
     with pytest.raises(FloatingPointError, match=r"3 steps in a row.*gradient_clip_val"):
         fit({2, 3, 4})
+    learner = Fragile(set())
+    learner.automatic_optimization = False  # where Lightning does not clip
+    learner.net[1].weight.grad = torch.full((1, 2), torch.nan)
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate$"):
+        NonFiniteGuard(1).on_before_optimizer_step(pl.Trainer(logger=False), learner, learner.configure_optimizers())
     _, guard = fit({1, 3, 5, 7})  # never two in a row
     assert guard.skipped == 4
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -124,7 +124,7 @@ class VAEGANLearner(pl.LightningModule):
         ).mean()
         self.manual_backward(self.gamma * of_judges)
         # One step for Lightning, which counts each optimiser's: trainer.max_steps and what is logged are about batches.
-        judging._on_before_step = judging._on_after_step = _uncounted
+        judging._on_before_step = judging._on_after_step = do_nothing_closure
         judging.step()
         values: dict[str, Tensor] = {
             "train/loss": loss, "train/kl": kl.mean(), "train/absolute_error": error.mean() / max(self.beta, 1e-12),
@@ -156,7 +156,3 @@ class VAEGANLearner(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = describe_latent(
             "vae_gan", self.network, self.norm, self.radius, {}, self.data_name
         )
-
-
-def _uncounted() -> None:
-    """Nothing."""

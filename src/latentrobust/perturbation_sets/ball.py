@@ -16,6 +16,7 @@ from latentrobust.arguments import Count, Positive, validated
 from latentrobust.transforms import random
 
 Norm = Literal["l2", "linf"]
+SIGNS = {"l2": "ℓ2", "linf": "ℓ∞"}  # how norms are written for people
 
 
 @validated

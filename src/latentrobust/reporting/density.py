@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from latentrobust.batch import Batch
 from latentrobust.keys import Purpose
+from latentrobust.perturbation_sets.ball import SIGNS
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.reporting.figures import BLUE, ORANGE, image_rows, plain
@@ -47,12 +48,11 @@ def density_section(test: MeasuredFlow, data: ShownData, metrics: Mapping[str, f
     if test.history:
         found["bits_per_dim"] = curve(test.history)
     reason = judged({"bits_per_dim": metrics["bits_per_dim"]})
-    norm = {"l2": "ℓ2", "linf": "ℓ∞"}[ball.norm]
     return Section(
         title="The flow",
         text="A normalizing flow is an exact, invertible map from images to latents that are normal numbers where the"
         " data is dense. Perturbing a latent and decoding it gives another plausible image: the perturbation set of an"
-        f" image is what decodes from offsets u of {norm} norm at most {ball.radius:.3g}.",
+        f" image is what decodes from offsets u of {SIGNS[ball.norm]} norm at most {ball.radius:.3g}.",
         verdict=f"{f'{reason} ' if reason else ''}The flow needs {metrics['bits_per_dim']:.3f} bits a value for test"
         " images. Decoding an encoded image"
         f" gives it back up to {metrics['round_trip_error']:.1e}.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from latentrobust.perturbation_sets.ball import SIGNS
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.reporting import figures
@@ -58,10 +59,16 @@ CAPTIONS = {
 
 PATH = ("fog", "defocus_blur", "pixelate")  # of figure 8
 
-USAGE = """import latentrobust
-perturbations = latentrobust.load_perturbation_set("this run's folder")
-s = perturbations.at(x)            # x: [B, C, H, W] in [0, 1]
-images = s.decode(s.sample(5))     # [5, B, C, H, W]"""
+
+def usage(place: str, needs_label: bool) -> str:
+    """Python that draws from the set at a place."""
+    given, labels = ("x, y", ", y: their labels [B]") if needs_label else ("x", "")
+    return (
+        "import latentrobust as lr\n"
+        f'perturbations = lr.load_perturbation_set("{place}")\n'
+        f"s = perturbations.at({given})   # x: [B, C, H, W] in [0, 1]{labels}\n"
+        "images = s.decode(s.sample(5))   # [5, B, C, H, W]"
+    )
 
 
 def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]) -> Section:
@@ -84,12 +91,12 @@ def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]
         rows=rows,
         note=_note(has_nll, has_exact, test.detail),
         figures={name: (figure, CAPTIONS[name]) for name, figure in _figures(test, data).items()},
-        usage=USAGE.replace("at(x)   ", "at(x, y)") if perturbations.needs_label else USAGE,
+        usage=usage("this run's folder", perturbations.needs_label),
     )
 
 
 def _explanation(perturbations: PerturbationSet) -> str:
-    norm = {"l2": "ℓ2", "linf": "ℓ∞"}[perturbations.ball.norm]
+    norm = SIGNS[perturbations.ball.norm]
     shape = "×".join(map(str, perturbations.ball.shape))
     return (
         "Which perturbations of an image are possible can be learned from pairs, an example and the same example"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from latentrobust.errors import InputError, warn
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import SetAt
-from latentrobust.robustness.criteria import class_margins, cross_entropy, logits_of
+from latentrobust.robustness.criteria import Classification, PixelAccuracy, class_margins, cross_entropy, logits_of
 from latentrobust.transforms import random
 
 EXAMPLES = 32
@@ -74,18 +74,12 @@ def warn_constant(classes: np.ndarray, right: np.ndarray, per_pixel: bool) -> No
     )
 
 
-def check_varied(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """`warn_constant` of the first few images."""
-    x, y = x[:EXAMPLES], y[:EXAMPLES]
-    with torch.no_grad():
-        predicted = logits_of(model, x).argmax(1)
-    classes, counted = one_class(predicted, y), (y >= 0).reshape(len(y), -1)
-    right = ((predicted == y).reshape(len(y), -1) & counted).sum(1) / counted.sum(1)
-    warn_constant(classes.cpu().numpy(), right.double().cpu().numpy(), y.dim() > 1)
+def check_model(model: nn.Module, x: Tensor, y: Tensor, *, is_part: bool) -> None:
+    """Warn if the model is random, returns probabilities, or hides its gradient, judged on the first few images.
 
-
-def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Warn if the model is random, returns probabilities, or hides its gradient, judged on the first few images."""
+    Also if it gives one class to all of them, unless they are a part of more (``is_part``) that whoever counts those
+    judges it by.
+    """
     x, y = x[:EXAMPLES], y[:EXAMPLES]
     check_deterministic(model, x)
     if y.dim() == 3:  # an image in which no pixel counts has no loss to have a gradient
@@ -106,6 +100,10 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
             " say so with latentrobust.wrap(model, outputs='probabilities'))"
         )
     predicted = logits.argmax(1)
+    if not is_part:
+        criterion = PixelAccuracy() if y.dim() == 3 else Classification()
+        classes, right = one_class(predicted, y), criterion.accuracy(logits, y)
+        warn_constant(classes.cpu().numpy(), right.double().cpu().numpy(), y.dim() == 3)
     margin = float(class_margins(logits, predicted).median())
     if margin > SATURATED:
         warn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import CellType, FunctionType, ModuleType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -54,30 +54,31 @@ def _networks_in(function: Any, depth: int = 3) -> list[nn.Module]:
     """Modules that a function is bound to, closes over or has a global name for, in lists and dictionaries too."""
     if isinstance(function, nn.Module):
         return [function]
-    if depth == 0 or isinstance(function, type):
+    if depth == 0 or isinstance(function, type) or not callable(function):
         return []
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, ModuleType | type):  # of functions that are not written in Python, and of class methods
-        owner = None
-    held = [owner, getattr(function, "__func__", None), *(vars(owner).values() if hasattr(owner, "__dict__") else ())]
-    if isinstance(owner, nn.Module):
-        return [owner]
+    found: dict[int, nn.Module] = {}
+    for value in _held_by(function):
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            found |= {id(module): module for module in _networks_in(part, depth - 1)}
+    return list(found.values())
+
+
+def _held_by(function: Any) -> list[Any]:
+    """What a function may ask: see `_networks_in`."""
     if isinstance(function, partial):
-        held += [function.func, *function.args, *function.keywords.values()]
+        return [function.func, *function.args, *function.keywords.values()]
+    if isinstance(function, MethodType):
+        owner = function.__self__
+        if isinstance(owner, nn.Module):
+            return [owner]
+        return [function.__func__, *getattr(owner, "__dict__", {}).values()]
     if isinstance(function, FunctionType):
         cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
         names = {line.argval for line in dis.get_instructions(function) if line.opname == "LOAD_GLOBAL"}
         named = [function.__globals__.get(name) for name in sorted(names)]
-        held += [*cells, *named, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    elif not isinstance(function, partial) and callable(function):
-        held += [*getattr(function, "__dict__", {}).values()]
-    found: dict[int, nn.Module] = {}
-    for value in held:
-        each = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        for part in each:
-            if isinstance(part, nn.Module) or callable(part):
-                found |= {id(module): module for module in _networks_in(part, depth - 1)}
-    return list(found.values())
+        return [*cells, *named, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return list(getattr(function, "__dict__", {}).values())
 
 
 def _is_empty(cell: CellType) -> bool:

@@ -15,11 +15,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, read_metrics, sha256_of
+from latentrobust.perturbation_sets.ball import SIGNS
 from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.perturbation_sets.stored import CONFIG, WEIGHTS
 from latentrobust.remote import Kind
 from latentrobust.reporting.aggregate import is_share
-from latentrobust.reporting.quality import ROWS
+from latentrobust.reporting.quality import ROWS, usage
 from latentrobust.run_folder import DONE, has_effect, of_a_run
 
 PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
@@ -37,7 +38,6 @@ LIMITS = {
 }
 
 
-NORMS = {"l2": "ℓ2 norm", "linf": "ℓ∞ norm"}
 OF_FLOWS = {
     "bits_per_dim": "Bits per dimension of test images, under the noise of the training; 8 is no knowledge at all.",
     "round_trip_error": "Largest error of a pixel of an image that is encoded and decoded.",
@@ -174,7 +174,7 @@ def card(
     if warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
     lines += ["## What it does not say", "", *(f"- {limit}" for limit in LIMITS[found.kind]), ""]
-    lines += ["## Use", "", "```python", *_usage(found.kind, _needs_label(description)), "```", ""]
+    lines += ["## Use", "", "```python", _usage(found.kind, _needs_label(description)), "```", ""]
     given = [str(line) for line in configuration.get("overrides") or []]
     overrides = " ".join(quote(line) for line in given if has_effect(line.lstrip("+~").partition("=")[0]))
     command = f"python -m latentrobust.{configuration.get('job_type', 'train')} {overrides}".strip()
@@ -202,7 +202,7 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
     radius = description.get("radius") or metrics.get("radius", float("nan"))
     text = (
         f"A perturbation set: for each image {shape} in [0, 1], all images that a generator makes of it with an offset"
-        f" of {NORMS.get(_norm(description), 'norm')} at most {radius:.4g}."
+        f" of {_norm(description)} at most {radius:.4g}."
     )
     if (reason := judged(metrics)) is not None:
         text += f" **{reason}**"
@@ -222,8 +222,9 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
 
 
 def _norm(description: Mapping[str, Any]) -> str:
-    """Of the set's ball; CVAEs have no other than ℓ2."""
-    return str(description.get("norm", "l2" if description.get("kind") == "cvae" else ""))
+    """Of the set's ball, in words; CVAEs have no other than ℓ2."""
+    sign = SIGNS.get(description.get("norm", "l2" if description.get("kind") == "cvae" else ""), "")
+    return f"{sign} norm".strip()
 
 
 def _needs_label(description: Mapping[str, Any]) -> bool:
@@ -356,14 +357,7 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
     return f" [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _usage(kind: Kind, needs_label: bool) -> list[str]:
+def _usage(kind: Kind, needs_label: bool) -> str:
     if kind == "model":
-        return ["import latentrobust as lr", 'model = lr.load_model("hub:OWNER/NAME")   # images in [0, 1] to logits']
-    return [
-        "import latentrobust as lr",
-        'perturbations = lr.load_perturbation_set("hub:OWNER/NAME")',
-        "s = perturbations.at(x, y)        # x: [B, C, H, W] in [0, 1], y: their labels [B]"
-        if needs_label
-        else "s = perturbations.at(x)           # x: [B, C, H, W] in [0, 1]",
-        "images = s.decode(s.sample(5))    # [5, B, C, H, W]",
-    ]
+        return 'import latentrobust as lr\nmodel = lr.load_model("hub:OWNER/NAME")   # images in [0, 1] to logits'
+    return usage("hub:OWNER/NAME", needs_label)

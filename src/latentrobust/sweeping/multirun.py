@@ -54,11 +54,8 @@ class FixedJobs(Callback):
                 raise InputError("launcher=basic runs one job after the other: choose launcher=joblib for workers")
             own = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
             config_dir = str(Path(own[0]).absolute()) if own else None
-            given = _given_wins(config)
+            _settle(config, place)
             sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")), config_dir)
-            if "hydra.sweep.dir" not in given:  # or a job whose values are in the folder's name would have its own
-                with flag_override(config, ["readonly", "struct"], [False, False]):
-                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(place))}")
             if not launcher.get("engine"):
                 return
             options = launcher.get("options") or {}
@@ -111,21 +108,20 @@ def jobs_of(config: DictConfig) -> list[Job]:
     return jobs
 
 
-def _given_wins(config: DictConfig) -> set[str]:
-    """Leave out what a sweep's file varies and the command line gives, in place: Hydra would run all of both.
+def _settle(config: DictConfig, place: Path) -> None:
+    """Say once for all jobs what Hydra would make of the command line for each of them anew, in place.
 
-    Returns:
-        The keys that the command line gives.
+    What a sweep's file varies and the command line gives is the command line's: Hydra would run all of both. And the
+    folder is one, also where its name has values that differ between the jobs.
     """
-    loader = GlobalHydra.instance().config_loader()
     lines = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-    given = {
-        override.get_key_element() for override in OverridesParser.create(config_loader=loader).parse_overrides(lines)
-    }
-    params = {key: value for key, value in _plain(config.hydra.sweeper.get("params")).items() if key not in given}
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    given = {override.get_key_element() for override in parser.parse_overrides(lines)}
+    params = _plain(config.hydra.sweeper.get("params"))
     with flag_override(config, ["readonly", "struct"], [False, False]):
-        config.hydra.sweeper.params = params
-    return given
+        config.hydra.sweeper.params = {key: value for key, value in params.items() if key not in given}
+        if "hydra.sweep.dir" not in given:
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(place))}")
 
 
 def _plain(options: Any) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
-from latentrobust.robustness.checks import check_images, check_model, check_offsets, check_varied
+from latentrobust.robustness.checks import check_images, check_model, check_offsets
 from latentrobust.robustness.criteria import Criterion, answer, criterion_for, cross_entropy
 from latentrobust.robustness.inputs import as_images, as_labels, as_model, check_set
 from latentrobust.robustness.memory import halved
@@ -155,9 +155,8 @@ class Attack(ABC):
                 try:
                     problem = Problem(model, perturbations, batch, keys[part].clone(), self.judge(y), passes)
                     if self.checks and start == 0:
-                        check_model(model, batch.x, batch.labels)
-                        if told is None:  # else whoever counts examples has more of them to judge by
-                            check_varied(model, batch.x, batch.labels)
+                        # Who wants to be told of progress has more examples.
+                        check_model(model, batch.x, batch.labels, is_part=told is not None)
                         widest = perturbations.ball.with_radius(max(*chosen, 0.0) or perturbations.ball.radius)
                         check_offsets(model, problem.s, widest, batch.labels, problem.keys)
                     found.append(self._attack(problem, perturbations.ball, chosen, told))
