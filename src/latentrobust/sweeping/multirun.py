@@ -54,7 +54,9 @@ class FixedJobs(Callback):
                 raise InputError("launcher=basic runs one job after the other: choose launcher=joblib for workers")
             own = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
             config_dir = str(Path(own[0]).absolute()) if own else None
-            _settle(config, place)
+            # Hydra would name the folder anew for each job, by values that the jobs may have in place of these.
+            with flag_override(config, ["readonly", "struct"], [False, False]):
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(place))}")
             sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")), config_dir)
             if not launcher.get("engine"):
                 return
@@ -106,22 +108,6 @@ def jobs_of(config: DictConfig) -> list[Job]:
         jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
     check_from(*composed)
     return jobs
-
-
-def _settle(config: DictConfig, place: Path) -> None:
-    """Say once for all jobs what Hydra would make of the command line for each of them anew, in place.
-
-    What a sweep's file varies and the command line gives is the command line's: Hydra would run all of both. And the
-    folder is one, also where its name has values that differ between the jobs.
-    """
-    lines = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    given = {override.get_key_element() for override in parser.parse_overrides(lines)}
-    params = _plain(config.hydra.sweeper.get("params"))
-    with flag_override(config, ["readonly", "struct"], [False, False]):
-        config.hydra.sweeper.params = {key: value for key, value in params.items() if key not in given}
-        if "hydra.sweep.dir" not in given:
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(place))}")
 
 
 def _plain(options: Any) -> Mapping[str, Any]:
