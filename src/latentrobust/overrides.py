@@ -165,20 +165,42 @@ def explained(name: str, error: BaseException) -> str:
         return describe_error(error)
     if (now := key_now(key[1])) is not None:
         return f"{key[1]}=… is now {now}=…"
+    return f"there is no option {key[1]}{_meant(name, key[1])}"
+
+
+def _meant(command: str, key: str) -> str:
+    """What follows on a key that there is not: the group that would bring it, or the keys that are like it."""
     try:
-        leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(_defaults(name), resolve=False))]
+        composed = _defaults(command)
+        choices = composed.hydra.runtime.choices
+        leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(composed, resolve=False))]
     except Exception:  # this is about an error already
-        leaves = []
+        composed, choices, leaves = OmegaConf.create(), {}, []
+    parts = key.split(".")
+    for group in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
+        if choices.get(group, group) is None:
+            names = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+            first = "default" if "default" in names else names[0]
+            return f": nothing is chosen from {group}, which has {', '.join(names)}; {group}={first} adds its options"
     known = dict.fromkeys(
         ".".join(leaf.split(".")[:depth]) for leaf in leaves for depth in range(1, leaf.count(".") + 2)
     )
-    first, last = key[1].partition(".")[0], key[1].rpartition(".")[2]
-    alike = [leaf for leaf in known if leaf.endswith(f".{last}")]
-    near = [leaf for leaf in alike if leaf.startswith(f"{first}.")] or difflib.get_close_matches(key[1], known, 1, 0.8)
+    above, _, last = key.rpartition(".")
+    alike = [leaf for leaf in known if leaf.endswith(f".{last}") and not leaf.startswith("hydra.")]
+    beside = [leaf.rpartition(".")[2] for leaf in known if leaf.rpartition(".")[0] == above]
+    near = [leaf for leaf in alike if leaf.startswith(f"{parts[0]}.")]
+    near = near or [f"{above}.{name}".lstrip(".") for name in difflib.get_close_matches(last, beside, 1)]
+    if not near:
+        from latentrobust.values import lacking  # noqa: PLC0415 - imports PyTorch, which other refusals do without
+
+        lacks = lacking(composed, key)
+        if lacks is not None:
+            return f": {lacks}"
+    if not beside:
+        near = near or difflib.get_close_matches(key, known, 1, 0.8)
     near = (near or alike)[:2]
-    adds = f"+{key[1]}=… adds it" if "." in key[1] else "docs/configuration.md lists all"
-    meant = f"did you mean {' or '.join(near)}?" if near else adds
-    return f"there is no option {key[1]}; {meant}"
+    adds = f"+{key}=… adds it" if parts[0] in known and above else "docs/configuration.md lists all"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {adds}"
 
 
 def _defaults(name: str) -> DictConfig:
@@ -186,4 +208,4 @@ def _defaults(name: str) -> DictConfig:
     chosen = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0].partition("@")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return hydra.compose(config_name=name, overrides=chosen)
+        return hydra.compose(config_name=name, overrides=chosen, return_hydra_config=True)

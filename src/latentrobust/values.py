@@ -154,24 +154,49 @@ def _check_call(root: DictConfig, node: DictConfig, described: str, key: str) ->
     target = _located(described)
     if target is None:
         return
-    try:
-        parameters = inspect.signature(maker_of(target)).parameters
-    except (TypeError, ValueError):
-        return
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    options = _options(target)
     hints = {**hints_of(target), **_further(target)}
     for name in node:
         full = _below(key, name)
         if str(name).startswith("_") or OmegaConf.is_missing(node, name):
             continue
-        if name not in parameters and not takes_any:
-            known = ", ".join(other for other in parameters if other != "self")
-            raise InputError(f"{full}: {described.rpartition('.')[2]} has no option {name!s}; there are {known}")
+        if options is not None and name not in options:
+            raise InputError(f"{full}: {_lacking(described, str(name), options)}")
         value = node[name]
         if isinstance(value, DictConfig) and (value.get("_target_") is not None or _holds_targets(value)):
             continue  # becomes an object of its own
         if name in hints:
             _set(root, full, check(_plain(value), hints[name], full))
+
+
+def _options(target: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The names that a target takes; None where it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(maker_of(target)).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return tuple(name for name in parameters if name != "self")
+
+
+def _lacking(described: str, name: str, options: tuple[str, ...]) -> str:
+    return f"{described.rpartition('.')[2]} has no option {name}; there are {', '.join(options)}"
+
+
+def lacking(cfg: DictConfig, key: str) -> str | None:
+    """Why an option that is not in a configuration cannot be added to it; None where it could be, or is there."""
+    node: Any = cfg
+    for name in key.split("."):
+        if not isinstance(node, DictConfig):
+            return None
+        if name not in node:
+            described = str(node.get("_target_") or "")
+            target = _located(described) if described else None
+            options = None if target is None else _options(target)
+            return None if options is None or name in options else _lacking(described, name, options)
+        node = None if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) else node[name]
+    return None
 
 
 def _below(key: str, name: Any) -> str:
