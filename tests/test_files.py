@@ -3,6 +3,7 @@ import os
 import shlex
 import stat
 import sys
+import warnings
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, one_line, warn
 from latentrobust.files import disk_of, quoted, read_json, read_text, remove_partial, replacing
 from latentrobust.lock import holder_of
 from latentrobust.refusals import describe_error
@@ -126,3 +127,14 @@ def test_output_to_a_full_disk_ends_nothing_and_is_said(monkeypatch, capsys):
             print("a line " * 10_000, flush=True)
         monkeypatch.undo()
     assert capsys.readouterr().err == "latentrobust: what follows on stdout is lost: No space left on device\n"
+
+
+def test_a_warning_about_a_result_is_a_line_without_code(capsys):
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        prepare_streams()
+        prepare_streams()  # by a command that another one calls
+        warn("the attack is weak")
+        warnings.warn("somebody else's", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: the attack is weak\n"
+    assert [str(other.message) for other in others] == ["somebody else's"]

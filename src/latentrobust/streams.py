@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, RobustnessWarning, one_line
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes."""
@@ -45,7 +47,12 @@ class _Surviving:
 
 
 def prepare_streams() -> None:
-    """Characters that a stream's encoding lacks become question marks; a closed pipe or a full disk ends nothing."""
+    """Characters that a stream's encoding lacks become question marks; a closed pipe or a full disk ends nothing.
+
+    A `RobustnessWarning` becomes a line on standard error: it is about a result, and no line of code helps to see that.
+    """
+    if getattr(warnings.showwarning, "func", None) is not _show:
+        warnings.showwarning = partial(_show, warnings.showwarning)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or isinstance(stream, _Surviving):
@@ -53,6 +60,13 @@ def prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
         setattr(sys, name, _Surviving(stream, name))
+
+
+def _show(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    if issubclass(category, RobustnessWarning) and sys.stderr is not None:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *rest)
 
 
 @contextmanager
