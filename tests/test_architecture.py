@@ -28,7 +28,7 @@ ALLOWED = {
         "refusals",
         "reporting",
         "run_folder",
-        "stages",
+        "variants",
     },
     "sharing": {"perturbation_sets", "robustness", "reporting", "run_folder"},
     "reporting": {"perturbation_sets", "robustness", "transforms", "data", "run_folder"},

@@ -20,9 +20,9 @@ from latentrobust.renamed import experiment_now
 from latentrobust.robustness.assessor import RobustSettings
 from latentrobust.robustness.attacks import APGD, PGD, Attack, RandomSearch, latent_autoattack
 from latentrobust.schedules import Moment
-from latentrobust.stages import variants
 from latentrobust.tasks.quality import QualityTest
 from latentrobust.values import check_values
+from latentrobust.variants import variants
 
 EXPERIMENTS = sorted(str(f.relative_to(CONF / "experiment").with_suffix("")) for f in CONF.glob("experiment/**/*.yaml"))
 
@@ -265,6 +265,18 @@ def test_variants_replace_perturbations_and_merge_the_rest(composed):
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", "+models.standard.data.batch_size=3")
     with pytest.raises(InputError, match=r"models\.standard may change .* not data"):
         list(variants(cfg))
+
+
+def test_callbacks_of_the_command_line_are_every_model_s(composed):
+    said = ["callbacks.pictures=null", "callbacks.last.every_n_epochs=3", "callbacks.best.monitor=val/kl",
+            "models.smoothing.callbacks.last.every_n_epochs=5", "~callbacks.progress"]  # fmt: skip
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
+    cfg.overrides = said  # as the entry points set it
+    found = {name: variant.callbacks for name, variant in variants(cfg)}
+    assert all(callbacks.pictures is None and callbacks.progress is None for callbacks in found.values())
+    every = {name: callbacks.last.every_n_epochs for name, callbacks in found.items()}
+    assert every == {"standard": 3, "augmentation": 3, "adversarial": 3, "smoothing": 5}
+    assert all(callbacks.best.monitor.startswith("val/accuracy/") for callbacks in found.values())  # models log no KL
 
 
 @pytest.mark.parametrize("name", ["rts", "pixel_ball"])

@@ -37,10 +37,11 @@ from latentrobust.run_folder import (
     writes,
 )
 from latentrobust.session import Session, run_trainer
-from latentrobust.stages import stored_training, trained_for, variants
+from latentrobust.stages import stored_training, trained_for
 from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest, check_same_images, no_pairs
 from latentrobust.tasks.robustness import ModelTest
+from latentrobust.variants import variants
 
 JOURNAL = "certificates.jsonl"
 MEASURED_KEYS = ("seed", "data", "evaluation", "trainer")

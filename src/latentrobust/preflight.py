@@ -27,8 +27,8 @@ from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.robustness.inputs import check_class_names
 from latentrobust.run_folder import NAMED_BY_TIME, writes
 from latentrobust.session import Session, is_shared
-from latentrobust.stages import variants
 from latentrobust.tasks.classification import check_fit
+from latentrobust.variants import variants
 
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 

@@ -18,10 +18,11 @@ from latentrobust.reporting.shown import ShownData
 from latentrobust.reporting.summary import in_short
 from latentrobust.reports import SHOWN, report_sections, write_run_report
 from latentrobust.run_folder import DONE, of_a_run
-from latentrobust.stages import given_set, is_described, variants
+from latentrobust.stages import given_set, is_described
 from latentrobust.tasks import store as models_store
 from latentrobust.tasks.density import DensityTest
 from latentrobust.tasks.quality import QualityTest
+from latentrobust.variants import variants
 
 
 def remake_report(folder: str | Path) -> Path:

@@ -31,9 +31,10 @@ from latentrobust.preflight import (
 from latentrobust.run_folder import is_done, run_folder, write_metrics, writes
 from latentrobust.session import is_shared, session
 from latentrobust.sizes import take_sizes
-from latentrobust.stages import REPLACED, given_set, is_given, learn_set, train_model, variants
+from latentrobust.stages import given_set, is_given, learn_set, train_model
 from latentrobust.tasks import store as models_store
 from latentrobust.values import check_values
+from latentrobust.variants import REPLACED, variants
 
 
 @dataclass

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from latentrobust.calibration import restrict_to_active, select_radius
@@ -34,15 +33,13 @@ from latentrobust.seen import Seen, note_seen, seen_by
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
 from latentrobust.tasks.classification import ClassificationTask
-from latentrobust.values import check_values
+from latentrobust.variants import VARIANT_KEYS
 
-REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
 # Training perturbations within a radius, and those within the one that their noise certifies.
 WITH_RADIUS, WITH_TARGET = ("Adversarial", "FastAdversarial", "Sample"), ("Gaussian", "SmoothAdversarial")
-VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 # Entries of the configuration that decide what a set or a model becomes.
 SET_KEYS = ("seed", "data", "learner", "trainer", "callbacks")
-MODEL_KEYS = ("seed", "data", *REPLACED, "task", "trainer", "callbacks")
+MODEL_KEYS = ("seed", "data", *VARIANT_KEYS)
 
 
 @dataclass
@@ -138,40 +135,6 @@ def given_set(cfg: DictConfig) -> PerturbationSet | None:
     if not isinstance(perturbations, PerturbationSet):
         raise InputError(f"perturbation_set must be a perturbation set, got a {type(perturbations).__name__}")
     return perturbations.eval().requires_grad_(False)
-
-
-def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """The models of a run by name: one without a name, or the entries of ``models`` put over the configuration.
-
-    ``model``, ``training_perturbation`` and ``objective`` replace, the rest is merged.
-
-    Raises:
-        InputError: for an entry that says something else.
-    """
-    if not cfg.get("models"):
-        yield "", cfg
-        return
-    for name, changes in cfg.models.items():
-        if not re.fullmatch(r"\w[\w .+-]*", str(name)):  # it becomes a folder's name
-            raise InputError(f"models.{name}: a model's name consists of letters, digits, spaces and any of _ . + -")
-        if not isinstance(changes, DictConfig):
-            raise InputError(f"models.{name!s} must be options that change, got {changes!r}")
-        for key, change in changes.items():
-            if not isinstance(change, DictConfig):
-                raise InputError(f"models.{name!s}.{key!s} must be a group of options, got {change!r}")
-        unknown = set(changes) - set(VARIANT_KEYS)
-        if unknown:
-            raise InputError(f"models.{name} may change {', '.join(VARIANT_KEYS)}; not {', '.join(sorted(unknown))}")
-        variant = cfg.copy()
-        with open_dict(variant):
-            for key in changes:
-                # Not yet resolved: what a part refers to may be another part that changes here.
-                change = OmegaConf.create(OmegaConf.to_container(changes[key], resolve=False))
-                replace = key in REPLACED or variant.get(key) is None
-                variant[key] = change if replace else OmegaConf.merge(variant[key], change)
-            variant.paths.output_dir = str(Path(cfg.paths.output_dir) / "models" / str(name))
-        check_values(variant)
-        yield str(name), variant
 
 
 def train_model(

@@ -23,11 +23,11 @@ from latentrobust.overrides import explained, follow_latest, leave_out, left_out
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE
-from latentrobust.stages import variants
 from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import NAME, Job, Sweep, fingerprint
 from latentrobust.values import check_values
+from latentrobust.variants import variants
 
 
 class FixedJobs(Callback):
