@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from latentrobust.configuration import CONF
 from latentrobust.errors import InputError
@@ -52,9 +54,10 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     given = [_key(argument) for argument in own]
     if set_here.is_dir() or "perturbation_set" in given:
         made += ["perturbation_set", "from"]
+    said = [override for text in configuration["overrides"] for override in (*_of_a_sweep(text, configuration), text)]
     kept = [
         _as_it_was(override, configuration)
-        for override in configuration["overrides"]
+        for override in said
         if not _within(_key(override), (*_NOT_AGAIN, *made)) and not _is_replaced(_key(override), given)
     ]
     if set_here.is_dir() and "perturbation_set" not in given:
@@ -67,15 +70,31 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     return [*flags, *kept, *own, f"{RUN}{quoted(str(folder))}"]
 
 
+def _of_a_sweep(override: str, configuration: Mapping[str, Any]) -> Iterator[str]:
+    """What the file of a ``+sweep=`` said beside what it varied, which is not asked for by name again."""
+    group, _, name = override.lstrip("+").partition("=")
+    file = CONF / "sweep" / f"{name}.yaml"
+    if group == "sweep" and file.is_file():
+        for key, _ in flat(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
+            value = _value(configuration, key)
+            if not _within(key, ("hydra", "paths", "defaults")) and value is not None:
+                yield f"{key}={quoted(str(value))}"
+
+
 def _as_it_was(override: str, configuration: Mapping[str, Any]) -> str:
     """An override that names an earlier run with the one that it stood for, where that was the latest then."""
     key = override.lstrip("+~").partition("=")[0]
     if key not in RUNS:
         return override
+    value = _value(configuration, key)
+    return f"{key}={quoted(str(value))}" if value is not None else override
+
+
+def _value(configuration: Mapping[str, Any], key: str) -> Any:
     value: Any = configuration
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return f"{key}={quoted(str(value))}" if value is not None else override
+    return value
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

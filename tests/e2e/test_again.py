@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
 from latentrobust import report
 from latentrobust.again import expanded
@@ -108,6 +109,18 @@ def test_a_run_that_only_measured_or_made_several_models_is_refused(made, tmp_pa
     (tmp_path / "measured" / "config.yaml").write_text((made / "model" / "config.yaml").read_text())
     with pytest.raises(InputError, match="holds neither a set nor a model"):
         expanded([f"run={tmp_path}/measured"])
+
+
+def test_what_a_sweep_s_file_said_of_the_data_is_said_again(made, tmp_path):
+    configuration = OmegaConf.load(made / "model" / "config.yaml")
+    configuration.overrides.append("+sweep=figure_2")
+    configuration.data.split_seed = 2
+    (tmp_path / "model").mkdir()
+    OmegaConf.save(configuration, tmp_path / "config.yaml")
+    assert "data.split_seed=2" in expanded([f"run={tmp_path}"])
+    found = expanded([f"run={tmp_path}", "data.split_seed=3"])
+    assert [text for text in found if "split_seed" in text] == ["data.split_seed=3"]
+    assert not [text for text in found if "sweep=" in text]
 
 
 def test_what_is_stored_says_which_run_latest_was(tmp_path):
