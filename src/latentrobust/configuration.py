@@ -57,20 +57,39 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"missing value: give {', '.join(f'{key}=…' for key in missing)}")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    if isinstance(plain.get("models"), dict) and plain["models"]:
+        from latentrobust.variants import merged_variants  # noqa: PLC0415 - seconds, which help texts do without
+
+        # What a model's entry refers to is that model's, not the run's.
+        for name, variant in merged_variants(cfg):
+            entry = plain["models"][name]
+            own = {key: OmegaConf.to_container(variant[key], resolve=True) for key in entry}
+            plain["models"][name] = _of_entry(entry, own)
     return {str(key): value for key, value in plain.items()}
 
 
+def _of_entry(entry: Any, own: Any) -> Any:
+    """The values that a model has, of the keys that its entry names."""
+    if not isinstance(entry, dict):
+        return own
+    return {key: _of_entry(value, own[key]) for key, value in entry.items() if key in own}
+
+
 def _check_added(cfg: DictConfig) -> None:
-    """Refuse ``+key=value`` at the top that nothing reads; values that others are made of (``${key}``) are fine."""
+    """Refuse what nothing at the top reads; values that others are made of (``${key}``) are fine."""
     from latentrobust.values import GROUPS, TOP  # noqa: PLC0415 - seconds, which help texts do without
 
-    text = OmegaConf.to_yaml(cfg)
-    for line in cfg.get("overrides") or ():
-        added = re.match(r"\+\+?(\w+)=", str(line))
-        if added is None or (CONF / added[1]).is_dir() or added[1] in {*GROUPS, *(key.split(".")[0] for key in TOP)}:
+    text, known = OmegaConf.to_yaml(cfg), {*GROUPS, *(key.split(".")[0] for key in TOP)}
+    added = {
+        match[1]: str(line) for line in cfg.get("overrides") or () if (match := re.match(r"\+\+?(\w+)", str(line)))
+    }
+    for name in map(str, cfg):
+        if name in known or re.search(rf"\$\{{{name}[.}}]", text) is not None:
             continue
-        if re.search(rf"\$\{{{added[1]}[.}}]", text) is None:
-            raise InputError(f"there is no option {added[1]}: {line} would change nothing")
+        if name == "local":
+            raise InputError("local/default.yaml changes nothing: its first line has to be # @package _global_")
+        if name in added and not (CONF / name).is_dir():
+            raise InputError(f"there is no option {name}: {added[name]} would change nothing")
 
 
 def as_measured(cfg: DictConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError
 
 from latentrobust.calibration import calibrate
 from latentrobust.configuration import CONF
@@ -57,6 +59,9 @@ from latentrobust.tasks.store import load_model, save_model
 # normalisation: the small CNNs of either project, and the segmentation UNet.
 STANDARDISED = ("lenet5", "resnet18", "resnet20")
 WITHOUT = ("mnist_classifier", "standard_cnn", "segmentation_unet")
+OF_IMPORT = ("config", "network", "radius", "calibrate", "likelihood", "norm", "data", "image_shape")
+PUBLISHED_CLASSIFIERS = (*STANDARDISED, *WITHOUT, "wide_resnet")
+PUBLISHED_CVAES = ("mnist_fc", "mnist_conv", "mnist_stn", "resnet", "unet")
 
 
 def import_checkpoint(
@@ -122,7 +127,16 @@ def _normalisation(
     state: dict[str, torch.Tensor], wrapped: bool, network: str, data: str | None, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     """``mean`` and ``std`` of a published classifier, as arguments of its network; empty where it has none."""
-    given = arguments.get("mean") is not None or arguments.get("std") is not None
+    constants = {name: arguments[name] for name in ("mean", "std") if arguments.get(name) is not None}
+    given = bool(constants)
+    if len(constants) == 1:
+        raise InputError(f"{next(iter(constants))} is given alone: mean and std go together")
+    for name, stored in (("mean", "0.mu"), ("std", "0.std")):
+        if given and stored in state and _rounded(state[stored]) != _rounded(torch.tensor(constants[name])):
+            raise InputError(
+                f"{name}={constants[name]} contradicts the checkpoint, whose weights hold"
+                f" {_rounded(state[stored])}: leave mean and std out"
+            )
     if data is not None and (given or network not in STANDARDISED):
         raise InputError(
             "--data is for networks whose normalisation lies outside of their checkpoints and is not given by mean and"
@@ -174,12 +188,18 @@ def _load(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path, n
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        details = "; ".join(textwrap.shorten(line, 300, placeholder=" …") for line in str(error).splitlines()[1:3])
         raise InputError(f"{path} is not a checkpoint of {network}: {details}") from None
 
 
-def _take_published(chosen: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what is not said from the configuration beside the checkpoint; returns the network's arguments."""
+def _take_published(
+    chosen: argparse.Namespace, arguments: dict[str, Any]
+) -> tuple[dict[str, Any], Sequence[int] | None]:
+    """Fill in what is not said from the configuration beside the checkpoint.
+
+    Returns:
+        The network's arguments, and the shape of a classifier's images where it is said.
+    """
     if not Path(chosen.checkpoint).exists():
         raise InputError(f"no checkpoint at {chosen.checkpoint}")
     published = read_published(chosen.config) if chosen.config else beside(chosen.checkpoint, chosen.network)
@@ -189,30 +209,41 @@ def _take_published(chosen: argparse.Namespace, arguments: dict[str, Any]) -> di
                 "--network names what the checkpoint holds: no published configuration lies beside it (--config reads"
                 " one from elsewhere)"
             )
-        return arguments
+        return arguments, None
     if chosen.network not in (None, published.network):
         raise InputError(
             f"--network {chosen.network} contradicts {published.file}, which describes a {published.network}"
+        )
+    found = dict(published.arguments)
+    if chosen.data is not None or {"mean", "std"} & set(arguments):  # said here, by name or by number
+        if None not in (chosen.data, published.data) and chosen.data != published.data:
+            raise InputError(f"--data {chosen.data} contradicts {published.file}, which says {published.data}")
+        found = {name: value for name, value in found.items() if name not in ("mean", "std")}
+    elif published.data is not None and published.data not in STANDARDISATION:
+        raise InputError(
+            f"{published.file} names the data {published.data}, of which no mean and standard deviation are known: give"
+            " --argument mean=[…] and --argument std=[…]"
         )
     chosen.network = published.network
     chosen.likelihood = chosen.likelihood or published.likelihood
     if chosen.data is None and not {"mean", "std"} & set(arguments):
         chosen.data = published.data
     print(f"configuration: {published.file} ({published.network})")
-    return {**published.arguments, **arguments}
+    return {**found, **arguments}, published.image_shape
 
 
 def _convert(chosen: argparse.Namespace) -> str:
     try:
         arguments: Any = OmegaConf.to_container(OmegaConf.from_dotlist(chosen.argument))
-    except OmegaConfBaseException as error:
-        raise InputError(f"--argument needs name=value: {error}") from None
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise InputError(f"--argument needs name=value: {one_line(error)}") from None
     asked_data, asked_likelihood = chosen.data, chosen.likelihood
-    arguments = _take_published(chosen, arguments)
+    arguments, shape = _take_published(chosen, arguments)
     for option, value, networks, of in (
         ("--norm", chosen.norm, flows.NETWORKS, "flows"),
         ("--likelihood", asked_likelihood, cvae.NETWORKS, "CVAEs"),
         ("--data", asked_data, classifiers.CLASSIFIERS, "classifiers"),
+        ("--image-shape", chosen.image_shape, classifiers.CLASSIFIERS, "classifiers"),
     ):
         if value is not None and chosen.network not in networks:
             raise InputError(f"{option} is for {of}, and {chosen.network} is none of them")
@@ -236,10 +267,22 @@ def _convert(chosen: argparse.Namespace) -> str:
     if chosen.radius is not None or chosen.calibrate:
         raise InputError(f"--radius and --calibrate are for perturbation sets; {chosen.network} is a classifier")
     model = import_classifier(chosen.checkpoint, chosen.network, chosen.data, **arguments)
-    image_shape = tuple(arguments.get("image_shape", _image_shape(chosen.network, arguments)))
-    with torch.no_grad():
-        classes = model(torch.zeros(1, *image_shape)).shape[1]
+    image_shape = tuple(
+        chosen.image_shape or arguments.get("image_shape") or shape or _image_shape(chosen.network, arguments)
+    )
+    classes = _classes(model, image_shape, chosen.network)
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
+
+
+def _classes(model: nn.Module, image_shape: tuple[int, ...], network: str) -> int:
+    """How many classes a model has, tried on an image."""
+    if min(image_shape) < 1:
+        raise InputError(f"--image-shape needs three positive numbers, got {' '.join(map(str, image_shape))}")
+    try:
+        with torch.no_grad():
+            return int(model(torch.zeros(1, *image_shape)).shape[1])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{network} does not take images of shape {list(image_shape)}: {one_line(error)}") from None
 
 
 def export_checkpoint(path: str | Path, out: str | Path) -> Path:
@@ -261,6 +304,7 @@ def export_checkpoint(path: str | Path, out: str | Path) -> Path:
         perturbations = load_perturbation_set(folder)
         network = getattr(perturbations, "network", None)
         if isinstance(network, cvae.CVAE):
+            _check_published((network.description or {}).get("name"), PUBLISHED_CVAES, folder)
             if (active := getattr(perturbations, "active", None)) is not None:
                 warn(
                     f"{folder} is restricted to {len(active)} of its latents, which the published layout cannot say:"
@@ -284,7 +328,14 @@ def export_checkpoint(path: str | Path, out: str | Path) -> Path:
     else:
         model = load_model(folder)
         state = model.state_dict()
-        if (getattr(model, "description", None) or {}).get("name") in STANDARDISED:  # theirs standardise outside
+        name = (getattr(model, "description", None) or {}).get("name")
+        _check_published(name, PUBLISHED_CLASSIFIERS, folder)
+        if name in (*STANDARDISED, *WITHOUT) and "0.mu" in state:  # theirs standardise outside, or not at all
+            if name in WITHOUT:
+                warn(
+                    f"{folder} standardises its images, which the published {name} does not: who reads this file has to"
+                    f" do it before, with mean {_rounded(state['0.mu'])} and std {_rounded(state['0.std'])}"
+                )
             state = {name.removeprefix("1."): value for name, value in state.items() if not name.startswith("0.")}
         content = {"model_state_dict": state}
     try:
@@ -292,6 +343,19 @@ def export_checkpoint(path: str | Path, out: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None
     return Path(out)
+
+
+def _check_published(name: str | None, published: Sequence[str], folder: Path) -> None:
+    """Refuse networks that nobody else's code has."""
+    if name not in published:
+        raise InputError(
+            f"{folder} holds {f'a network {name}' if name else 'a network of your own'}, which was never published in"
+            f" this layout: {', '.join(published)} were; python -m latentrobust.share export writes any network"
+        )
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in values.flatten().tolist()]
 
 
 def _kind(folder: Path) -> str | None:
@@ -308,6 +372,8 @@ def _data(overrides: Sequence[str]) -> PairModule:
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             cfg = compose("evaluate", overrides=[*overrides, "paths.output_dir=."])
+        if lacking := sorted(OmegaConf.missing_keys(cfg.data)):
+            raise InputError(f"--calibrate {' '.join(overrides)}: data.{lacking[0]}=… is missing")
         data: PairModule = instantiate(cfg.data, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"--calibrate {' '.join(overrides)}: {error.__cause__ or error}") from None
@@ -351,12 +417,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         " mean and standard deviation are not in the checkpoint",
     )  # fmt: skip
     parser.add_argument(
+        "--image-shape", nargs=3, type=int, metavar=("C", "H", "W"), help="of the images that a classifier takes, where"
+        " neither its configuration nor its network says it",
+    )  # fmt: skip
+    parser.add_argument(
         "--argument", action="append", default=[], metavar="NAME=VALUE",
         help="of the network, where it is not the published size: --argument depth=10 --argument width=1",
     )  # fmt: skip
     try:
         chosen = parser.parse_args(arguments)
         if chosen.export:
+            others = {"--argument": chosen.argument} | {
+                f"--{name.replace('_', '-')}": getattr(chosen, name) for name in OF_IMPORT
+            }
+            if said := [option for option, value in others.items() if value not in (None, [])]:
+                raise InputError(f"--export takes a folder and a file alone, not {', '.join(said)}")
             print(f"published layout: {export_checkpoint(chosen.checkpoint, chosen.out)}")
             return
         print(_convert(chosen))

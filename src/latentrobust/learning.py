@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError, collecting
 from latentrobust.files import quoted
 from latentrobust.measure import check_evaluation
+from latentrobust.overrides import leave_out, null_groups, quoted_coverage, take_chosen, undashed
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.preflight import check_trainer
 from latentrobust.processes import together
@@ -63,13 +65,15 @@ def learn(
     """Learn a perturbation set from pairs, and measure it on pairs that it has not seen.
 
     This is what ``python -m latentrobust.train data=pairs`` does, with the same defaults, in a folder that is removed
-    at the end: the same pairs, options and seed give the same weights. Random generators are as before afterwards.
+    at the end: the same pairs, options and seed give the same weights. Random generators are as before afterwards, and
+    neither autocast nor another default type of whoever calls has a part in it.
 
     Args:
         pairs: from `latentrobust.pairs` or `latentrobust.read_pairs`, or any of the package's data modules.
         kind: a conditional VAE, or a normalizing flow.
         network: ``auto`` chooses by the images' size and colour; or a file's name in ``conf/learner/network``; or a
-            network of one's own: a `CVAE`, or a `FlowNetwork`, for these images.
+            network of one's own: a `CVAE`, or a `FlowNetwork`, for these images, of which a copy is trained from the
+            weights that it has.
         epochs: passes over the training pairs; schedules stretch to them.
         batch_size: pairs per step, fewer where there are fewer training pairs; None for 64, or the data module's own.
         validation: groups to select the best epoch and the radius on, a number or a share; of `Pairs` without splits.
@@ -100,7 +104,7 @@ def learn(
         if isinstance(pairs, Pairs)
         else pairs
     )
-    own = network if isinstance(network, nn.Module) else None
+    own = copy.deepcopy(network) if isinstance(network, nn.Module) else None
     chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
     of_kind = []
     if kind == "flow":  # without pairs there is a density to learn and to measure
@@ -109,15 +113,20 @@ def learn(
         "data=pairs", "data.root=given", f"data.name={quoted(data.name)}", f"data.batch_size={data.batch_size}",
         f"learner={kind}", f"learner/network={chosen}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
         f"seed={seed}", "logger=none", "print_config=false", *([] if progress else ["callbacks.progress=null"]),
-        *of_kind, *overrides,
+        *of_kind,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder, _as_before():
         try:
+            options += [quoted_coverage(override) for override in undashed(overrides)]
+            without = null_groups(overrides)
+            options = [option for option in options if option not in without.values()]
             with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
                 cfg = compose("train", overrides=[*options, f"paths.output_dir={quoted(folder)}"])
         except Exception as error:  # Hydra raises what comes to hand
             raise InputError(f"learn: {error}") from None
-        cfg.overrides = list(overrides)
+        cfg.overrides = [override for override in overrides if override not in without.values()]
+        leave_out(cfg, without)
+        take_chosen(cfg, overrides)
         check_values(cfg)
         check_trainer(cfg)
         configuration = resolved(cfg)
@@ -154,16 +163,25 @@ def learn(
 def _as_before() -> Iterator[None]:
     """Random generators, Lightning's variables, filters of warnings and Hydra stay as whoever calls has them.
 
-    So does it where there was no group of processes.
+    So does it where there was no group of processes. Autocast, inference mode and another default type are left for it:
+    autocast keeps copies of weights until its outermost block ends, which training would go on from.
     """
     variables = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     hydra, job = GlobalHydra.instance().hydra, JobRuntime.instance().conf.copy()
-    alone = not together()
+    alone, default = not together(), torch.get_default_dtype()
     GlobalHydra.instance().clear()
     try:
-        with isolate_rng(torch.cuda.is_initialized()), warnings.catch_warnings():
+        torch.set_default_dtype(torch.float32)
+        with ExitStack() as outside:
+            outside.enter_context(isolate_rng(torch.cuda.is_initialized()))
+            outside.enter_context(warnings.catch_warnings())
+            outside.enter_context(torch.inference_mode(False))
+            outside.enter_context(torch.enable_grad())
+            for device in ("cpu", "cuda"):
+                outside.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
+        torch.set_default_dtype(default)
         GlobalHydra.instance().hydra, JobRuntime.instance().conf = hydra, job
         for name, value in variables.items():
             os.environ.pop(name, None)

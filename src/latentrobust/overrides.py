@@ -20,6 +20,7 @@ from latentrobust.renamed import experiment_now, key_now
 from latentrobust.run_folder import LATEST, flat
 
 FEW = 24  # options that an error lists
+SURE = 0.8  # likeness of two names from which on the one was surely meant
 FLAGS = {  # of Hydra's
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--"),
@@ -113,6 +114,27 @@ def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
             cfg.overrides.insert(0, override)  # the last ones name runs, and are what a sweep varies
 
 
+def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Make a schedule or an optimiser that the command line chooses that of its file, in place.
+
+    Experiments write numbers over those that they choose themselves, which would otherwise stand in any other one.
+    """
+    chosen = [re.fullmatch(r"\+?(scheduler|optimizer)@([\w.]+)=(\w+)", override) for override in overrides]
+    for found in chosen:
+        if found is None or OmegaConf.select(cfg, found[2]) is None:
+            continue
+        path = CONF / found[1] / f"{found[3]}.yaml"
+        if not path.is_file():  # of a folder of the user's own
+            continue
+        said = [override.lstrip("+~").partition("=")[0] for override in overrides]
+        keys = [key for key in said if key.startswith(f"{found[2]}.") and OmegaConf.select(cfg, key) is not None]
+        values = {key: OmegaConf.select(cfg, key) for key in keys}
+        with open_dict(cfg):
+            OmegaConf.update(cfg, found[2], OmegaConf.load(path), merge=False)
+            for key, value in values.items():
+                OmegaConf.update(cfg, key, value, merge=False)
+
+
 def name_latest(cfg: DictConfig) -> None:
     """Name the run that ``latest`` points to now in its place, so that what is stored says which it was."""
     for key in RUNS:
@@ -189,12 +211,18 @@ def _meant(command: str, key: str) -> str:
     alike = [leaf for leaf in known if leaf.endswith(f".{last}") and not leaf.startswith("hydra.")]
     beside = [leaf.rpartition(".")[2] for leaf in known if leaf.rpartition(".")[0] == above]
     near = [leaf for leaf in alike if leaf.startswith(f"{parts[0]}.")]
-    near = near or [f"{above}.{name}".lstrip(".") for name in difflib.get_close_matches(last, beside, 1)]
+    close = [f"{above}.{name}".lstrip(".") for name in difflib.get_close_matches(last, beside, 1)]
+    near = near or [
+        name for name in close if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() > SURE
+    ]
     if not near:
         from latentrobust.values import lacking  # noqa: PLC0415 - imports PyTorch, which other refusals do without
 
         lacks = lacking(composed, key)
-        if lacks is not None:
+        if lacks == "":
+            return f": +{key}=… adds it"
+        near = close
+        if lacks and not near:
             return f": {lacks}"
     if not beside:
         near = near or difflib.get_close_matches(key, known, 1, 0.8)

@@ -39,6 +39,7 @@ class Published:
         arguments: of the network.
         likelihood: ``bernoulli`` or ``gaussian``, of a CVAE.
         data: whose constants standardise a classifier's images outside of its checkpoint, a key of `STANDARDISATION`.
+        image_shape: of the images of a classifier, where it is said.
         file: that says so.
     """
 
@@ -46,6 +47,7 @@ class Published:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     likelihood: str | None = None
     data: str | None = None
+    image_shape: Sequence[int] | None = None
     file: Path | None = None
 
 
@@ -181,9 +183,10 @@ def _flow_project(content: Mapping[str, Any], model: Mapping[str, Any]) -> Publi
     arguments = {"classes": int(data["num_classes"])}
     arguments |= {"image_shape": shape} if name == "LeNet" else {"channels": shape[0]}
     if not model.get("standardize", True):
-        return Published(OF_FLOWS[name], {**arguments, "mean": [0.0] * shape[0], "std": [1.0] * shape[0]})
+        nothing = {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
+        return Published(OF_FLOWS[name], arguments | nothing, image_shape=shape)
     if isinstance(data.get("mean"), Sequence) and isinstance(data.get("std"), Sequence):
         standardisation = {key: [float(value) for value in data[key]] for key in ("mean", "std")}
-        return Published(OF_FLOWS[name], arguments | standardisation)
+        return Published(OF_FLOWS[name], arguments | standardisation, image_shape=shape)
     found = str(data.get("name"))
-    return Published(OF_FLOWS[name], arguments, data=DATA.get(found, found))
+    return Published(OF_FLOWS[name], arguments, data=DATA.get(found, found), image_shape=shape)

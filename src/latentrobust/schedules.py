@@ -25,15 +25,16 @@ Schedule = Callable[[Moment], float]
 
 
 def now(module: Any, batch_idx: int) -> Moment:
-    """The moment before a batch of a `LightningModule` in training."""
+    """The moment before a batch of a `LightningModule` in training; of a step of several batches, before its first."""
     trainer = module.trainer
     steps = max(int(trainer.num_training_batches), 1)
-    batches = trainer.current_epoch * steps + batch_idx
-    images = batches * trainer.datamodule.batch_size * trainer.world_size
     # A step takes several batches, the last one of an epoch what is left.
     per_step = trainer.accumulate_grad_batches
+    first = batch_idx // per_step * per_step
+    batches = trainer.current_epoch * steps + first
+    images = batches * trainer.datamodule.batch_size * trainer.world_size
     taken = trainer.current_epoch * math.ceil(steps / per_step) + batch_idx // per_step
-    return Moment(trainer.current_epoch + batch_idx / steps, taken, images)
+    return Moment(trainer.current_epoch + first / steps, taken, images)
 
 
 class LearningRate:

@@ -185,7 +185,7 @@ def _lacking(described: str, name: str, options: tuple[str, ...]) -> str:
 
 
 def lacking(cfg: DictConfig, key: str) -> str | None:
-    """Why an option that is not in a configuration cannot be added to it; None where it could be, or is there."""
+    """Why an option that a configuration lacks cannot be added to it; ``""`` where it can, None where that is open."""
     node: Any = cfg
     for name in key.split("."):
         if not isinstance(node, DictConfig):
@@ -194,7 +194,9 @@ def lacking(cfg: DictConfig, key: str) -> str | None:
             described = str(node.get("_target_") or "")
             target = _located(described) if described else None
             options = None if target is None else _options(target)
-            return None if options is None or name in options else _lacking(described, name, options)
+            if options is None:
+                return None
+            return "" if name in options else _lacking(described, name, options)
         node = None if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) else node[name]
     return None
 

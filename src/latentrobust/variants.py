@@ -16,6 +16,14 @@ VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 
 
 def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """The models of a run by name, their values checked; see `merged_variants`."""
+    for name, variant in merged_variants(cfg):
+        if name:
+            check_values(variant)
+        yield name, variant
+
+
+def merged_variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """The models of a run by name: one without a name, or the entries of ``models`` put over the configuration.
 
     ``model``, ``training_perturbation`` and ``objective`` replace, the rest is merged; callbacks that the command line
@@ -45,9 +53,9 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
                 change = OmegaConf.create(OmegaConf.to_container(changes[key], resolve=False))
                 replace = key in REPLACED or variant.get(key) is None
                 variant[key] = change if replace else OmegaConf.merge(variant[key], change)
+            variant.models = {}
             variant.paths.output_dir = str(Path(cfg.paths.output_dir) / "models" / str(name))
             _keep_callbacks(cfg, variant, str(name))
-        check_values(variant)
         yield str(name), variant
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latentrobust.arguments import Count, Natural, Positive, validated
 from latentrobust.batch import Batch
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import Halving, frozen, projected_ascent
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
@@ -93,6 +93,11 @@ class Coverage:
         Raises:
             InputError: if none covers so much.
         """
+        if self.radii[0] == 0 and self.share[0] >= share:
+            warn(
+                f"the centre of the set alone covers {self.share[0]:.0%} of the {self.split} pairs to within a squared"
+                f" error of {self.tolerance:.3g}, so coverage={share:g} asks for no radius: the smallest one is taken"
+            )
         for radius, covered in zip(self.radii, self.share, strict=True):
             if covered >= share and radius > 0:
                 return radius

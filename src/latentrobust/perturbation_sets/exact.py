@@ -200,6 +200,8 @@ def _nearest(
     scales: int,
     candidates: int,
 ) -> Tensor:
+    if not len(x):
+        return x.new_zeros(0, 4)
     margin = int(transform.shift * ball.radius)
     height, width = x.shape[-2:]
     # Warped on a canvas with the margin around it, each shift is a window of the same warp.

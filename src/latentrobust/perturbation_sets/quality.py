@@ -96,18 +96,22 @@ def over_error(
     steps: Natural,
     relative_step: Positive,
     keys: Tensor,
+    also: Tensor | None = None,
 ) -> Ascent:
     """Over-approximation error: the largest error found in the ball; ``values [B]``.
 
-    The error has a maximum in many a corner, so each search begins at the worse of two offsets: a uniform draw, and the
-    farthest one from the observed perturbation's own, ``u = s.encode(x_tilde)``. Its steps keep their length, which
-    takes it past maxima that shrinking steps would stay at.
+    The error has a maximum in many a corner, so each search begins at the worst of some offsets: a uniform draw, the
+    farthest one from the observed perturbation's own, ``u = s.encode(x_tilde)``, and what was found in a smaller ball,
+    ``also [B, *shape]``, so that a larger one never gives less. Its steps keep their length, which takes it past maxima
+    that shrinking steps would stay at.
     """
-    drawn = s.project(ball.uniform(random.fold_in(keys, Purpose.OVER), s.offset_dtype), ball)
-    away = s.farthest(u, ball).to(drawn.dtype)
-    with torch.no_grad():
-        worse = measure(s.decode(away), x_tilde) > measure(s.decode(drawn), x_tilde)
-    start = torch.where(worse.reshape(-1, *[1] * len(ball.shape)), away, drawn)
+    start = s.project(ball.uniform(random.fold_in(keys, Purpose.OVER), s.offset_dtype), ball)
+    for other in (s.farthest(u, ball), also):
+        if other is not None:
+            inside = s.project(other.to(start.dtype), ball)
+            with torch.no_grad():
+                worse = measure(s.decode(inside), x_tilde) > measure(s.decode(start), x_tilde)
+            start = torch.where(worse.reshape(-1, *[1] * len(ball.shape)), inside, start)
     return projected_ascent(
         lambda v: measure(s.decode(v), x_tilde),
         start,
@@ -178,12 +182,11 @@ def measure_quality(
     keys: Tensor,
     settings: QualitySettings,
     offset: Tensor | None = None,
-    nearest: dict[str, Tensor] | None = None,
+    smaller: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All metrics of each pair, ``[B]`` a name; names as in ``metrics.json`` without their prefix.
 
-    ``nearest`` holds the nearest offsets found in a smaller ball, by the suffix of their measure, and is brought up to
-    date.
+    ``smaller`` holds the nearest and the farthest offsets found in a smaller ball, by name, and is brought up to date.
 
     Beside the paper's: ``latent_norm``, and ``no_change``, the squared error of answering with the example itself.
     """
@@ -194,16 +197,16 @@ def measure_quality(
         measures["_nll"] = negative_log_likelihood(likelihood)
     for suffix, measure in measures.items():
         values[f"encoder_ae{suffix}"] = encoder_error(s, x_tilde, u, ball, measure)
-        also = None if nearest is None else nearest.get(suffix)
-        near = pgd_error(s, x_tilde, u, ball, measure, **settings.search, also=also)
+        begun = {} if smaller is None else smaller
+        near = pgd_error(s, x_tilde, u, ball, measure, **settings.search, also=begun.get(f"pgd_ae{suffix}"))
         values[f"pgd_ae{suffix}"] = near.values
-        if nearest is not None:
-            nearest[suffix] = near.offsets
         values[f"expected_ae{suffix}"] = expected_error(s, x_tilde, ball, measure, draws=settings.draws, keys=keys)
         over = over_error(
-            s, x_tilde, u, ball, measure, steps=settings.steps, relative_step=settings.relative_step, keys=keys
-        )
+            s, x_tilde, u, ball, measure, steps=settings.steps, relative_step=settings.relative_step, keys=keys,
+            also=begun.get(f"over_ae{suffix}"),
+        )  # fmt: skip
         values[f"over_ae{suffix}"] = over.values
+        begun |= {f"pgd_ae{suffix}": near.offsets, f"over_ae{suffix}": over.offsets}
         values[f"reconstruction{suffix}"] = measure(
             s.reconstruct(x_tilde, random.fold_in(keys, Purpose.RECONSTRUCTION), offset), x_tilde
         )
@@ -292,12 +295,12 @@ class SetQuality(PairValues):
         likelihood: Likelihood,
         keys: Tensor,
         offset: Tensor | None = None,
-        nearest: dict[str, Tensor] | None = None,
+        smaller: dict[str, Tensor] | None = None,
     ) -> None:
         """Measure the pairs ``(s.x, x_tilde)`` within ``ball``, which may be another than the set's own."""
         found = measure_quality(
             s, x_tilde, ball=ball, likelihood=likelihood, keys=keys, settings=self.settings, offset=offset,
-            nearest=nearest,
+            smaller=smaller,
         )  # fmt: skip
         super().update(index, kind, **found)
 

@@ -223,9 +223,10 @@ def load_perturbation_set(
     warn_unfinished(path)
     perturbations = restore_perturbation_set(path, radius=radius, network=network, of=of)
     measured, is_own = (perturbations.quality, True) if perturbations.quality else measured_of_set(path)
-    if (reason := judged(measured)) is not None:
-        warn(f"about the set: {reason}")
     at = measured.get("radius", perturbations.ball.radius)
+    larger = perturbations.ball.radius > at * (1 + 1e-6)  # which may hold what the measured one lacked
+    if not larger and (reason := judged(measured)) is not None:
+        warn(f"about the set: {reason}")
     same = is_own and math.isclose(at, perturbations.ball.radius, rel_tol=1e-6)
     perturbations.quality = measured if same and len(measured) > 1 else {}
     return perturbations

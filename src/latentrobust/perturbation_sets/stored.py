@@ -22,6 +22,7 @@ from latentrobust.lock import how_it_ended
 from latentrobust.seen import Seen, note_seen, seen_by
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CLASSIFIER = "classifier"  # kind of a stored model; other kinds are sets
 OF_SET = ("radius", "quality/", "latent_norm/", "coverage/", "exact/", "seen/set", "bits_per_dim", "round_trip_error")
 
 
@@ -29,7 +30,7 @@ def write_folder(folder: str | Path, configuration: dict[str, Any], module: torc
     """Write ``config.json`` and ``model.safetensors`` to a folder of a ``what``; see `save_perturbation_set`."""
     state, seen = module.state_dict(), seen_by(module)
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {CONFIG, WEIGHTS}):
+    if folder.exists() and not _may_be_replaced(folder, configuration):
         raise InputError(f"{folder} holds something other than a {what}: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
@@ -54,6 +55,21 @@ def write_folder(folder: str | Path, configuration: dict[str, Any], module: torc
     return folder
 
 
+def _may_be_replaced(folder: Path, configuration: Mapping[str, Any]) -> bool:
+    """Whether a folder is empty, or holds what this package has written and is of the same sort, set or model."""
+    if not folder.is_dir() or not set(os.listdir(folder)) <= {CONFIG, WEIGHTS}:
+        return False
+    if not os.listdir(folder):
+        return True
+    try:
+        found = read_json(folder / CONFIG)
+    except (OSError, ValueError):  # other libraries name their files so too
+        return False
+    if not isinstance(found, dict) or "format" not in found:
+        return False
+    return (found.get("kind") == CLASSIFIER) == (configuration.get("kind") == CLASSIFIER)
+
+
 def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Refuse weights with NaN or infinity: whatever is computed with them looks like a figure and is none.
 
@@ -61,6 +77,8 @@ def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         InputError: naming the first such tensor.
     """
     for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise InputError(f"{path} holds weights that are sparse or have no values ({name})")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"{path} holds weights that are not finite ({name}): its training has diverged")
 

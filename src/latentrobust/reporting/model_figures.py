@@ -22,8 +22,7 @@ CAPTIONS = {
     "accuracy_by_kind": "Share of test images that are classified correctly under each kind of perturbation.",
     "smallest_offset": "How long the shortest offset is that was found to fool the model, at the radii that were"
     " attacked; the curve ends at the share of images that could be fooled.",
-    "certified_pixels": "Share of pixels whose class is right and certified up to the radius, under two statements:"
-    " for each pixel with probability 1 − α, and for all pixels of an image at once, each radius alone (Holm).",
+    "certified_pixels": "Share of pixels whose class is right and certified up to the radius",
     "maps": "Test images and the worst that any of the attacks found within the radius, each with the predicted map;"
     " red: pixels that were right before and are wrong now.",
     "certified_accuracy": "Share of test images whose class is right and certified up to the radius. Adaptive"
@@ -32,6 +31,11 @@ CAPTIONS = {
 
 BETWEEN = (
     " Points: what a search for the smoothed model's worst case leaves right. The truth lies between curve and point."
+)
+ALONE = ", each pixel's alone with probability 1 − α."
+TOGETHER = (
+    ", under two statements: for each pixel with probability 1 − α, and for all pixels of an image at once, each radius"
+    " alone (Holm)."
 )
 SHOWN_MAPS = 6
 SHORT = 8  # characters of a class that stands above an image
@@ -55,7 +59,8 @@ def model_figures(tests: Mapping[str, MeasuredModel], data: ShownData) -> dict[s
         drawn["smallest_offset"] = (figures.smallest_offset(sizes, largest, colours), CAPTIONS["smallest_offset"])
     drawn |= _by_kind(tests, data)
     if certified and is_per_pixel(tests):
-        drawn["certified_pixels"] = (_certified_pixels(certified), CAPTIONS["certified_pixels"])
+        said = TOGETHER if are_together(certified) else ALONE
+        drawn["certified_pixels"] = (_certified_pixels(certified), CAPTIONS["certified_pixels"] + said)
     elif certified:
         curves_of = {
             name or "model": np.where(
@@ -166,6 +171,11 @@ def _said(test: MeasuredModel, images: torch.Tensor) -> torch.Tensor:
     device = next((parameter.device for parameter in test.model.parameters()), torch.device("cpu"))
     with frozen(test.model), torch.no_grad():
         return logits_of(test.model, images.to(device)).argmax(1).cpu()
+
+
+def are_together(certified: Mapping[str, MeasuredModel]) -> bool:
+    """Whether there are certificates of all pixels of an image at once."""
+    return any(getattr(test.certificate_table, "together", False) for test in certified.values())
 
 
 def _certified_pixels(certified: Mapping[str, MeasuredModel]) -> Figure:

@@ -10,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from latentrobust.reporting.html import Cell, Section
 from latentrobust.reporting.measured import MeasuredModel
-from latentrobust.reporting.model_figures import is_per_pixel, model_figures
+from latentrobust.reporting.model_figures import are_together, is_per_pixel, model_figures
 from latentrobust.reporting.shown import ShownData
 from latentrobust.reporting.summary import share_of_set
 from latentrobust.robustness.certificates import PixelCertificates
@@ -26,10 +26,11 @@ AT_RADIUS = {
     "smoothed/robust": "smoothed: worst case that a search finds within",
 }
 PIXELS = " Accuracies are shares of pixels; pixels without a label that counts are left out."
-TWO_STATEMENTS = (
+ALONE = (
     "A pixel's certificate holds with probability 1 − α for that pixel alone, so some of the many pixels of an image"
-    " may be wrong; “all pixels of an image at once” holds with 1 − α for every certified pixel of it together."
+    " may be wrong"
 )
+TOGETHER = "; “all pixels of an image at once” holds with 1 − α for every certified pixel of it together"
 SHARES = ("accuracy", "accuracy_known", "robust", "certified", "certified_image", "smoothed")
 FLATTERED = 0.005  # difference to PGD alone that is pointed out
 ROUNDED = 0.0005  # difference that shows in percent with one digit
@@ -248,4 +249,5 @@ def _aim(criterion: Criterion) -> str:
 
 
 def _promise(tests: Mapping[str, MeasuredModel]) -> str:
-    return f"What a certificate says: {PROMISE}{f' {TWO_STATEMENTS}' if is_per_pixel(tests) else ''}"
+    of_pixels = f" {ALONE}{TOGETHER if are_together(tests) else ''}." if is_per_pixel(tests) else ""
+    return f"What a certificate says: {PROMISE}{of_pixels}"

@@ -49,8 +49,8 @@ CAPTIONS = {
     "quality": "Distance between the set and observed perturbations. The dashed line is what you get without any set,"
     " by taking the unperturbed example.",
     "coverage": "Which share of the test pairs lies within a tolerance δ of the set, against its radius: what a radius"
-    " means. δ is twice the median error with which the set reproduces a pair without any limit to the offset, so that"
-    " a typical pair is contained somewhere. Where the curve is flat, a larger radius contains no more of what was"
+    " means. By default δ is twice the median error with which the set reproduces a pair without any limit to the"
+    " offset, at least one grey level of 255. Where the curve is flat, a larger radius contains no more of what was"
     " observed. Pairs of one group (photographs of one thing) count together in the interval.",
     "quality_by_radius": "A smaller radius makes the set smaller: the farthest point comes closer, and fewer observed"
     " perturbations are reached. Measured on the first test examples alone, so it may differ from the table.",
@@ -89,7 +89,7 @@ def set_section(test: MeasuredSet, data: ShownData, metrics: Mapping[str, float]
         poor=judged(metrics) is not None,
         columns=columns,
         rows=rows,
-        note=_note(has_nll, has_exact, test.detail),
+        note=_note(has_nll, has_exact, min(test.detail, len(set(test.per_example["index"].tolist())))),
         figures={name: (figure, CAPTIONS[name]) for name, figure in _figures(test, data).items()},
         usage=usage("this run's folder", perturbations.needs_label),
     )
@@ -116,8 +116,8 @@ def _note(has_nll: bool, has_exact: bool, detail: int) -> str:
     if has_exact:
         note += (
             " “Exact set” is the set the data was drawn from, measured by the same code on the first"
-            f" {detail} pairs, as is the distance of samples to it (the nearest image that a search finds, so an upper"
-            " bound)."
+            f" {detail} examples, as is the distance of samples to it (the nearest image that a search finds, so an"
+            " upper bound)."
         )
     return note
 

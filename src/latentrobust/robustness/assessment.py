@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.batch import Batch, asked_once
-from latentrobust.errors import note, warn
+from latentrobust.errors import InputError, note, warn
 from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
@@ -289,6 +289,10 @@ class Assessment(nn.Module):
         """Everything, gathered over batches and processes."""
         tables: dict[str, Table] = {"accuracy": self.right.table()}
         table = tables["accuracy"]
+        if self.facts.per_pixel and len(table["clean"]) and np.isnan(table["clean"].astype(np.float64)).all():
+            raise InputError(
+                "no pixel of any label counts: classes are numbers from 0 up, and negative ones are left out"
+            )
         metrics = {"accuracy/clean": _mean(table["clean"]), "loss/clean": _mean(table["loss"])}
         classes = table["prediction"] if self.constant is None else self.constant.table()["class"]
         warn_constant(classes.astype(np.float64), table["clean"], self.constant is not None)

@@ -20,7 +20,7 @@ from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found, WorstOf, latent_autoattack
 from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
-from latentrobust.robustness.criteria import answer, criterion_for
+from latentrobust.robustness.criteria import PixelAccuracy, answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.progress import Progress
 from latentrobust.robustness.radii import attack_radii, certified_radii, names_of
@@ -255,11 +255,24 @@ class Assessor:
                 columns[f"{name}/eps={self.eps[radius]}"] = remaining[place].float()
             sizes = torch.where(found[name].fooled, self.perturbations.ball.size(found[name].offsets), math.inf)
             smallest = torch.minimum(smallest, sizes.amin(0).float())
-        columns["margin"] = torch.stack([part.score[-1] for part in found.values()]).amin(0).float()
+        columns["margin"] = self._margin(batch.labels, found).float()
         if not self._per_pixel:
             columns["smallest_fooling_norm"] = smallest
         columns["queries"] = torch.stack([part.queries.amax(0) for part in found.values()]).sum(0).float()
         return columns, found
+
+    def _margin(self, labels: Tensor, found: Mapping[str, Found]) -> Tensor:
+        """The smallest score at the largest radius; of maps the smallest share of right pixels, beyond one threshold.
+
+        Attacks may lower that share to thresholds of their own, which scores are counted from.
+        """
+        scores = [part.score[-1] for part in found.values()]
+        criteria = [attack.judge(labels) for attack in self.robust.attacks.values()] if self.robust is not None else []
+        shares = [criterion for criterion in criteria if isinstance(criterion, PixelAccuracy)]
+        if len(shares) == len(scores):
+            worst = torch.stack([of.remaining(score) for of, score in zip(shares, scores, strict=True)]).amin(0)
+            return worst - min(of.threshold for of in shares)
+        return torch.stack(scores).amin(0)
 
     def _open_journal(self, path: Path, x: Tensor) -> CertificateJournal:
         """The journal, for certificates of this model: of its weights, and of what it answers around ``x [1, *image]``.

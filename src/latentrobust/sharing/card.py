@@ -281,7 +281,10 @@ def _of_model(found: Stored, metrics: Mapping[str, float], configuration: Mappin
         "smoothed/clean": "The smoothed model: images as they are (an abstention counts as wrong)",
         "smoothed/robust": "The smoothed model: most votes are right after a search (abstentions are not counted)",
         "certified": "The smoothed model: right, and certified",
+        "certified_image": "The smoothed model: pixels that are right and certified, all of an image at once",
     }
+    if "miou/clean" in own:
+        meanings["certified"] = "The smoothed model: pixels that are right and certified, each on its own"
     radii = {is_robust: _radii(found.run, configuration, metrics, is_robust) for is_robust in (False, True)}
     rows = []
     for name in _shares(own):
@@ -315,6 +318,11 @@ def _how(found: Stored, metrics: Mapping[str, float], configuration: Mapping[str
             f"Smoothed with noise of σ = {sigma:.4g} in the latents, at most {certify.get('n')} draws per image, each"
             f" certificate wrong with probability {certify.get('alpha')} at most: {number['certified']:.0f} images."
         )
+        if f"{found.prefix}miou/clean" in metrics:
+            said.append(
+                "A certificate is of one pixel, so that of the many of an image some may be wrong; “all of an image at"
+                " once” (`certified_image`), where it was measured, holds for all certified pixels together."
+            )
     folder = _set_of(found.run, configuration)
     if said and folder is not None:
         said.append(f"Over the perturbation set whose weights have the SHA-256 `{sha256_of(folder / WEIGHTS)}`.")

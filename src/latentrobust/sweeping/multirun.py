@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 from latentrobust.configuration import as_measured, check_from, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import quoted
-from latentrobust.overrides import explained, follow_latest, leave_out, left_out_groups
+from latentrobust.overrides import explained, follow_latest, leave_out, left_out_groups, take_chosen
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE
@@ -99,6 +99,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
             del cfg["hydra"]
         if config.hydra.job.config_name == "evaluate":
             as_measured(cfg)  # as the job will store it
+        take_chosen(cfg, overrides)
         leave_out(cfg, left_out_groups())
         composed.append(cfg)
         check_values(cfg)

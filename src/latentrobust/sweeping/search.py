@@ -27,7 +27,7 @@ from latentrobust.configuration import CONF, as_measured, resolved
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
-from latentrobust.overrides import explained, follow_latest, leave_out, null_groups, quoted_coverage
+from latentrobust.overrides import explained, follow_latest, leave_out, null_groups, quoted_coverage, take_chosen
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, EARLIER, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
@@ -131,6 +131,7 @@ class Search:
                 cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
             if self.plan.app == "evaluate":
                 as_measured(cfg)
+            take_chosen(cfg, overrides)
             leave_out(cfg, without)
             check_values(cfg)
             if self.plan.prune is not None and (cfg.get("logger") or {}).get("csv") is None:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from latentrobust.arguments import Seed, validated
-from latentrobust.batch import Batch
+from latentrobust.batch import Batch, asked_once
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError, warn
 from latentrobust.keys import Purpose
@@ -61,6 +61,8 @@ class DensityTest(pl.LightningModule):
         """Check that data and set fit."""
         data: PairData = self.trainer.datamodule  # type: ignore[attr-defined]
         check_same_images(data, self.perturbations)
+        self._first_kinds = data.first_kinds("test")
+        self._asked = torch.zeros(len(self._first_kinds), dtype=torch.bool)
         self._seen = share_seen(self.perturbations, partial(data.hashes, "test"), "the set")
 
     def results(self) -> dict[str, Any]:
@@ -72,7 +74,10 @@ class DensityTest(pl.LightningModule):
         self.metrics, self.per_example = results["metrics"], results["per_example"]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Both values of a batch."""
+        """Both values of the images of a batch, each once, however many pairs it has."""
+        batch = batch.at(asked_once(batch, self._first_kinds, self._asked).nonzero()[:, 0])
+        if not len(batch):
+            return
         keys = random.example_keys(self.seed, batch.index, Purpose.DENSITY)
         label = batch.labels if self.perturbations.needs_label else None
         with frozen(self.perturbations), torch.no_grad():

@@ -132,26 +132,26 @@ class QualityTest(pl.LightningModule):
             batch = batch.map(torch.clone)
             s = self.perturbations.at(batch.x, batch.y)
             chosen = (batch.index < self.detail).nonzero()[:, 0]
-            nearest: dict[str, Tensor] = {}
+            smaller: dict[str, Tensor] = {}
             if len(chosen):
                 found = self._measure_detail(batch.at(chosen), keys[chosen])
                 encoded = s.encode(batch.perturbed, batch.offset)  # where the others begin
-                nearest = {suffix: encoded.clone() for suffix in found}
-                for suffix, offsets in found.items():
-                    nearest[suffix][chosen] = offsets.to(nearest[suffix].dtype)
-            self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys, nearest)
+                smaller = {name: encoded.clone() for name in found}
+                for name, offsets in found.items():
+                    smaller[name][chosen] = offsets.to(encoded.dtype)
+            self._measure(self.values, self.perturbations, s, self.perturbations.ball, batch, keys, smaller)
             if self.covering is not None:
                 self.covering.update(s, batch)
 
     def _measure_detail(self, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
-        """At the percentile radii, rising, and against the exact set; returns the nearest offsets found."""
+        """At the percentile radii, rising, and against the exact set; returns what was found at the largest."""
         s = self.perturbations.at(batch.x, batch.y)
-        nearest: dict[str, Tensor] = {}
+        smaller: dict[str, Tensor] = {}
         for name, radius in self.radii.items():
             ball, into = self.perturbations.ball.with_radius(radius), self.at_radius[name]
-            self._measure(into, self.perturbations, s, ball, batch, keys, nearest)  # type: ignore[arg-type]
+            self._measure(into, self.perturbations, s, ball, batch, keys, smaller)  # type: ignore[arg-type]
         self._compare(s, batch, keys)
-        return nearest
+        return smaller
 
     def _compare(self, s: SetAt, batch: Batch, keys: Tensor) -> None:
         if self.exact is None:
@@ -170,7 +170,7 @@ class QualityTest(pl.LightningModule):
         ball: LatentBall,
         batch: Batch,
         keys: Tensor,
-        nearest: dict[str, Tensor] | None = None,
+        smaller: dict[str, Tensor] | None = None,
     ) -> None:
         into.update(
             batch.index,
@@ -181,7 +181,7 @@ class QualityTest(pl.LightningModule):
             likelihood=owner.likelihood,
             keys=keys,
             offset=batch.offset,
-            nearest=nearest,
+            smaller=smaller,
         )
 
     def on_test_epoch_end(self) -> None:

@@ -17,6 +17,7 @@ from latentrobust.networks.classifiers import build, description_of
 from latentrobust.networks.layout import channels_last, is_channels_last
 from latentrobust.networks.registry import advice, check_size, origin_of
 from latentrobust.perturbation_sets.stored import (
+    CLASSIFIER,
     CONFIG,
     check_finite,
     read_checkpoint,
@@ -42,7 +43,7 @@ def describe_model(
     """The configuration of a classifier, plain containers only; ``network`` is null for one from outside."""
     return {
         "format": FORMAT,
-        "kind": "classifier",
+        "kind": CLASSIFIER,
         "network": description_of(model),
         "origin": origin_of(model),
         "channels_last": is_channels_last(model),
@@ -123,7 +124,7 @@ def restore_model(path: str | Path, *, network: nn.Module | None = None) -> nn.M
         raise InputError(f"{given} holds {many} ({names}): name its folder, such as {several[0]}")
     if path.is_dir():
         configuration, state = read_folder(path, "model")
-        if configuration.get("kind") != "classifier":
+        if configuration.get("kind") != CLASSIFIER:
             raise InputError(f"{path} does not hold a classifier")
     elif path.is_file():
         configuration, state = _read_file(path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.arguments import Count, Natural, Positive, Share, validated
+from latentrobust.errors import InputError
 from latentrobust.transforms import random
 
 
@@ -170,3 +171,23 @@ def apply_in_order(augmentations: Mapping[str, Augmentation], images: Tensor, ke
     for number, augment in enumerate(augmentations.values()):
         images = augment(images, random.fold_in(keys, number))
     return images
+
+
+def check_moves_alone(augmentations: Mapping[str, Augmentation]) -> None:
+    """Refuse augmentations that make other values than those of the image and black: maps of classes would be nonsense.
+
+    Raises:
+        InputError: naming the first such augmentation.
+    """
+    plane = (torch.arange(32).remainder(2) + 2).float().expand(32, 1, 32, 32)
+    keys = random.example_keys(0, torch.arange(32))
+    for name, augment in augmentations.items():
+        try:
+            keeps = bool(torch.isin(augment(plane, keys), torch.tensor([0.0, 2.0, 3.0])).all())
+        except (RuntimeError, IndexError):  # beyond the values that an image has
+            keeps = False
+        if not keeps:
+            raise InputError(
+                f"data.joint.{name} changes colours, and what it does is done to the maps of classes too, which would"
+                " be other classes then: leave it out"
+            )

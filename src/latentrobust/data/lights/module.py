@@ -21,7 +21,7 @@ from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.seen import Hashes, hashes_of
 from latentrobust.transforms import random
-from latentrobust.transforms.augmentation import Augmentation, apply_in_order
+from latentrobust.transforms.augmentation import Augmentation, apply_in_order, check_moves_alone
 
 
 @validated
@@ -86,6 +86,8 @@ class LightPairs(PairModule):
         if self.stored:
             return
         found: SceneSplits = self.source()
+        if found.train.materials is not None:
+            check_moves_alone(self.joint)
         self.kinds, self.note = found.lights, " ".join(filter(None, (found.note, skipped_note(found.left_out))))
         if found.left_out and self._is_first_process:
             print(f"data {self.name}: {skipped_note(found.left_out)}", file=sys.stderr)

@@ -162,6 +162,8 @@ def _split(
         if unknown or not names:
             there = ", ".join(sorted(free, key=natural)[:8])
             raise InputError(f"data.source.{split} names {', '.join(unknown) or 'no scene'}: there are {there}")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"data.source.{split} names {twice[0]} more than once")
         free = [name for name in free if name not in names]
     for split, count in wanted.items():
         if isinstance(count, int):

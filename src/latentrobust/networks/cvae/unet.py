@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentrobust.arguments import Shape
+from latentrobust.arguments import Count, Shape
 from latentrobust.networks.cvae.base import CVAE, bounded_logvar, probabilities
 from latentrobust.networks.unet import DownPath, UNetPaths, map_sizes
 
@@ -78,9 +78,9 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def unet(
     image_shape: Shape = (3, 125, 187),
-    channels: Sequence[int] = (64, 128, 256, 512, 512),
-    latents: Sequence[int] = (128, 64, 32, 16, 16),
-    pool: Sequence[Sequence[int]] | None = None,
+    channels: Sequence[Count] = (64, 128, 256, 512, 512),
+    latents: Sequence[Count] = (128, 64, 32, 16, 16),
+    pool: Sequence[Sequence[Count]] | None = None,
 ) -> CVAE:
     """The published sizes by default, for images of multi-illumination at MIP 5.
 

@@ -56,7 +56,7 @@ def _water(liquid: Tensor) -> Tensor:
     distance = distances(edges(drops)).clamp(max=20)
     relief = _box(distance).floor()
     relief = _equalised(relief.long())
-    kernel = torch.tensor([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]], device=liquid.device)
+    kernel = torch.tensor([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], dtype=torch.float32, device=liquid.device)
     relief = F.conv2d(_margin(relief.to(torch.float32), "mirror")[:, None], kernel[None, None])[:, 0].clamp(0, 255)
     light = drops * _box(relief.to(torch.float64)).round()
     return (light / light.amax((1, 2), keepdim=True).clamp_min(1e-12)).to(torch.float32)
