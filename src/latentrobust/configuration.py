@@ -57,15 +57,25 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"missing value: give {', '.join(f'{key}=…' for key in missing)}")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def stored(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as a run's folder keeps it: `resolved`, and what a model's entry refers to is that model's.
+
+    Raises:
+        InputError: as `resolved`, and for entries that are no models.
+    """
+    plain = resolved(cfg)
     if isinstance(plain.get("models"), dict) and plain["models"]:
         from latentrobust.variants import merged_variants  # noqa: PLC0415 - seconds, which help texts do without
 
-        # What a model's entry refers to is that model's, not the run's.
+        entries = {str(name): entry for name, entry in plain["models"].items()}
         for name, variant in merged_variants(cfg):
-            entry = plain["models"][name]
-            own = {key: OmegaConf.to_container(variant[key], resolve=True) for key in entry}
-            plain["models"][name] = _of_entry(entry, own)
-    return {str(key): value for key, value in plain.items()}
+            own = {key: OmegaConf.to_container(variant[key], resolve=True) for key in entries[name]}
+            entries[name] = _of_entry(entries[name], own)
+        plain["models"] = entries
+    return plain
 
 
 def _of_entry(entry: Any, own: Any) -> Any:

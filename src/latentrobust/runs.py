@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from latentrobust.again import warn_of_changes
-from latentrobust.configuration import as_measured, check_from, resolved
+from latentrobust.configuration import as_measured, check_from, stored
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER, read_metrics
@@ -81,7 +81,7 @@ def train(cfg: DictConfig) -> Run:
         raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
     check_from(cfg)
     check_values(cfg)
-    configuration = resolved(cfg)
+    configuration = stored(cfg)
     check_trainer(cfg)
     if learns and is_given(cfg):
         raise InputError("a set is given and one is to be learned: drop one, by ~learner or perturbation_set=null")
@@ -146,7 +146,7 @@ def evaluate(cfg: DictConfig) -> Run:
         raise InputError("model names an untrained network: give run=…, or model=trained model.path=…")
     check_from(cfg)
     check_values(cfg)
-    configuration = resolved(cfg)
+    configuration = stored(cfg)
     check_trainer(cfg)
     if is_done(cfg.paths.output_dir, configuration, bool(cfg.paths.get("overwrite"))):
         return finished(cfg, configuration)

@@ -17,7 +17,7 @@ from torch import nn
 
 from latentrobust.calibration import restrict_to_active, select_radius
 from latentrobust.configuration import resolved
-from latentrobust.errors import InputError, collecting, note
+from latentrobust.errors import InputError, collecting, note, warn
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER
 from latentrobust.interrupts import finishing_steps, requested
 from latentrobust.learners.checkpoints import BestCheckpoint, LastCheckpoint
@@ -329,11 +329,24 @@ def _fit(trainer: pl.Trainer, module: pl.LightningModule, shared: Session, check
             run_trainer(trainer, lambda: trainer.fit(module, datamodule=shared.data, ckpt_path=checkpoint))
         if (stopped := requested()) is not None:  # in the very last step
             raise stopped
+        _warn_cut_short(trainer)
     except (RuntimeError, KeyError) as error:
         if checkpoint is not None and "state_dict" in str(error):
             line = str(error).splitlines()[0]
             raise InputError(f"ckpt_path={checkpoint} is a checkpoint of another model: {line}") from None
         raise
+
+
+def _warn_cut_short(trainer: pl.Trainer) -> None:
+    """Warn where training has ended before its epochs and steps, as by ``trainer.max_time``."""
+    epochs, steps = trainer.max_epochs or 0, trainer.max_steps
+    if trainer.fast_dev_run or 0 < steps <= trainer.global_step:  # type: ignore[attr-defined]
+        return
+    if trainer.current_epoch < epochs:
+        warn(
+            f"training was ended after {trainer.current_epoch} of {epochs} epochs (by trainer.max_time or a callback):"
+            " its schedules have not come to their end"
+        )
 
 
 def _learned(trainer: pl.Trainer, learner: Any, shared: Session) -> PerturbationSet:

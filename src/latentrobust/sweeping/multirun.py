@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
-from latentrobust.configuration import as_measured, check_from, resolved
+from latentrobust.configuration import as_measured, check_from, stored
 from latentrobust.errors import InputError
 from latentrobust.files import quoted
 from latentrobust.overrides import explained, follow_latest, leave_out, left_out_groups, take_chosen
@@ -106,7 +106,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
         own = [line for line in overrides if not line.startswith(("paths.output_dir=", "paths.overwrite=", "launcher"))]
-        jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(resolved(cfg))))
+        jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(stored(cfg))))
     check_from(*composed)
     return jobs
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from latentrobust.configuration import CONF, as_measured, resolved
+from latentrobust.configuration import CONF, as_measured, stored
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
@@ -136,7 +136,7 @@ class Search:
             check_values(cfg)
             if self.plan.prune is not None and (cfg.get("logger") or {}).get("csv") is None:
                 raise InputError("prune looks at what a run logs to its folder: drop prune, or logger=none")
-            return resolved(cfg)
+            return stored(cfg)
         except InputError:
             raise
         except Exception as error:  # whatever Hydra raises while it composes is about the overrides
