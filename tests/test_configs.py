@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
-from latentrobust.configuration import CONF, check_from, resolved
+from latentrobust.configuration import CONF, check_from, resolved, stored
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
-from latentrobust.overrides import leave_out, null_groups
+from latentrobust.overrides import leave_out, null_groups, take_chosen
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.renamed import experiment_now
 from latentrobust.robustness.assessor import RobustSettings
@@ -265,6 +265,23 @@ def test_variants_replace_perturbations_and_merge_the_rest(composed):
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", "+models.standard.data.batch_size=3")
     with pytest.raises(InputError, match=r"models\.standard may change .* not data"):
         list(variants(cfg))
+
+
+def test_a_schedule_that_is_chosen_is_that_of_its_file(composed):
+    said = ["scheduler@task.scheduler=constant", "optimizer@task.optimizer=sgd", "task.optimizer.momentum=0.5"]
+    cfg = composed("train", "experiment=mnist/model", "from=x", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    assert (list(cfg.task.scheduler["values"]), list(cfg.task.scheduler.epochs)) == ([1], [0])
+    assert (cfg.task.optimizer.lr, cfg.task.optimizer.momentum) == (0.1, 0.5)
+    said = ["scheduler@learner.scheduler=warm_up", "learner.scheduler.images=7"]
+    cfg = composed("train", "experiment=digits/rts", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    assert OmegaConf.to_container(cfg.learner.scheduler) == {"_target_": "latentrobust.schedules.WarmUp", "images": 7}
+
+
+def test_what_a_model_s_entry_refers_to_is_stored_as_that_model_s(composed):
+    kept = stored(composed("train", "experiment=demo", "paths.output_dir=x"))["models"]["standard"]["callbacks"]["best"]
+    assert (kept["monitor"], kept["dirpath"]) == ("val/accuracy/clean", "x/models/standard/checkpoints")
 
 
 def test_callbacks_of_the_command_line_are_every_model_s(composed):

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from latentrobust import load_model, load_perturbation_set, save_model, save_perturbation_set
-from latentrobust.convert import import_checkpoint, import_flow, main
+from latentrobust.convert import import_checkpoint, import_classifier, import_flow, main
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
@@ -194,6 +194,17 @@ def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
         (["--network", "mnist_fc", "--radius", "3", "--norm", "linf"], "--norm is for flows, and mnist_fc is none"),
         (["--network", "glow", "--radius", "3", "--likelihood", "gaussian"], "--likelihood is for CVAEs"),
         (["--network", "mnist_fc", "--radius", "3", "--data", "mnist"], "--data is for classifiers"),
+        (
+            ["--network", "mnist_fc", "--radius", "3", "--image-shape", "1", "28", "28"],
+            "--image-shape is for classifiers",
+        ),
+        (["--network", "wide_resnet", "--argument", "depth=[10"], "--argument needs name=value"),
+        (["--network", "unet", "--radius", "3", "--argument", "latents=[-1,1,1,1,1]"], "latents"),
+        (
+            ["--network", "mnist_fc", "--calibrate", "data=scene_folder"],
+            "--calibrate data=scene_folder: data.source.folder=… is missing",
+        ),
+        (["--export", "--network", "glow", "--radius", "3"], "not --network, --radius"),
     ],
 )
 def test_wrong_options_give_one_line(tmp_path, capsys, options, message):
@@ -286,7 +297,12 @@ def test_classifiers_of_the_flow_paper_keep_the_standardisation_that_their_files
         ("preactresnet18", "", [], "nothing tells how the images of this preactresnet18"),
         ("preactresnet18", "", ["--data", "svhn"], "lenet5, resnet18, resnet20"),
         ("resnet18", "model.", ["--data", "svhn", "--argument", "mean=[0]"], "not given by mean and std"),
-        ("wide_resnet", "", ["--argument", "depth=10", "--argument", "mean=[0.5]"], "mean and std of one length"),
+        (
+            "wide_resnet",
+            "",
+            ["--argument", "depth=10", "--argument", "mean=[0.5]"],
+            "mean is given alone: mean and std go together",
+        ),
     ],
 )
 def test_a_normalisation_that_nobody_knows_is_refused(tmp_path, capsys, name, prefix, options, message):
@@ -470,3 +486,89 @@ def test_what_a_published_layout_cannot_say_is_not_lost_in_silence(tmp_path, cap
     said = capsys.readouterr().err
     assert said.startswith("warning: ")
     assert "is restricted to 2 of its latents, which the published layout" in said
+
+
+def test_a_folder_of_another_sort_is_not_replaced(tmp_path):
+    network = build("mnist_fc", image_shape=[1, 5, 5], hidden=16, latent=4)
+    folder = save_perturbation_set(CVAESet(network, "bernoulli", 1.0), tmp_path / "set")
+    with pytest.raises(InputError, match="set holds something other than a model: name a new folder"):
+        save_model(build_classifier("lenet5"), folder, image_shape=(1, 28, 28), classes=10, data="")
+    assert save_perturbation_set(CVAESet(network, "bernoulli", 2.0), folder) == folder
+    assert load_perturbation_set(folder).ball.radius == 2
+    other = tmp_path / "theirs"  # as other libraries name their files
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"weights")
+    for content in ('{"model_type": "vit"}', "[]", "{"):
+        (other / "config.json").write_text(content)
+        with pytest.raises(InputError, match="holds something other than a perturbation set"):
+            save_perturbation_set(CVAESet(network, "bernoulli", 1.0), other)
+    assert (other / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_constants_that_the_checkpoint_contradicts_are_refused(tmp_path, capsys):
+    network = build_classifier("wide_resnet", depth=10, width=1, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "c.pth")
+    options = ["--network", "wide_resnet", "--argument", "depth=10", "--argument", "width=1", "--argument"]
+    command = [str(tmp_path / "c.pth"), str(tmp_path / "m"), *options, "std=[0.2,0.2,0.2]", "--argument"]
+    with pytest.raises(SystemExit):
+        main([*command, "mean=[0.5,0.5,0.5]"])
+    assert "contradicts the checkpoint, whose weights hold [0.5, 0.4, 0.3]" in capsys.readouterr().err
+    main([*command, "mean=[0.5,0.4,0.3]"])
+    assert load_model(tmp_path / "m").description["arguments"]["mean"] == [0.5, 0.4, 0.3]
+
+
+def test_what_was_never_published_is_not_exported_as_if_it_were(tmp_path, capsys):
+    model = build_classifier("pooled_cnn", image_shape=[1, 28, 28], width=4)
+    folder = save_model(model, tmp_path / "cnn", image_shape=(1, 28, 28), classes=10, data="")
+    with pytest.raises(SystemExit):
+        main([str(folder), str(tmp_path / "cnn.pt"), "--export"])
+    assert "holds a network pooled_cnn, which was never published in this layout" in capsys.readouterr().err
+    constants = {"mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}
+    model = build_classifier("segmentation_unet", channels=[4, 4], **constants)
+    folder = save_model(model, tmp_path / "m", image_shape=(3, 20, 30), classes=36, data="")
+    main([str(folder), str(tmp_path / "m.pt"), "--export"])
+    assert "do it before, with mean [0.1, 0.1, 0.1] and std [0.5, 0.5, 0.5]" in capsys.readouterr().err
+    written = torch.load(tmp_path / "m.pt", weights_only=True)["model_state_dict"]
+    assert written.keys() == build_classifier("segmentation_unet", channels=[4, 4]).state_dict().keys()
+
+
+def test_what_a_configuration_says_of_a_classifier_s_images_is_kept_and_contradicted_by_name(tmp_path, capsys):
+    network = build_classifier("resnet18", channels=3)
+    torch.save({"model": network.state_dict()}, tmp_path / "best.pt")
+    (tmp_path / ".hydra").mkdir()
+    dataset = {"name": "cifar10", "dim": [3, 64, 64], "num_classes": 10}
+    content = {"model": {"_target_": "src.models.ResNet18"}, "dataset": dataset}
+
+    def convert(*options, **changed):
+        OmegaConf.save({**content, "dataset": {**dataset, **changed}}, tmp_path / ".hydra" / "config.yaml")
+        main([str(tmp_path / "best.pt"), str(tmp_path / "m"), *options])
+        return json.loads((tmp_path / "m" / "config.json").read_text())
+
+    assert convert()["image_shape"] == [3, 64, 64]
+    assert convert("--image-shape", "3", "40", "48")["image_shape"] == [3, 40, 48]
+    own = {"mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}
+    assert convert(**own)["network"]["arguments"]["mean"] == [0.1, 0.1, 0.1]
+    named = convert("--data", "svhn", **own)["network"]["arguments"]["mean"]  # what is said here wins
+    assert named == pytest.approx([0.4376821, 0.4437697, 0.47280442])
+    for options, changed, message in (
+        (["--data", "svhn"], {}, "which says cifar10"),
+        ([], {"name": "tinyimagenet"}, "names the data tinyimagenet, of which no mean"),
+        (["--image-shape", "3", "0", "4"], {}, "--image-shape needs three positive numbers"),
+        (["--image-shape", "1", "32", "32"], {}, "is for images of 3 channels, not of shape [1, 32, 32]"),
+    ):
+        with pytest.raises(SystemExit):
+            convert(*options, **changed)
+        assert message in capsys.readouterr().err
+
+
+def test_weights_without_values_are_refused_and_long_lists_of_names_are_cut(tmp_path):
+    state = build("mnist_fc").state_dict()
+    name = next(iter(state))
+    torch.save({"model_state_dict": {**state, name: state[name].to_sparse()}}, tmp_path / "sparse.pth")
+    with pytest.raises(InputError, match="holds weights that are sparse or have no values"):
+        import_checkpoint(tmp_path / "sparse.pth", "mnist_fc", 1.0)
+    network = build_classifier("wide_resnet", depth=16, width=1)
+    torch.save({f"_orig_mod.{key}": value for key, value in network.state_dict().items()}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match="is not a checkpoint of wide_resnet") as refused:
+        import_classifier(tmp_path / "c.pth", "wide_resnet", depth=16, width=1)
+    assert len(str(refused.value)) < 1000

@@ -1,7 +1,13 @@
+import warnings
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 
+from latentrobust.errors import collecting
 from latentrobust.parts import Part, key_of
+from latentrobust.stages import _warn_cut_short
 
 CONFIGURATION = {
     "seed": 0, "data": {"name": "digits", "root": "/data/a"}, "learner": {"lr": 1e-3, "bad": float("nan")},
@@ -50,3 +56,16 @@ def test_damage_means_doing_it_again(tmp_path):
     assert not Part(tmp_path, "test", {}).is_finished
     next(tmp_path.rglob("*.json")).write_text("{")
     assert not Part(tmp_path, "test", {}).is_begun
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({}, False), ({"current_epoch": 2}, True), ({"current_epoch": 2, "max_steps": 40}, False),
+     ({"current_epoch": 2, "max_steps": 50}, True), ({"current_epoch": 0, "fast_dev_run": 1}, False)],
+)  # fmt: skip
+def test_training_that_is_cut_short_is_said(changed, said):
+    usual = {"max_epochs": 5, "current_epoch": 5, "max_steps": -1, "global_step": 40, "fast_dev_run": False}
+    with collecting() as found, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _warn_cut_short(SimpleNamespace(**{**usual, **changed}))
+    assert [line.startswith("training was ended after 2 of 5 epochs") for line in found] == [True] * said

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -256,6 +257,9 @@ def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):
     for place in (run, tmp_path / "shared"):
         with pytest.warns(RobustnessWarning, match="about the set: Collapsed"):
             lr.load_perturbation_set(place)
+        with warnings.catch_warnings():  # of a larger ball nothing is known
+            warnings.simplefilter("error", RobustnessWarning)
+            lr.load_perturbation_set(place, radius=30.0)
     for damaged in ('{"bits_per_dim": "many"}', "[]", "{"):  # says nothing, and is nothing to fail by
         (tmp_path / "shared" / "metrics.json").write_text(damaged)
         assert lr.load_perturbation_set(tmp_path / "shared")
@@ -263,7 +267,8 @@ def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):
 
 def test_a_card_of_a_segmenter_speaks_of_pixels_and_of_no_other_model(run, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics |= {"robust/miou/clean": 0.4, "warnings": ["few pairs", "plain: it is random", "robust: it is slow"]}
+    metrics |= {"robust/miou/clean": 0.4, "robust/certified_image/p50": 0.125, "robust/certified/examples": 3}
+    metrics |= {"warnings": ["few pairs", "plain: it is random", "robust: it is slow"]}
     (run / "metrics.json").write_text(json.dumps(metrics))
     config = (run / "config.yaml").read_text()
     pgd = "latentrobust.robustness.attacks.PGD"
@@ -272,6 +277,8 @@ def test_a_card_of_a_segmenter_speaks_of_pixels_and_of_no_other_model(run, tmp_p
     card = (tmp_path / "model" / "README.md").read_text()
     for part in (
         "image-segmentation]", "gives each pixel of images 1×8×8 in [0, 1] one of 4 classes. Accuracies are shares of",
+        "| certified_image/p50 | 12.5 % | The smoothed model: pixels that are right and certified, all of an image at",
+        "A certificate is of one pixel",
         "| miou/clean | 40.0 % | Mean intersection over union", "PGD alone often overstates", "- robust: it is slow",
     ):  # fmt: skip
         assert part in card

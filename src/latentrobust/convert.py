@@ -129,6 +129,11 @@ def _normalisation(
     """``mean`` and ``std`` of a published classifier, as arguments of its network; empty where it has none."""
     constants = {name: arguments[name] for name in ("mean", "std") if arguments.get(name) is not None}
     given = bool(constants)
+    if data is not None and (given or network not in STANDARDISED):
+        raise InputError(
+            "--data is for networks whose normalisation lies outside of their checkpoints and is not given by mean and"
+            f" std: {', '.join(STANDARDISED)}"
+        )
     if len(constants) == 1:
         raise InputError(f"{next(iter(constants))} is given alone: mean and std go together")
     for name, stored in (("mean", "0.mu"), ("std", "0.std")):
@@ -137,11 +142,6 @@ def _normalisation(
                 f"{name}={constants[name]} contradicts the checkpoint, whose weights hold"
                 f" {_rounded(state[stored])}: leave mean and std out"
             )
-    if data is not None and (given or network not in STANDARDISED):
-        raise InputError(
-            "--data is for networks whose normalisation lies outside of their checkpoints and is not given by mean and"
-            f" std: {', '.join(STANDARDISED)}"
-        )
     if given or network in WITHOUT:
         return {}
     if network == "wide_resnet":  # with the weights, or not there at all
@@ -270,6 +270,11 @@ def _convert(chosen: argparse.Namespace) -> str:
     image_shape = tuple(
         chosen.image_shape or arguments.get("image_shape") or shape or _image_shape(chosen.network, arguments)
     )
+    channels = (arguments.get("image_shape") or _image_shape(chosen.network, arguments))[0]
+    if image_shape[0] != channels:  # one channel would be spread over several
+        raise InputError(
+            f"this {chosen.network} is for images of {channels} channels, not of shape {list(image_shape)}"
+        )
     classes = _classes(model, image_shape, chosen.network)
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
 
@@ -373,7 +378,7 @@ def _data(overrides: Sequence[str]) -> PairModule:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             cfg = compose("evaluate", overrides=[*overrides, "paths.output_dir=."])
         if lacking := sorted(OmegaConf.missing_keys(cfg.data)):
-            raise InputError(f"--calibrate {' '.join(overrides)}: data.{lacking[0]}=… is missing")
+            raise InputError(f"--calibrate {' '.join(overrides)}: {lacking[0]}=… is missing")
         data: PairModule = instantiate(cfg.data, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"--calibrate {' '.join(overrides)}: {error.__cause__ or error}") from None

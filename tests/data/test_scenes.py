@@ -8,7 +8,8 @@ from latentrobust.data.lights.materials import CLASSES, KNOWN, MATERIALS, OTHER,
 from latentrobust.data.lights.module import LightPairs
 from latentrobust.data.lights.scenes import Scenes, SceneSplits
 from latentrobust.errors import InputError
-from latentrobust.transforms.augmentation import HorizontalFlip, RandomCrop
+from latentrobust.transforms.augmentation import Cutout, HorizontalFlip, RandomCrop, RandomTranslation
+from latentrobust.transforms.augmix import AugMix
 
 LIGHTS, SCENES = 4, 9
 
@@ -116,6 +117,20 @@ def test_maps_move_with_both_images():
         flipped += int((pairs.labels != before.labels).any())
     assert moved
     assert flipped
+
+
+class Brighter:
+    def __call__(self, images, keys):
+        return images * 1.2
+
+
+def test_what_changes_colours_is_not_done_to_maps():
+    for changed in (Brighter(), AugMix()):
+        with pytest.raises(InputError, match=r"data\.joint\.mine changes colours, .* leave it out"):
+            module(joint={"flip": HorizontalFlip(), "mine": changed})
+        assert module(source=source(materials=False), joint={"mine": changed}).count("train")
+    kept = {"flip": HorizontalFlip(), "crop": RandomCrop(2), "cutout": Cutout(3), "shift": RandomTranslation()}
+    assert module(joint=kept).count("train")
 
 
 def test_images_on_disk_and_resident_ones_are_the_same():

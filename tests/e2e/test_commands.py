@@ -48,6 +48,8 @@ def one_line(text):
         ("train", ["data.resident=false"], "FormulaPairs has no option resident; there are source, "),
         ("train", ["-m", "learner=cvae,foo"], "there is no learner=foo"),
         ("train", [*TINY, "+resume=true"], "there is no option resume: +resume=true would change nothing"),
+        ("train", [*TINY, "+mine.trainer.max_epochs=1"], "+mine.trainer.max_epochs=1 would change nothing"),
+        ("train", ["trainer.accumulate_grad_batches=2"], "+trainer.accumulate_grad_batches=… adds it"),
         ("train", ["paths.output_dir="], "paths.output_dir is empty: name a folder"),
         ("train", [*TINY, "learner.likelihood=poisson"], "poisson"),
         (
@@ -309,6 +311,15 @@ def test_a_sweep_over_what_names_its_folder_is_one_folder(tmp_path):
     assert {path.parent.name for path in listed.parent.rglob("DONE")} == {"0", "1"}
     status = command("sweep", "status", str(listed.parent), cwd=tmp_path)
     assert "2 jobs: 2 done" in status.stdout, status.stdout + status.stderr
+
+
+def test_own_defaults_that_change_nothing_are_refused(tmp_path):
+    (tmp_path / "mine" / "local").mkdir(parents=True)
+    (tmp_path / "mine" / "local" / "default.yaml").write_text("trainer: {max_epochs: 1}\n")
+    done = command("train", "--config-dir", "mine", *TINY, cwd=tmp_path)
+    assert done.returncode == 2
+    assert one_line(done.stderr)
+    assert "its first line has to be # @package _global_" in done.stderr
 
 
 def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):

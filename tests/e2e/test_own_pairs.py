@@ -4,6 +4,7 @@ import json
 import os
 import random
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from latentrobust.data.images import digits, photos
 from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
+from latentrobust.networks.cvae import build
 from latentrobust.robustness.attacks import PGD
 from latentrobust.runs import evaluate, train
 from latentrobust.seen import Hashes, hashes_of, seen_by
@@ -274,6 +276,42 @@ def test_learn_leaves_generators_variables_and_hydra_as_they_were(monkeypatch, r
     assert os.environ["PL_GLOBAL_SEED"] == "77"
     assert "PL_SEED_WORKERS" not in os.environ
     assert not GlobalHydra.instance().is_initialized()
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad,
+     lambda: default_dtype(torch.float64)],
+    ids=["autocast", "inference_mode", "no_grad", "float64"],
+)  # fmt: skip
+def test_learn_is_the_same_wherever_it_is_called(surroundings):
+    x = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    network = build("mnist_fc", image_shape=[1, 8, 8], hidden=16, latent=3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def learned():
+        return latentrobust.learn(
+            latentrobust.pairs(x, x // 2), network=network, epochs=2, batch_size=8, measure=False, progress=False,
+            device="cpu", overrides=["learner.radius=coverage=0.5", "learner.optimizer.lr=1e-2"],
+        )  # fmt: skip
+
+    plain = learned()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with surroundings():
+        asked = torch.rand(()).dtype
+        there = learned()
+        assert torch.rand(()).dtype == asked
+    assert there.ball.radius == plain.ball.radius
+    assert all(torch.equal(value, there.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
 def test_flows_are_learned_and_measured_without_pairs_and_what_cannot_be_is_refused_before_any_work():

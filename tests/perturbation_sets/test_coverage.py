@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentrobust.batch import Batch
-from latentrobust.errors import InputError
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.perturbation_sets.coverage import (
     Coverage,
@@ -92,6 +92,9 @@ def test_a_curve_names_its_radii():
     assert curve.at(2.0)[0] == 0.8
     with pytest.raises(InputError, match="no radius covers 90%"):
         curve.radius(0.9)
+    near = summarised([0.0, 0.5, 1.0, 2.0], np.array([0.0, 0.0, 0.0, 1.0, 2.0]), np.arange(5), 0.01, "test")
+    with pytest.warns(RobustnessWarning, match="the centre of the set alone covers 60% of the test pairs"):
+        assert near.radius(0.5) == 0.5
     assert Coverage.from_dict(curve.to_dict()) == curve
     with pytest.raises(InputError, match="damaged"):
         Coverage.from_dict({**curve.to_dict(), "low": [0.0]})

@@ -73,6 +73,23 @@ def test_own_likelihood_of_a_gaussian_is_the_squared_error():
     assert torch.equal(found["pgd_ae"], found["pgd_ae_nll"])
 
 
+def test_a_larger_ball_has_no_nearer_farthest_point(small_set):
+    """Where a search alone may well end nearer: it begins where the smaller ball's has ended."""
+    x, x_tilde = torch.rand(6, 1, 8, 8), torch.rand(6, 1, 8, 8)
+    settings = QualitySettings(steps=0, likelihood_draws=0)
+    smaller, found = {}, []
+    for radius in (0.5, 3.0, 3.0):
+        keys = example_keys(len(found), torch.arange(6))  # another draw to begin at
+        found.append(measure_quality(
+            small_set.at(x), x_tilde, ball=small_set.ball.with_radius(radius), likelihood="bernoulli", keys=keys,
+            settings=settings, smaller=smaller,
+        ))  # fmt: skip
+    assert (found[1]["over_ae"] >= found[0]["over_ae"]).all()
+    assert (found[2]["over_ae"] >= found[1]["over_ae"]).all()
+    alone = quality(small_set, x, x_tilde, settings, keys=example_keys(2, torch.arange(6)))
+    assert (alone["over_ae"] < found[1]["over_ae"]).any()
+
+
 def test_over_error_of_a_pixel_ball_has_a_closed_form():
     # With the target outside the ball the farthest point moves every pixel by 0.1 away from it.
     x = torch.full((2, 1, 4, 4), 0.5)

@@ -130,6 +130,7 @@ def test_bounds_beside_a_transform_and_more_than_all_of_them_are_refused():
 def test_no_images_and_no_draws_decode_to_none(small_set):
     for s, x in ((RTSSet((1, 8, 8)), torch.rand(3, 1, 8, 8)), (small_set, torch.rand(3, 1, 8, 8))):
         none, at = s.at(x[:0]), s.at(x)
+        assert none.encode(x[:0]).shape == (0, *s.ball.shape)
         assert none.decode(torch.zeros(0, *s.ball.shape)).shape == (0, 1, 8, 8)
         assert at.decode(at.sample(0)).shape == (0, 3, 1, 8, 8)
 

@@ -19,13 +19,14 @@ from latentrobust.batch import Batch
 from latentrobust.data.corruptions.grid import CorruptionGrid
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.networks.cvae import build
-from latentrobust.perturbation_sets import CVAESet
+from latentrobust.perturbation_sets import CVAESet, PixelBall
 from latentrobust.perturbation_sets.coverage import CoverageSettings
 from latentrobust.perturbation_sets.judgement import judged
 from latentrobust.perturbation_sets.quality import QualitySettings
 from latentrobust.robustness import assessor as module
 from latentrobust.robustness.assessment import Assessment, Facts
 from latentrobust.robustness.attacks import APGD, PGD, RandomSearch
+from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.robustness.results import Entry, flat
 from latentrobust.robustness.statistics import GroupSequential, noise_level
@@ -577,6 +578,33 @@ def test_a_tolerance_as_wide_as_the_perturbations_is_said_to_say_nothing(small_s
     said = rf"its coverages say nothing, since they are to within 0.01, .* \({shift**2:.2g}\)"
     assert any(re.search(said, line) for line in found.warnings) == is_coarse
     assert set(found.per_example["coverage"]) == {"index", "kind", "covering_radius"}
+
+
+class Shades(nn.Module):
+    """One class per pixel: whether it is bright."""
+
+    def forward(self, x):
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+
+def test_the_margin_of_maps_is_counted_from_one_threshold():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(5, 1, 6, 6, generator=generator)
+    y = (x[:, 0] > 0.5).long()
+    attacks = {"all": PGD(steps=3), "some": PGD(steps=3, criterion=PixelAccuracy(0.3))}
+    found = assess(
+        Shades(), PixelBall((1, 6, 6), "linf", 0.05), (x, y), robust=RobustSettings(attacks, radii=[0.05])
+    )  # fmt: skip
+    table = found.per_example["robust"]
+    worst = np.minimum(table["all/eps=0.05"], table["some/eps=0.05"])
+    np.testing.assert_allclose(table["margin"], worst, atol=1e-6)
+    assert worst.min() < 1
+
+
+def test_maps_in_which_no_pixel_counts_are_refused():
+    x = torch.rand(3, 1, 6, 6)
+    with pytest.raises(InputError, match="no pixel of any label counts"):
+        assess(Shades(), None, (x, torch.full((3, 6, 6), -1)))
 
 
 @pytest.mark.parametrize("part", ["held_out", "corruptions"])

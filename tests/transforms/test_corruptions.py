@@ -54,6 +54,18 @@ def test_an_image_does_not_depend_on_its_batch(name):
     assert torch.equal(together, apart)
 
 
+@pytest.mark.parametrize("severity", [3, 5])
+@EACH
+def test_another_default_type_changes_nothing(name, severity):
+    images, keys = pictures(2), example_keys(1, torch.arange(2))
+    before = corrupt(images, name, severity, keys)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(corrupt(images, name, severity, keys), before)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @EACH
 def test_random_kinds_follow_their_keys_and_others_do_not(name):
     images = pictures(4)
