@@ -13,13 +13,14 @@ import torch
 from omegaconf import OmegaConf
 
 from latentrobust import load_model, load_perturbation_set, save_model, save_perturbation_set
-from latentrobust.convert import import_checkpoint, import_classifier, import_flow, main
+from latentrobust.convert import main
 from latentrobust.errors import InputError
 from latentrobust.networks.classifiers import build as build_classifier
 from latentrobust.networks.cvae import build
 from latentrobust.networks.flows import build as build_flow
 from latentrobust.perturbation_sets import CVAESet, FlowSet
 from latentrobust.published import beside, read_published
+from latentrobust.published_weights import import_checkpoint, import_classifier, import_flow
 
 from .golden.rule import wave
 from .golden.test_flows import GOLDEN, published_state
@@ -554,7 +555,7 @@ def test_what_a_configuration_says_of_a_classifier_s_images_is_kept_and_contradi
         (["--data", "svhn"], {}, "which says cifar10"),
         ([], {"name": "tinyimagenet"}, "names the data tinyimagenet, of which no mean"),
         (["--image-shape", "3", "0", "4"], {}, "--image-shape needs three positive numbers"),
-        (["--image-shape", "1", "32", "32"], {}, "is for images of 3 channels, not of shape [1, 32, 32]"),
+        (["--image-shape", "1", "32", "32"], {}, "is for images of 3 channels here, got [1, 32, 32]"),
     ):
         with pytest.raises(SystemExit):
             convert(*options, **changed)

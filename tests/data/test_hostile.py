@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from latentrobust.convert import import_checkpoint
 from latentrobust.data.arrays import read_array
 from latentrobust.data.corruptions.files import MANIFEST, Corrupted
 from latentrobust.data.images.base import Split
@@ -27,6 +26,7 @@ from latentrobust.data.lights.fetching import _DamagedError, _unpack
 from latentrobust.data.pictures import decoded, header
 from latentrobust.errors import InputError
 from latentrobust.perturbation_sets.stored import read_checkpoint
+from latentrobust.published_weights import import_checkpoint
 
 
 def test_idx_sizes_that_overflow_are_not_believed(tmp_path):
