@@ -273,6 +273,12 @@ def test_a_schedule_that_is_chosen_is_that_of_its_file(composed):
     take_chosen(cfg, said)
     assert (list(cfg.task.scheduler["values"]), list(cfg.task.scheduler.epochs)) == ([1], [0])
     assert (cfg.task.optimizer.lr, cfg.task.optimizer.momentum) == (0.1, 0.5)
+    said = ["scheduler@task.scheduler=exponential", "task.scheduler.steps=null", "task.scheduler.epochs=10",
+            "optimizer@task.optimizer=sgd", "~task.optimizer.momentum", "task.optimizer={lr: 0.5}"]  # fmt: skip
+    cfg = composed("train", "experiment=mnist/lenet", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    assert (cfg.task.scheduler.rate, cfg.task.scheduler.steps, cfg.task.scheduler.epochs) == (0.9, None, 10)
+    assert (cfg.task.optimizer.lr, "momentum" in cfg.task.optimizer) == (0.5, False)
     said = ["scheduler@learner.scheduler=warm_up", "learner.scheduler.images=7"]
     cfg = composed("train", "experiment=digits/rts", "paths.output_dir=x", *said)
     take_chosen(cfg, said)
@@ -294,6 +300,21 @@ def test_callbacks_of_the_command_line_are_every_model_s(composed):
     every = {name: callbacks.last.every_n_epochs for name, callbacks in found.items()}
     assert every == {"standard": 3, "augmentation": 3, "adversarial": 3, "smoothing": 5}
     assert all(callbacks.best.monitor.startswith("val/accuracy/") for callbacks in found.values())  # models log no KL
+    assert stored(cfg)["models"]["standard"]["callbacks"]["pictures"] is None
+
+
+def test_callbacks_of_one_model_and_of_the_set_stay_theirs(composed):
+    said = ["++callbacks.best={save_top_k: 2, monitor: val/kl}", "callbacks.pictures=null",
+            "models.smoothing.callbacks.pictures.draws=2", "models.standard.callbacks.last=null",
+            "callbacks.last.every_n_epochs=3"]  # fmt: skip
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
+    cfg.overrides = said
+    found = {name: variant.callbacks for name, variant in variants(cfg)}
+    assert all(callbacks.best.save_top_k == 2 for callbacks in found.values())
+    assert all(callbacks.best.monitor.startswith("val/accuracy/") for callbacks in found.values())
+    assert found["smoothing"].pictures.draws == 2
+    assert found["adversarial"].pictures is None
+    assert (found["standard"]["last"], found["adversarial"]["last"].every_n_epochs) == (None, 3)
 
 
 @pytest.mark.parametrize("name", ["rts", "pixel_ball"])

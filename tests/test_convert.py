@@ -555,7 +555,7 @@ def test_what_a_configuration_says_of_a_classifier_s_images_is_kept_and_contradi
         (["--data", "svhn"], {}, "which says cifar10"),
         ([], {"name": "tinyimagenet"}, "names the data tinyimagenet, of which no mean"),
         (["--image-shape", "3", "0", "4"], {}, "--image-shape needs three positive numbers"),
-        (["--image-shape", "1", "32", "32"], {}, "is for images of 3 channels here, got [1, 32, 32]"),
+        (["--image-shape", "1", "32", "32"], {}, "is for images of 3 channels, not of shape [1, 32, 32]"),
     ):
         with pytest.raises(SystemExit):
             convert(*options, **changed)

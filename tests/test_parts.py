@@ -61,11 +61,16 @@ def test_damage_means_doing_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({}, False), ({"current_epoch": 2}, True), ({"current_epoch": 2, "max_steps": 40}, False),
-     ({"current_epoch": 2, "max_steps": 50}, True), ({"current_epoch": 0, "fast_dev_run": 1}, False)],
+     ({"current_epoch": 2, "max_steps": 50}, True), ({"current_epoch": 0, "fast_dev_run": 1}, False),
+     ({"current_epoch": 0, "num_training_batches": 0}, False),
+     ({"current_epoch": 3, "should_stop": True, "ready": 4}, True), ({"should_stop": True, "ready": 8}, False)],
 )  # fmt: skip
 def test_training_that_is_cut_short_is_said(changed, said):
     usual = {"max_epochs": 5, "current_epoch": 5, "max_steps": -1, "global_step": 40, "fast_dev_run": False}
+    usual |= {"num_training_batches": 8, "should_stop": False, "ready": 8, **changed}
+    progress = SimpleNamespace(current=SimpleNamespace(ready=usual.pop("ready")))
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     with collecting() as found, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _warn_cut_short(SimpleNamespace(**{**usual, **changed}))
+        _warn_cut_short(SimpleNamespace(**usual, fit_loop=loops))
     assert [line.startswith("training was ended after 2 of 5 epochs") for line in found] == [True] * said

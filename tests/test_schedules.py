@@ -52,9 +52,8 @@ def test_a_step_of_several_batches_is_one_step():
         return [now(module, batch).step for batch in range(5)]
 
     assert [steps(0), steps(1)] == [[0, 0, 0, 0, 1], [2, 2, 2, 2, 3]]
-    assert now(module, 4) == Moment(1.8, 3, 90)
-    # As of one batch as large as a step's.
-    assert [now(module, batch) for batch in range(4)] == [Moment(1.0, 2, 50)] * 4
+    # As of batches as large as a step's, two an epoch.
+    assert [now(module, batch) for batch in range(5)] == [Moment(1.0, 2, 50)] * 4 + [Moment(1.5, 3, 90)]
 
 
 def test_warm_up_counts_images():

@@ -75,10 +75,23 @@ def _of_a_sweep(override: str, configuration: Mapping[str, Any]) -> Iterator[str
     group, _, name = override.lstrip("+").partition("=")
     file = CONF / "sweep" / f"{name}.yaml"
     if group == "sweep" and file.is_file():
-        for key, _ in flat(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
+        for key in _leaves(OmegaConf.to_container(OmegaConf.load(file), resolve=False)):
             value = _value(configuration, key)
             if not _within(key, ("hydra", "paths", "defaults")) and value is not None:
-                yield f"{key}={quoted(str(value))}"
+                yield f"{key}={_text(value)}"
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[str]:
+    """Keys of all that is no mapping, dotted."""
+    if isinstance(node, Mapping):
+        for name, part in node.items():
+            yield from _leaves(part, f"{key}.{name}".lstrip("."))
+    else:
+        yield key
+
+
+def _text(value: Any) -> str:
+    return f"[{','.join(map(_text, value))}]" if isinstance(value, list) else quoted(str(value))
 
 
 def _as_it_was(override: str, configuration: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def stored(cfg: DictConfig) -> dict[str, Any]:
 
 def _of_entry(entry: Any, own: Any) -> Any:
     """The values that a model has, of the keys that its entry names."""
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or not isinstance(own, dict):
         return own
     return {key: _of_entry(value, own[key]) for key, value in entry.items() if key in own}
 

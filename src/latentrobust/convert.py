@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import sys
 from collections.abc import Sequence
@@ -154,7 +155,10 @@ def _data(overrides: Sequence[str]) -> PairModule:
 
 def _image_shape(network: str, arguments: dict[str, Any]) -> tuple[int, ...]:
     """Of the images that a published classifier was trained on."""
-    if network in ("lenet5", "mnist_classifier", "standard_cnn"):
+    own = inspect.signature(classifiers.CLASSIFIERS[network]).parameters.get("image_shape")
+    if own is not None:
+        return tuple(own.default)
+    if network in ("mnist_classifier", "standard_cnn"):
         return (1, 28, 28)
     if network == "segmentation_unet":
         return (arguments.get("image_channels", 3), 125, 187)

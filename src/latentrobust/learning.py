@@ -26,7 +26,7 @@ from latentrobust.configuration import CONF, resolved
 from latentrobust.data.module import PairModule
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.table import Pairs
-from latentrobust.errors import InputError, collecting
+from latentrobust.errors import InputError, collecting, one_line
 from latentrobust.files import quoted
 from latentrobust.measure import check_evaluation
 from latentrobust.overrides import leave_out, null_groups, quoted_coverage, take_chosen, undashed
@@ -104,7 +104,7 @@ def learn(
         if isinstance(pairs, Pairs)
         else pairs
     )
-    own = copy.deepcopy(network) if isinstance(network, nn.Module) else None
+    own = _copied(network) if isinstance(network, nn.Module) else None
     chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
     of_kind = []
     if kind == "flow":  # without pairs there is a density to learn and to measure
@@ -159,6 +159,14 @@ def learn(
     return perturbations
 
 
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        with torch.inference_mode(False):
+            return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:  # of tensors that were computed, as weight norm keeps them
+        raise InputError(f"learn: the network cannot be copied ({one_line(error)}): give a new one") from None
+
+
 @contextmanager
 def _as_before() -> Iterator[None]:
     """Random generators, Lightning's variables, filters of warnings and Hydra stay as whoever calls has them.
@@ -178,7 +186,7 @@ def _as_before() -> Iterator[None]:
             outside.enter_context(torch.inference_mode(False))
             outside.enter_context(torch.enable_grad())
             for device in ("cpu", "cuda"):
-                outside.enter_context(torch.autocast(device, enabled=False))
+                outside.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
             yield
     finally:
         torch.set_default_dtype(default)

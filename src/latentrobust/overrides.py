@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.configuration import CONF
@@ -20,6 +21,7 @@ from latentrobust.renamed import experiment_now, key_now
 from latentrobust.run_folder import LATEST, flat
 
 FEW = 24  # options that an error lists
+LEFT_OUT = object()  # the value of a key that the command line takes away
 SURE = 0.8  # likeness of two names from which on the one was surely meant
 FLAGS = {  # of Hydra's
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
@@ -126,13 +128,24 @@ def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
         path = CONF / found[1] / f"{found[3]}.yaml"
         if not path.is_file():  # of a folder of the user's own
             continue
-        said = [override.lstrip("+~").partition("=")[0] for override in overrides]
-        keys = [key for key in said if key.startswith(f"{found[2]}.") and OmegaConf.select(cfg, key) is not None]
-        values = {key: OmegaConf.select(cfg, key) for key in keys}
         with open_dict(cfg):
             OmegaConf.update(cfg, found[2], OmegaConf.load(path), merge=False)
-            for key, value in values.items():
-                OmegaConf.update(cfg, key, value, merge=False)
+            for key, value in said_of(found[2], overrides):
+                place, _, last = key.rpartition(".")
+                if value is LEFT_OUT:
+                    OmegaConf.select(cfg, place).pop(last, None)
+                else:
+                    OmegaConf.update(cfg, key, value, merge=True)
+
+
+def said_of(place: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """What the command line says of a place and what lies below it: keys and values, `LEFT_OUT` for ``~key``."""
+    keys = [line.lstrip("+~").partition("=")[0] for line in overrides]
+    about = [line for line, key in zip(overrides, keys, strict=True) if f"{key}.".startswith(f"{place}.")]
+    return [
+        (str(one.key_or_group), LEFT_OUT if one.is_delete() else one.value())
+        for one in OverridesParser.create().parse_overrides(about)
+    ]
 
 
 def name_latest(cfg: DictConfig) -> None:
@@ -200,8 +213,8 @@ def _meant(command: str, key: str) -> str:
         composed, choices, leaves = OmegaConf.create(), {}, []
     parts = key.split(".")
     for group in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
-        if choices.get(group, group) is None:
-            names = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+        names = [path.stem for path in sorted((CONF / group).glob("*.yaml")) if _has_options(path)]
+        if names and choices.get(group, group) is None:
             first = "default" if "default" in names else names[0]
             return f": nothing is chosen from {group}, which has {', '.join(names)}; {group}={first} adds its options"
     known = dict.fromkeys(
@@ -215,7 +228,7 @@ def _meant(command: str, key: str) -> str:
     near = near or [
         name for name in close if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() > SURE
     ]
-    if not near:
+    if not near and parts[0] not in ("hydra", "models"):
         from latentrobust.values import lacking  # noqa: PLC0415 - imports PyTorch, which other refusals do without
 
         lacks = lacking(composed, key)
@@ -227,8 +240,14 @@ def _meant(command: str, key: str) -> str:
     if not beside:
         near = near or difflib.get_close_matches(key, known, 1, 0.8)
     near = (near or alike)[:2]
-    adds = f"+{key}=… adds it" if parts[0] in known and above else "docs/configuration.md lists all"
+    may = parts[0] in known and parts[0] != "models" and above
+    adds = f"+{key}=… adds it" if may else "docs/configuration.md lists all"
     return f"; did you mean {' or '.join(near)}?" if near else f"; {adds}"
+
+
+def _has_options(path: Path) -> bool:
+    """Whether a file's options are in its group's own place: an experiment's are everywhere."""
+    return not path.read_text(encoding="utf-8").startswith("# @package _global_")
 
 
 def _defaults(name: str) -> DictConfig:

@@ -34,7 +34,7 @@ def now(module: Any, batch_idx: int) -> Moment:
     batches = trainer.current_epoch * steps + first
     images = batches * trainer.datamodule.batch_size * trainer.world_size
     taken = trainer.current_epoch * math.ceil(steps / per_step) + batch_idx // per_step
-    return Moment(trainer.current_epoch + first / steps, taken, images)
+    return Moment(trainer.current_epoch + batch_idx // per_step / math.ceil(steps / per_step), taken, images)
 
 
 class LearningRate:

@@ -339,13 +339,16 @@ def _fit(trainer: pl.Trainer, module: pl.LightningModule, shared: Session, check
 
 def _warn_cut_short(trainer: pl.Trainer) -> None:
     """Warn where training has ended before its epochs and steps, as by ``trainer.max_time``."""
-    epochs, steps = trainer.max_epochs or 0, trainer.max_steps
-    if trainer.fast_dev_run or 0 < steps <= trainer.global_step:  # type: ignore[attr-defined]
+    epochs, steps, batches = trainer.max_epochs or 0, trainer.max_steps, trainer.num_training_batches
+    if trainer.fast_dev_run or 0 < steps <= trainer.global_step or not batches:  # type: ignore[attr-defined]
         return
-    if trainer.current_epoch < epochs:
+    # An epoch that was broken off counts for Lightning.
+    broken = trainer.should_stop and trainer.fit_loop.epoch_loop.batch_progress.current.ready < batches
+    done = trainer.current_epoch - broken
+    if done < epochs:
         warn(
-            f"training was ended after {trainer.current_epoch} of {epochs} epochs (by trainer.max_time or a callback):"
-            " its schedules have not come to their end"
+            f"training was ended after {done} of {epochs} epochs (by trainer.max_time or a callback): its schedules"
+            " have not come to their end"
         )
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.errors import InputError
+from latentrobust.overrides import LEFT_OUT, said_of
 from latentrobust.values import check_values
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
+OF_THE_SET = ("monitor", "mode", "dirpath")  # options of callbacks that name what the set logs, and its place
 VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 
 
@@ -61,8 +63,17 @@ def merged_variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 
 def _keep_callbacks(cfg: DictConfig, variant: DictConfig, name: str) -> None:
     """What the command line says of all callbacks holds for a model's own too, but for what the set alone logs."""
-    given = [line.lstrip("+~").partition("=")[0] for line in cfg.get("overrides") or ()]
-    for key in given:
-        about_the_set = key.rpartition(".")[2] in ("monitor", "mode", "dirpath")
-        if key.startswith("callbacks.") and not about_the_set and f"models.{name}.{key}" not in given:
-            OmegaConf.update(variant, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+    overrides = list(cfg.get("overrides") or ())
+    own = [key for key, _ in said_of(f"models.{name}.callbacks", overrides)]
+    for key, value in said_of("callbacks", overrides):
+        there = f"models.{name}.{key}"
+        if any(f"{there}.".startswith(f"{one}.") or one.startswith(f"{there}.") for one in own):
+            continue
+        place, _, last = key.rpartition(".")
+        holder = OmegaConf.select(variant, place)
+        if last in OF_THE_SET or not isinstance(holder, DictConfig):  # null is nothing that could be changed
+            continue
+        new = None if value is LEFT_OUT else value
+        if isinstance(value, dict):
+            new = {option: given for option, given in value.items() if option not in OF_THE_SET}
+        OmegaConf.update(variant, key, new, merge=True, force_add=True)

@@ -270,8 +270,8 @@ class Assessor:
         criteria = [attack.judge(labels) for attack in self.robust.attacks.values()] if self.robust is not None else []
         shares = [criterion for criterion in criteria if isinstance(criterion, PixelAccuracy)]
         if len(shares) == len(scores):
-            worst = torch.stack([of.remaining(score) for of, score in zip(shares, scores, strict=True)]).amin(0)
-            return worst - min(of.threshold for of in shares)
+            least = min(of.threshold for of in shares)
+            scores = [score + (of.threshold - least) for of, score in zip(shares, scores, strict=True)]
         return torch.stack(scores).amin(0)
 
     def _open_journal(self, path: Path, x: Tensor) -> CertificateJournal:

@@ -99,6 +99,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
             del cfg["hydra"]
         if config.hydra.job.config_name == "evaluate":
             as_measured(cfg)  # as the job will store it
+        cfg.overrides = overrides  # as the job will have them
         take_chosen(cfg, overrides)
         leave_out(cfg, left_out_groups())
         composed.append(cfg)

@@ -131,6 +131,7 @@ class Search:
                 cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
             if self.plan.app == "evaluate":
                 as_measured(cfg)
+            cfg.overrides = list(overrides)  # as the job will have them
             take_chosen(cfg, overrides)
             leave_out(cfg, without)
             check_values(cfg)
