@@ -285,6 +285,20 @@ def test_a_schedule_that_is_chosen_is_that_of_its_file(composed):
     assert OmegaConf.to_container(cfg.learner.scheduler) == {"_target_": "latentrobust.schedules.WarmUp", "images": 7}
 
 
+def test_a_network_that_is_chosen_is_that_of_its_file_for_the_experiment_s_images(composed):
+    said = ["learner/network=resnet", "learner.network.blocks=2"]
+    cfg = composed("train", "experiment=cifar10c/set", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    network = OmegaConf.to_container(cfg.learner.network)
+    assert {"warps", "field"}.isdisjoint(network)
+    assert (network["latent"], network["blocks"]) == (512, 2)
+    said = ["learner/network=warp"]
+    cfg = composed("train", "experiment=multi_illumination/mip4", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    assert (cfg.learner.network.name, cfg.learner.network.image_shape) == ("structured", [3, 250, 375])
+    assert (cfg.learner.network.latent, "channels" in cfg.learner.network) == (8, False)
+
+
 def test_what_a_model_s_entry_refers_to_is_stored_as_that_model_s(composed):
     kept = stored(composed("train", "experiment=demo", "paths.output_dir=x"))["models"]["standard"]["callbacks"]["best"]
     assert (kept["monitor"], kept["dirpath"]) == ("val/accuracy/clean", "x/models/standard/checkpoints")

@@ -117,25 +117,40 @@ def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
 
 
 def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Make a schedule or an optimiser that the command line chooses that of its file, in place.
+    """Make a schedule, an optimiser or a learner's network that the command line chooses that of its file, in place.
 
-    Experiments write numbers over those that they choose themselves, which would otherwise stand in any other one.
+    Experiments write numbers over those that they choose themselves, which would otherwise stand in any other one. The
+    size of the images stays.
     """
-    chosen = [re.fullmatch(r"\+?(scheduler|optimizer)@([\w.]+)=(\w+)", override) for override in overrides]
-    for found in chosen:
-        if found is None or OmegaConf.select(cfg, found[2]) is None:
+    for override in overrides:
+        found = re.fullmatch(r"\+?(?:(scheduler|optimizer)@([\w.]+)|(learner/network))=([\w/]+)", override)
+        if found is None:
             continue
-        path = CONF / found[1] / f"{found[3]}.yaml"
-        if not path.is_file():  # of a folder of the user's own
+        place = found[2] or "learner.network"
+        chosen = _of_file(found[1] or found[3], found[4])
+        node = OmegaConf.select(cfg, place)
+        if chosen is None or not isinstance(node, DictConfig):
             continue
+        if "image_shape" in node and "image_shape" in chosen:
+            chosen.image_shape = node._get_node("image_shape")
         with open_dict(cfg):
-            OmegaConf.update(cfg, found[2], OmegaConf.load(path), merge=False)
-            for key, value in said_of(found[2], overrides):
-                place, _, last = key.rpartition(".")
+            OmegaConf.update(cfg, place, chosen, merge=False)
+            for key, value in said_of(place, overrides):
+                holder, _, last = key.rpartition(".")
                 if value is LEFT_OUT:
-                    OmegaConf.select(cfg, place).pop(last, None)
+                    OmegaConf.select(cfg, holder).pop(last, None)
                 else:
                     OmegaConf.update(cfg, key, value, merge=True)
+
+
+def _of_file(group: str, name: str) -> DictConfig | None:
+    """What a file of a group says, with what it builds upon; None where it is one of the user's own."""
+    path = CONF / group / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    own: Any = OmegaConf.load(path)
+    before = [_of_file(group, line) for line in own.pop("defaults", None) or () if line != "_self_"]
+    return OmegaConf.merge(*(part for part in before if part is not None), own)  # type: ignore[return-value]
 
 
 def said_of(place: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
