@@ -299,6 +299,23 @@ def test_a_network_that_is_chosen_is_that_of_its_file_for_the_experiment_s_image
     assert (cfg.learner.network.latent, "channels" in cfg.learner.network) == (8, False)
 
 
+def test_attacks_that_are_chosen_are_those_of_their_file(composed):
+    said = ["evaluation/robust=paper", "evaluation.robust.attacks.pgd.restarts=2",
+            "+attack@evaluation.robust.attacks.more=apgd"]  # fmt: skip
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    robust = cfg.evaluation.robust
+    assert (robust.attacks.pgd.steps, robust.attacks.pgd.relative_step, robust.attacks.pgd.restarts) == (50, 0.05, 2)
+    assert set(robust.attacks) == {"pgd", "more"}
+    assert (robust.examples, list(robust.radii)) == (96, [0, "p50", "p75", "full"])
+    said = ["evaluation/robust=autoattack"]
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
+    take_chosen(cfg, said)
+    assert set(cfg.evaluation.robust.attacks) == {"pgd", "latent_autoattack"}
+    whole = composed("train", "experiment=mnist/model", "from=x", "evaluation/robust=autoattack").evaluation.robust
+    assert cfg.evaluation.robust.attacks == whole.attacks
+
+
 def test_what_a_model_s_entry_refers_to_is_stored_as_that_model_s(composed):
     kept = stored(composed("train", "experiment=demo", "paths.output_dir=x"))["models"]["standard"]["callbacks"]["best"]
     assert (kept["monitor"], kept["dirpath"]) == ("val/accuracy/clean", "x/models/standard/checkpoints")

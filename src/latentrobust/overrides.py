@@ -21,6 +21,9 @@ from latentrobust.renamed import experiment_now, key_now
 from latentrobust.run_folder import LATEST, flat
 
 FEW = 24  # options that an error lists
+CHOICE = re.compile(  # of a file whose numbers are to be taken
+    r"\+?(?P<group>scheduler|optimizer|learner/network|evaluation/robust)(?:@(?P<place>[\w.]+))?=(?P<name>[\w/]+)"
+)
 LEFT_OUT = object()  # the value of a key that the command line takes away
 SURE = 0.8  # likeness of two names from which on the one was surely meant
 FLAGS = {  # of Hydra's
@@ -117,30 +120,39 @@ def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
 
 
 def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Make a schedule, an optimiser or a learner's network that the command line chooses that of its file, in place.
+    """Make a schedule, an optimiser, a learner's network or attacks that the command line chooses those of their file.
 
-    Experiments write numbers over those that they choose themselves, which would otherwise stand in any other one. The
-    size of the images stays.
+    In place. Experiments write numbers over those that they choose themselves, which would otherwise stand in any other
+    one. The size of a network's images stays, and so do the radii and the number of examples of attacks.
     """
     for override in overrides:
-        found = re.fullmatch(r"\+?(?:(scheduler|optimizer)@([\w.]+)|(learner/network))=([\w/]+)", override)
-        if found is None:
+        found = CHOICE.fullmatch(override)
+        chosen = _of_file(found["group"], found["name"]) if found is not None else None
+        if found is None or chosen is None:
             continue
-        place = found[2] or "learner.network"
-        chosen = _of_file(found[1] or found[3], found[4])
-        node = OmegaConf.select(cfg, place)
-        if chosen is None or not isinstance(node, DictConfig):
-            continue
-        if "image_shape" in node and "image_shape" in chosen:
-            chosen.image_shape = node._get_node("image_shape")
-        with open_dict(cfg):
-            OmegaConf.update(cfg, place, chosen, merge=False)
-            for key, value in said_of(place, overrides):
-                holder, _, last = key.rpartition(".")
-                if value is LEFT_OUT:
-                    OmegaConf.select(cfg, holder).pop(last, None)
-                else:
-                    OmegaConf.update(cfg, key, value, merge=True)
+        if found["group"] == "evaluation/robust":  # further ones may have been added
+            parts = {f"evaluation.robust.attacks.{name}": attack for name, attack in chosen.attacks.items()}
+        else:
+            parts = {found["place"] or found["group"].replace("/", "."): chosen}
+        for place, part in parts.items():
+            _take(cfg, place, part, overrides)
+
+
+def _take(cfg: DictConfig, place: str, chosen: DictConfig, overrides: Sequence[str]) -> None:
+    """Put what a file says in a place, and what the command line says besides."""
+    node = OmegaConf.select(cfg, place)
+    if not isinstance(node, DictConfig):
+        return
+    if "image_shape" in node and "image_shape" in chosen:
+        chosen.image_shape = node._get_node("image_shape")
+    with open_dict(cfg):
+        OmegaConf.update(cfg, place, chosen, merge=False)
+        for key, value in said_of(place, overrides):
+            holder, _, last = key.rpartition(".")
+            if value is LEFT_OUT:
+                OmegaConf.select(cfg, holder).pop(last, None)
+            else:
+                OmegaConf.update(cfg, key, value, merge=True)
 
 
 def _of_file(group: str, name: str) -> DictConfig | None:
@@ -149,8 +161,16 @@ def _of_file(group: str, name: str) -> DictConfig | None:
     if not path.is_file():
         return None
     own: Any = OmegaConf.load(path)
-    before = [_of_file(group, line) for line in own.pop("defaults", None) or () if line != "_self_"]
-    return OmegaConf.merge(*(part for part in before if part is not None), own)  # type: ignore[return-value]
+    parts: list[Any] = []
+    for line in own.pop("defaults", None) or ():
+        if isinstance(line, str):
+            parts += [] if line == "_self_" else [_of_file(group, line)]
+            continue
+        ((key, option),) = line.items()
+        other, _, place = key.lstrip("/").partition("@")
+        parts.append(OmegaConf.create())
+        OmegaConf.update(parts[-1], place, _of_file(other, option), force_add=True)
+    return OmegaConf.merge(*(part for part in parts if part is not None), own)  # type: ignore[return-value]
 
 
 def said_of(place: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
