@@ -29,14 +29,14 @@ from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, figures, tables
 from latentrobust.reporting.density import _least, curve, interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
-from latentrobust.reporting.models import _certified_titles, _count, _flattered, _robust_titles, _verdicts
+from latentrobust.reporting.models import _certified_titles, _count, _flattered, _promise, _robust_titles, _verdicts
 from latentrobust.reporting.quality import _coverage, _verdict, usage
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
 from latentrobust.reporting.training import read_curves
 from latentrobust.robustness.assessor import CertifySettings
 from latentrobust.robustness.attacks import APGD, PGD
-from latentrobust.robustness.criteria import Classification
+from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.robustness.results import Entry
 from latentrobust.runs import train
 from latentrobust.stages import trained_for
@@ -257,6 +257,14 @@ def measured_model(**metrics):
         robust=SimpleNamespace(only_pgd=False),
         entries=[Entry("robust", value, radius=float(name[10:])) for name, value in metrics.items()],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_report_explains_the_statements_that_were_made(together):
+    test = SimpleNamespace(criterion=PixelAccuracy(), certificate_table=SimpleNamespace(together=together))
+    said = _promise({"": test})
+    assert "A pixel's certificate holds with probability 1 − α for that pixel alone" in said
+    assert ("all pixels of an image at once" in said) == together
 
 
 def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():

@@ -398,6 +398,9 @@ def test_folders_without_scenes(tmp_path):
         scene_folder(str(tmp_path))
     with pytest.raises(InputError, match=r"data.source.test names cellar"):
         scene_folder(str(tmp_path), test=["cellar"])
+    twice = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())[:1] * 2
+    with pytest.raises(InputError, match=f"data.source.test names {twice[0]} more than once"):
+        scene_folder(str(tmp_path), test=twice)
     write_plain(tmp_path / "more")
     with pytest.raises(InputError, match="larger than the images"):
         scene_folder(str(tmp_path / "more"), size=[40, 40])
