@@ -14,8 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from latentrobust import dashboard
+from latentrobust.configuration import stored
+from latentrobust.overrides import take_chosen
+from latentrobust.sweeping.jobs import fingerprint
 
-from ..conftest import SMALL
+from ..conftest import SMALL, compose_in_process
 from .warm import started, warm
 
 TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.test_size=8"]
@@ -304,13 +307,29 @@ def test_a_sweep_s_file_says_what_is_varied(tmp_path):
 
 def test_a_sweep_over_what_names_its_folder_is_one_folder(tmp_path):
     """Whose name is that of the experiment as the command begins, whatever its jobs make of it."""
-    done = command("train", "-m", *TINY, "test=false", "name=a,b", cwd=tmp_path)
+    chosen = ["scheduler@learner.scheduler=constant", "callbacks.last.every_n_epochs=2"]
+    done = command("train", "-m", *TINY, "test=false", "name=a,b", *chosen, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    for job in tmp_path.rglob("config.yaml"):
+        assert list(OmegaConf.load(job).learner.scheduler["values"]) == [1]
     (listed,) = tmp_path.rglob("jobs.json")
     assert [path.parent for path in tmp_path.rglob("sweep.csv")] == [listed.parent]
     assert {path.parent.name for path in listed.parent.rglob("DONE")} == {"0", "1"}
     status = command("sweep", "status", str(listed.parent), cwd=tmp_path)
     assert "2 jobs: 2 done" in status.stdout, status.stdout + status.stderr
+
+
+def test_a_sweep_s_list_is_of_the_configurations_that_its_jobs_have(tmp_path):
+    said = ["experiment=demo", "callbacks.last.every_n_epochs=3", "evaluation/robust=paper", "seed=1,2"]
+    assert command("train", "-m", *said, "launcher=manual", "paths.output_dir=sweep", cwd=tmp_path).returncode == 0
+    for job in json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]:
+        overrides = job["overrides"]
+        cfg = compose_in_process("train", *overrides, f"paths.output_dir={tmp_path}/sweep/{job['number']}")
+        cfg.overrides = overrides
+        take_chosen(cfg, overrides)
+        kept = stored(cfg)
+        assert kept["models"]["standard"]["callbacks"]["last"]["every_n_epochs"] == 3
+        assert fingerprint(kept) == job["fingerprint"]
 
 
 def test_own_defaults_that_change_nothing_are_refused(tmp_path):
