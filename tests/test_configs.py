@@ -334,6 +334,15 @@ def test_callbacks_of_the_command_line_are_every_model_s(composed):
     assert stored(cfg)["models"]["standard"]["callbacks"]["pictures"] is None
 
 
+def test_callbacks_that_are_chosen_come_beside_those_of_a_model(composed):
+    said = ["callbacks=classification_average", "callbacks.average.decay=0.5"]
+    cfg = composed("train", "experiment=demo", "~learner", "from=x", "paths.output_dir=x", *said)
+    cfg.overrides = said
+    for _, variant in variants(cfg):
+        assert variant.callbacks.average.decay == 0.5
+        assert variant.callbacks.best.monitor == f"val/accuracy/{variant.task.select_on}"
+
+
 def test_callbacks_of_one_model_and_of_the_set_stay_theirs(composed):
     said = ["++callbacks.best={save_top_k: 2, monitor: val/kl}", "callbacks.pictures=null",
             "models.smoothing.callbacks.pictures.draws=2", "models.standard.callbacks.last=null",

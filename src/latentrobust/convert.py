@@ -158,8 +158,6 @@ def _image_shape(network: str, arguments: dict[str, Any]) -> tuple[int, ...]:
     own = inspect.signature(classifiers.CLASSIFIERS[network]).parameters.get("image_shape")
     if own is not None:
         return tuple(own.default)
-    if network in ("mnist_classifier", "standard_cnn"):
-        return (1, 28, 28)
     if network == "segmentation_unet":
         return (arguments.get("image_channels", 3), 125, 187)
     return (arguments.get("channels", 3), 32, 32)

@@ -71,7 +71,8 @@ def _keep_callbacks(cfg: DictConfig, variant: DictConfig, name: str) -> None:
             continue
         place, _, last = key.rpartition(".")
         holder = OmegaConf.select(variant, place)
-        if last in OF_THE_SET or not isinstance(holder, DictConfig):  # null is nothing that could be changed
+        # Neither a group that is chosen, nor a part of what is null.
+        if not place or last in OF_THE_SET or not isinstance(holder, DictConfig):
             continue
         new = None if value is LEFT_OUT else value
         if isinstance(value, dict):
