@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from latentrobust.configuration import CONF
 from latentrobust.networks.cvae import build
+from latentrobust.overrides import take_chosen
 from latentrobust.perturbation_sets import CVAESet
 
 SMALL = [
@@ -58,7 +59,9 @@ def compose_in_process(name="train", *overrides):
     """A configuration as the entry point ``name`` would compose it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose(config_name=name, overrides=list(overrides))
+        cfg = compose(config_name=name, overrides=list(overrides))
+    take_chosen(cfg, overrides)
+    return cfg
 
 
 @pytest.fixture
