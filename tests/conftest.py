@@ -14,12 +14,10 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from latentrobust.configuration import CONF
 from latentrobust.networks.cvae import build
-from latentrobust.overrides import take_chosen
+from latentrobust.overrides import composed as overrides_composed
 from latentrobust.perturbation_sets import CVAESet
 
 SMALL = [
@@ -58,10 +56,7 @@ def _seeded():
 def compose_in_process(name="train", *overrides):
     """A configuration as the entry point ``name`` would compose it."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        cfg = compose(config_name=name, overrides=list(overrides))
-    take_chosen(cfg, overrides)
-    return cfg
+    return overrides_composed(name, overrides)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from latentrobust.configuration import CONF, check_from, resolved, stored
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
-from latentrobust.overrides import leave_out, null_groups, take_chosen
+from latentrobust.overrides import leave_out, null_groups
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.renamed import experiment_now
 from latentrobust.robustness.assessor import RobustSettings
@@ -270,31 +270,26 @@ def test_variants_replace_perturbations_and_merge_the_rest(composed):
 def test_a_schedule_that_is_chosen_is_that_of_its_file(composed):
     said = ["scheduler@task.scheduler=constant", "optimizer@task.optimizer=sgd", "task.optimizer.momentum=0.5"]
     cfg = composed("train", "experiment=mnist/model", "from=x", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     assert (list(cfg.task.scheduler["values"]), list(cfg.task.scheduler.epochs)) == ([1], [0])
     assert (cfg.task.optimizer.lr, cfg.task.optimizer.momentum) == (0.1, 0.5)
     said = ["scheduler@task.scheduler=exponential", "task.scheduler.steps=null", "task.scheduler.epochs=10",
             "optimizer@task.optimizer=sgd", "~task.optimizer.momentum", "task.optimizer={lr: 0.5}"]  # fmt: skip
     cfg = composed("train", "experiment=mnist/lenet", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     assert (cfg.task.scheduler.rate, cfg.task.scheduler.steps, cfg.task.scheduler.epochs) == (0.9, None, 10)
     assert (cfg.task.optimizer.lr, "momentum" in cfg.task.optimizer) == (0.5, False)
     said = ["scheduler@learner.scheduler=warm_up", "learner.scheduler.images=7"]
     cfg = composed("train", "experiment=digits/rts", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     assert OmegaConf.to_container(cfg.learner.scheduler) == {"_target_": "latentrobust.schedules.WarmUp", "images": 7}
 
 
 def test_a_network_that_is_chosen_is_that_of_its_file_for_the_experiment_s_images(composed):
     said = ["learner/network=resnet", "learner.network.blocks=2"]
     cfg = composed("train", "experiment=cifar10c/set", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     network = OmegaConf.to_container(cfg.learner.network)
     assert {"warps", "field"}.isdisjoint(network)
     assert (network["latent"], network["blocks"]) == (512, 2)
     said = ["learner/network=warp"]
     cfg = composed("train", "experiment=multi_illumination/mip4", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     assert (cfg.learner.network.name, cfg.learner.network.image_shape) == ("structured", [3, 250, 375])
     assert (cfg.learner.network.latent, "channels" in cfg.learner.network) == (8, False)
 
@@ -303,14 +298,12 @@ def test_attacks_that_are_chosen_are_those_of_their_file(composed):
     said = ["evaluation/robust=paper", "evaluation.robust.attacks.pgd.restarts=2",
             "+attack@evaluation.robust.attacks.more=apgd"]  # fmt: skip
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     robust = cfg.evaluation.robust
     assert (robust.attacks.pgd.steps, robust.attacks.pgd.relative_step, robust.attacks.pgd.restarts) == (50, 0.05, 2)
     assert set(robust.attacks) == {"pgd", "more"}
     assert (robust.examples, list(robust.radii)) == (96, [0, "p50", "p75", "full"])
     said = ["evaluation/robust=autoattack"]
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
-    take_chosen(cfg, said)
     assert set(cfg.evaluation.robust.attacks) == {"pgd", "latent_autoattack"}
     whole = composed("train", "experiment=mnist/model", "from=x", "evaluation/robust=autoattack").evaluation.robust
     assert cfg.evaluation.robust.attacks == whole.attacks
@@ -325,7 +318,6 @@ def test_callbacks_of_the_command_line_are_every_model_s(composed):
     said = ["callbacks.pictures=null", "callbacks.last.every_n_epochs=3", "callbacks.best.monitor=val/kl",
             "models.smoothing.callbacks.last.every_n_epochs=5", "~callbacks.progress"]  # fmt: skip
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
-    cfg.overrides = said  # as the entry points set it
     found = {name: variant.callbacks for name, variant in variants(cfg)}
     assert all(callbacks.pictures is None and callbacks.progress is None for callbacks in found.values())
     every = {name: callbacks.last.every_n_epochs for name, callbacks in found.items()}
@@ -337,7 +329,6 @@ def test_callbacks_of_the_command_line_are_every_model_s(composed):
 def test_callbacks_that_are_chosen_come_beside_those_of_a_model(composed):
     said = ["callbacks=classification_average", "callbacks.average.decay=0.5"]
     cfg = composed("train", "experiment=demo", "~learner", "from=x", "paths.output_dir=x", *said)
-    cfg.overrides = said
     for _, variant in variants(cfg):
         assert variant.callbacks.average.decay == 0.5
         assert variant.callbacks.best.monitor == f"val/accuracy/{variant.task.select_on}"
@@ -348,7 +339,6 @@ def test_callbacks_of_one_model_and_of_the_set_stay_theirs(composed):
             "models.smoothing.callbacks.pictures.draws=2", "models.standard.callbacks.last=null",
             "callbacks.last.every_n_epochs=3"]  # fmt: skip
     cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
-    cfg.overrides = said
     found = {name: variant.callbacks for name, variant in variants(cfg)}
     assert all(callbacks.best.save_top_k == 2 for callbacks in found.values())
     assert all(callbacks.best.monitor.startswith("val/accuracy/") for callbacks in found.values())

@@ -279,7 +279,7 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
             **metrics, "coverage/radius": 0.954, "coverage/radius/low": 0.9, "coverage/radius/high": 0.985,
             "coverage/tolerance": 0.0011,
         },
-        perturbations=SimpleNamespace(data="faces"), coverage=SimpleNamespace(share=(0.124, 0.9)),
+        perturbations=SimpleNamespace(data="faces"), coverage=SimpleNamespace(centre=0.124),
     )  # fmt: skip
     safe, other = measured_model(robust_eps2=0.85, robust_eps3=0.5), measured_model(robust_eps2=0.0)
     safe.entries.append(Entry("certified", 0.516, radius=2.0, names=("p50",)))

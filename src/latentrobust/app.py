@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from latentrobust.configuration import CONF
 from latentrobust.errors import HopelessError
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
-from latentrobust.overrides import explained, leave_out, left_out_groups, name_latest, readable, take_chosen
+from latentrobust.overrides import explained, left_out_groups, name_latest, readable, settle
 from latentrobust.refusals import describe_error, is_bad_input, leave_nothing
 from latentrobust.run_folder import SWEEP, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
@@ -46,8 +46,7 @@ def run_app(
         composed = True
         sys.argv = given  # processes that DDP starts repeat the command
         _name_the_run(cfg)
-        take_chosen(cfg, HydraConfig.get().overrides.task)
-        leave_out(cfg, left_out_groups())
+        settle(cfg, cfg.overrides, left_out_groups())
         try:
             finished.append(task(cfg))
             return finished[-1]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,11 +22,11 @@ from torch import nn
 from yaml import YAMLError
 
 from latentrobust.calibration import calibrate
-from latentrobust.configuration import CONF
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, one_line
 from latentrobust.networks import classifiers, cvae, flows
 from latentrobust.networks.classifiers.normalize import STANDARDISATION
+from latentrobust.overrides import composed
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets.store import save_perturbation_set
 from latentrobust.published import beside, read_published
@@ -63,7 +62,8 @@ def _take_published(
             f"--network {chosen.network} contradicts {published.file}, which describes a {published.network}"
         )
     found = dict(published.arguments)
-    if chosen.data is not None or {"mean", "std"} & set(arguments):  # said here, by name or by number
+    is_said = chosen.data is not None or bool({"mean", "std"} & set(arguments))  # by name or by number
+    if is_said:
         if None not in (chosen.data, published.data) and chosen.data != published.data:
             raise InputError(f"--data {chosen.data} contradicts {published.file}, which says {published.data}")
         found = {name: value for name, value in found.items() if name not in ("mean", "std")}
@@ -74,7 +74,7 @@ def _take_published(
         )
     chosen.network = published.network
     chosen.likelihood = chosen.likelihood or published.likelihood
-    if chosen.data is None and not {"mean", "std"} & set(arguments):
+    if not is_said:
         chosen.data = published.data
     print(f"configuration: {published.file} ({published.network})")
     return {**found, **arguments}, published.image_shape
@@ -115,13 +115,12 @@ def _convert(chosen: argparse.Namespace) -> str:
     if chosen.radius is not None or chosen.calibrate:
         raise InputError(f"--radius and --calibrate are for perturbation sets; {chosen.network} is a classifier")
     model = import_classifier(chosen.checkpoint, chosen.network, chosen.data, **arguments)
-    image_shape = tuple(
-        chosen.image_shape or arguments.get("image_shape") or shape or _image_shape(chosen.network, arguments)
-    )
-    channels = (arguments.get("image_shape") or _image_shape(chosen.network, arguments))[0]
-    if image_shape[0] != channels:  # one channel would be spread over several
+    own = arguments.get("image_shape")
+    usual = own or _image_shape(chosen.network, arguments)
+    image_shape = tuple(chosen.image_shape or own or shape or usual)
+    if image_shape[0] != usual[0]:  # one channel would be spread over several
         raise InputError(
-            f"this {chosen.network} is for images of {channels} channels, not of shape {list(image_shape)}"
+            f"this {chosen.network} is for images of {usual[0]} channels, not of shape {list(image_shape)}"
         )
     classes = _classes(model, image_shape, chosen.network)
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
@@ -141,8 +140,7 @@ def _classes(model: nn.Module, image_shape: tuple[int, ...], network: str) -> in
 def _data(overrides: Sequence[str]) -> PairModule:
     """The data that options of the command line describe."""
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            cfg = compose("evaluate", overrides=[*overrides, "paths.output_dir=."])
+        cfg = composed("evaluate", [*overrides, "paths.output_dir=."])
         if lacking := sorted(OmegaConf.missing_keys(cfg.data)):
             raise InputError(f"--calibrate {' '.join(overrides)}: {lacking[0]}=… is missing")
         data: PairModule = instantiate(cfg.data, _convert_="all")

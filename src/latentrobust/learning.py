@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobRuntime
 from hydra.errors import InstantiationException
@@ -22,14 +21,14 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from latentrobust.arguments import Count, PositiveShare, Seed, validated
-from latentrobust.configuration import CONF, resolved
+from latentrobust.configuration import resolved
 from latentrobust.data.module import PairModule
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError, collecting, one_line
 from latentrobust.files import quoted
 from latentrobust.measure import check_evaluation
-from latentrobust.overrides import leave_out, null_groups, quoted_coverage, take_chosen, undashed
+from latentrobust.overrides import composed
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.preflight import check_trainer
 from latentrobust.processes import together
@@ -117,16 +116,10 @@ def learn(
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="latentrobust-") as folder, _as_before():
         try:
-            options += [quoted_coverage(override) for override in undashed(overrides)]
-            without = null_groups(overrides)
-            options = [option for option in options if option not in without.values()]
-            with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-                cfg = compose("train", overrides=[*options, f"paths.output_dir={quoted(folder)}"])
+            cfg = composed("train", [*options, *overrides, f"paths.output_dir={quoted(folder)}"])
         except Exception as error:  # Hydra raises what comes to hand
             raise InputError(f"learn: {error}") from None
-        cfg.overrides = [override for override in overrides if override not in without.values()]
-        leave_out(cfg, without)
-        take_chosen(cfg, overrides)
+        cfg.overrides = list(overrides)
         check_values(cfg)
         check_trainer(cfg)
         configuration = resolved(cfg)

@@ -111,6 +111,29 @@ def _null_measures(arguments: Sequence[str]) -> dict[str, str]:
     }
 
 
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that the command ``name`` would have with these overrides.
+
+    Raises:
+        InputError: as `undashed`; and Hydra raises what comes to hand.
+    """
+    given = [quoted_coverage(override) for override in undashed(overrides)]
+    without = null_groups(given)
+    kept = [override for override in given if override not in without.values()]
+    with hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config_name=name, overrides=kept)
+    settle(cfg, kept, without)
+    return cfg
+
+
+def settle(cfg: DictConfig, overrides: Sequence[str], groups: Mapping[str, str]) -> None:
+    """Do what Hydra does not with the overrides of a configuration: note them, `take_chosen`, `leave_out` groups."""
+    with open_dict(cfg):
+        cfg.overrides = list(overrides)
+    take_chosen(cfg, overrides)
+    leave_out(cfg, groups)
+
+
 def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
     """Set these groups to null, and note the overrides."""
     with open_dict(cfg):
@@ -241,11 +264,11 @@ def explained(name: str, error: BaseException) -> str:
 def _meant(command: str, key: str) -> str:
     """What follows on a key that there is not: the group that would bring it, or the keys that are like it."""
     try:
-        composed = _defaults(command)
-        choices = composed.hydra.runtime.choices
-        leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(composed, resolve=False))]
+        defaults = _defaults(command)
+        choices = defaults.hydra.runtime.choices
+        leaves = [leaf for leaf, _ in flat(OmegaConf.to_container(defaults, resolve=False))]
     except Exception:  # this is about an error already
-        composed, choices, leaves = OmegaConf.create(), {}, []
+        defaults, choices, leaves = OmegaConf.create(), {}, []
     parts = key.split(".")
     for group in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
         names = [path.stem for path in sorted((CONF / group).glob("*.yaml")) if _has_options(path)]
@@ -264,14 +287,14 @@ def _meant(command: str, key: str) -> str:
         name for name in close if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() > SURE
     ]
     if not near and parts[0] not in ("hydra", "models"):
-        from latentrobust.values import lacking  # noqa: PLC0415 - imports PyTorch, which other refusals do without
+        from latentrobust.values import lacking, owner_of  # noqa: PLC0415 - PyTorch, which other refusals do without
 
-        lacks = lacking(composed, key)
-        if lacks == "":
+        owner = owner_of(defaults, key)
+        if owner is not None and owner[0] in owner[2]:
             return f": +{key}=… adds it"
         near = close
-        if lacks and not near:
-            return f": {lacks}"
+        if owner is not None and not near:
+            return f": {lacking(*owner)}"
     if not beside:
         near = near or difflib.get_close_matches(key, known, 1, 0.8)
     near = (near or alike)[:2]

@@ -161,7 +161,7 @@ def _check_call(root: DictConfig, node: DictConfig, described: str, key: str) ->
         if str(name).startswith("_") or OmegaConf.is_missing(node, name):
             continue
         if options is not None and name not in options:
-            raise InputError(f"{full}: {_lacking(described, str(name), options)}")
+            raise InputError(f"{full}: {lacking(str(name), described, options)}")
         value = node[name]
         if isinstance(value, DictConfig) and (value.get("_target_") is not None or _holds_targets(value)):
             continue  # becomes an object of its own
@@ -180,12 +180,17 @@ def _options(target: Callable[..., Any]) -> tuple[str, ...] | None:
     return tuple(name for name in parameters if name != "self")
 
 
-def _lacking(described: str, name: str, options: tuple[str, ...]) -> str:
+def lacking(name: str, described: str, options: tuple[str, ...]) -> str:
+    """That what a ``_target_`` describes has no such option."""
     return f"{described.rpartition('.')[2]} has no option {name}; there are {', '.join(options)}"
 
 
-def lacking(cfg: DictConfig, key: str) -> str | None:
-    """Why an option that a configuration lacks cannot be added to it; ``""`` where it can, None where that is open."""
+def owner_of(cfg: DictConfig, key: str) -> tuple[str, str, tuple[str, ...]] | None:
+    """Whose option a key that a configuration lacks would be.
+
+    Returns:
+        The name of the option, what it would be of, and the options of that; None where these are not known.
+    """
     node: Any = cfg
     for name in key.split("."):
         if not isinstance(node, DictConfig):
@@ -194,9 +199,7 @@ def lacking(cfg: DictConfig, key: str) -> str | None:
             described = str(node.get("_target_") or "")
             target = _located(described) if described else None
             options = None if target is None else _options(target)
-            if options is None:
-                return None
-            return "" if name in options else _lacking(described, name, options)
+            return None if options is None else (name, described, options)
         node = None if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) else node[name]
     return None
 

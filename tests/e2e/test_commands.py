@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 from latentrobust import dashboard
 from latentrobust.configuration import stored
-from latentrobust.overrides import take_chosen
 from latentrobust.sweeping.jobs import fingerprint
 
 from ..conftest import SMALL, compose_in_process
@@ -325,8 +324,6 @@ def test_a_sweep_s_list_is_of_the_configurations_that_its_jobs_have(tmp_path):
     for job in json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]:
         overrides = job["overrides"]
         cfg = compose_in_process("train", *overrides, f"paths.output_dir={tmp_path}/sweep/{job['number']}")
-        cfg.overrides = overrides
-        take_chosen(cfg, overrides)
         kept = stored(cfg)
         assert kept["models"]["standard"]["callbacks"]["last"]["every_n_epochs"] == 3
         assert fingerprint(kept) == job["fingerprint"]

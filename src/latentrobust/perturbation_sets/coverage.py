@@ -87,15 +87,20 @@ class Coverage:
     groups: int
     split: str
 
+    @property
+    def centre(self) -> float:
+        """The share that is covered without any offset; 0 where that was not measured."""
+        return self.share[0] if self.radii[0] == 0 else 0.0
+
     def radius(self, share: float) -> float:
         """The smallest radius at which at least this share of the pairs is covered.
 
         Raises:
             InputError: if none covers so much.
         """
-        if self.radii[0] == 0 and self.share[0] >= share:
+        if self.centre >= share:
             warn(
-                f"the centre of the set alone covers {self.share[0]:.0%} of the {self.split} pairs to within a squared"
+                f"the centre of the set alone covers {self.centre:.0%} of the {self.split} pairs to within a squared"
                 f" error of {self.tolerance:.3g}, so coverage={share:g} asks for no radius: the smallest one is taken"
             )
         for radius, covered in zip(self.radii, self.share, strict=True):

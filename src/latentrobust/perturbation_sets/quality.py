@@ -7,6 +7,7 @@ mean over pixels under a `Measure`: squared error, or the model's own loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,13 +63,9 @@ def pgd_error(
     ``also`` holds further offsets ``[B, *shape]`` to begin at where they are nearer: what was found in a smaller ball,
     so that the error does not rise with the radius.
     """
-    if also is not None:
-        with torch.no_grad():
-            nearer = encoder_error(s, x_tilde, also, ball, measure) < encoder_error(s, x_tilde, u, ball, measure)
-        u = torch.where(nearer.reshape(-1, *[1] * len(ball.shape)), also.to(u.dtype), u)
     found = projected_ascent(
         lambda v: -measure(s.decode(v), x_tilde),
-        u,
+        _best_start(lambda v: -encoder_error(s, x_tilde, v, ball, measure), u, also),
         ball,
         steps=steps,
         relative_step=relative_step,
@@ -76,6 +73,18 @@ def pgd_error(
         rule=rule,
     )
     return Ascent(found.offsets, -found.values)
+
+
+def _best_start(score: Callable[[Tensor], Tensor], first: Tensor, *others: Tensor | None) -> Tensor:
+    """Of each example's offsets ``[B, *shape]`` the first with the largest score; one that is None is left out."""
+    given = [other.to(first.dtype) for other in others if other is not None]
+    if not given:
+        return first
+    with torch.no_grad():
+        starts = torch.stack([first, *given])
+        scores = torch.stack([score(start) for start in starts])
+        best = scores.where(~scores.isnan(), -math.inf).argmax(0)
+    return starts[best, torch.arange(len(first), device=first.device)]
 
 
 def expected_error(
@@ -105,16 +114,10 @@ def over_error(
     ``also [B, *shape]``, so that a larger one never gives less. Its steps keep their length, which takes it past maxima
     that shrinking steps would stay at.
     """
-    start = s.project(ball.uniform(random.fold_in(keys, Purpose.OVER), s.offset_dtype), ball)
-    for other in (s.farthest(u, ball), also):
-        if other is not None:
-            inside = s.project(other.to(start.dtype), ball)
-            with torch.no_grad():
-                worse = measure(s.decode(inside), x_tilde) > measure(s.decode(start), x_tilde)
-            start = torch.where(worse.reshape(-1, *[1] * len(ball.shape)), inside, start)
+    drawn = ball.uniform(random.fold_in(keys, Purpose.OVER), s.offset_dtype)
     return projected_ascent(
         lambda v: measure(s.decode(v), x_tilde),
-        start,
+        _best_start(lambda v: encoder_error(s, x_tilde, v, ball, measure), drawn, s.farthest(u, ball), also),
         ball,
         steps=steps,
         relative_step=relative_step,

@@ -57,10 +57,9 @@ def write_folder(folder: str | Path, configuration: dict[str, Any], module: torc
 
 def _may_be_replaced(folder: Path, configuration: Mapping[str, Any]) -> bool:
     """Whether a folder is empty, or holds what this package has written and is of the same sort, set or model."""
-    if not folder.is_dir() or not set(os.listdir(folder)) <= {CONFIG, WEIGHTS}:
-        return False
-    if not os.listdir(folder):
-        return True
+    names = set(os.listdir(folder)) if folder.is_dir() else {str(folder)}
+    if not names or not names <= {CONFIG, WEIGHTS}:
+        return not names
     try:
         found = read_json(folder / CONFIG)
     except (OSError, ValueError):  # other libraries name their files so too

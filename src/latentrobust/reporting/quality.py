@@ -152,7 +152,7 @@ def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
     return (
         f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of"
         f" {known}, to within {each}: measured on {measured}, with a 95 % interval. Its centre alone,"
-        f" with no offset, is as near to {found.share[0]:.0%} of them.{coarse if too_coarse(metrics) else ''}"
+        f" with no offset, is as near to {found.centre:.0%} of them.{coarse if too_coarse(metrics) else ''}"
     )
 
 

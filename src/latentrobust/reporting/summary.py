@@ -96,7 +96,7 @@ def _of_set(test: MeasuredSet) -> str:
         f"{start} contains {100 * metrics['coverage/radius']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of"
         f" {new}s{known} to within {metrics['coverage/tolerance']:.2g} (mean squared error; they differ from"
         f" the image itself by {metrics['quality/no_change']:.2g}). Without any offset it is as near to"
-        f" {100 * test.coverage.share[0]:.0f} % of them."
+        f" {100 * test.coverage.centre:.0f} % of them."
     )
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 from latentrobust.configuration import as_measured, check_from, stored
 from latentrobust.errors import InputError
 from latentrobust.files import quoted
-from latentrobust.overrides import explained, follow_latest, leave_out, left_out_groups, take_chosen
+from latentrobust.overrides import explained, follow_latest, left_out_groups, settle
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE
@@ -97,11 +97,9 @@ def jobs_of(config: DictConfig) -> list[Job]:
         cfg = loader.load_sweep_config(config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
+        settle(cfg, overrides, left_out_groups())
         if config.hydra.job.config_name == "evaluate":
             as_measured(cfg)  # as the job will store it
-        cfg.overrides = overrides  # as the job will have them
-        take_chosen(cfg, overrides)
-        leave_out(cfg, left_out_groups())
         composed.append(cfg)
         check_values(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 
-from latentrobust.configuration import CONF, as_measured, stored
+from latentrobust.configuration import as_measured, stored
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
-from latentrobust.overrides import explained, follow_latest, leave_out, null_groups, quoted_coverage, take_chosen
+from latentrobust.overrides import composed, explained, follow_latest
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, EARLIER, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
@@ -125,15 +124,9 @@ class Search:
 
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:
-            with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-                without = null_groups(overrides)
-                given = [quoted_coverage(line) for line in overrides if line not in without.values()]
-                cfg = compose(self.plan.app, overrides=[*given, "paths.output_dir=search"])
+            cfg = composed(self.plan.app, [*overrides, "paths.output_dir=search"])
             if self.plan.app == "evaluate":
                 as_measured(cfg)
-            cfg.overrides = list(overrides)  # as the job will have them
-            take_chosen(cfg, overrides)
-            leave_out(cfg, without)
             check_values(cfg)
             if self.plan.prune is not None and (cfg.get("logger") or {}).get("csv") is None:
                 raise InputError("prune looks at what a run logs to its folder: drop prune, or logger=none")
