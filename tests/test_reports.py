@@ -415,7 +415,7 @@ def test_rows_of_radii_that_are_close_are_told_apart():
 @pytest.mark.parametrize(("no_change", "is_coarse"), [(0.05, False), (0.01, True)])
 def test_a_share_that_says_nothing_is_said_to(no_change, is_coarse):
     ball = SimpleNamespace(radius=2.0)
-    found = SimpleNamespace(at=lambda _: (1.0, 0.29, 1.0), pairs=29, groups=3, tolerance=0.02, share=[0.5])
+    found = SimpleNamespace(at=lambda _: (1.0, 0.29, 1.0), pairs=29, groups=3, tolerance=0.02, centre=0.5)
     test = SimpleNamespace(coverage=found, perturbations=SimpleNamespace(ball=ball))
     text = _coverage(test, {"coverage/tolerance": 0.02, "quality/no_change": no_change})
     assert text.startswith("At this radius the set contains 100% [29%, 100%]")
