@@ -20,7 +20,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
@@ -28,7 +27,7 @@ from latentrobust import save_model
 from latentrobust.again import expanded
 from latentrobust.configuration import CONF
 from latentrobust.networks.classifiers import build
-from latentrobust.overrides import null_groups, quoted_coverage
+from latentrobust.overrides import composed
 from latentrobust.run_folder import flat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,19 +83,17 @@ def shortened(entry, arguments):
     one = [a if a.count("[") or "launcher" in a else re.sub(r"=([^,\[']+),.*", r"=\1", a) for a in given]
     chosen = swept(one)
     one = [argument for argument in one if not argument.startswith("+sweep=")] + chosen
-    without = null_groups(one)
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        composed = compose(entry, [quoted_coverage(argument) for argument in one if argument not in without.values()])
+    made = composed(entry, one)
     # Of somebody's own pairs there are few groups anyway.
-    there = {key: most for key, most in SHORT.items() if "test_size" not in key or "root" not in composed.data}
+    there = {key: most for key, most in SHORT.items() if "test_size" not in key or "root" not in made.data}
     found = [line for line in chosen if not line.startswith("method")]
-    for key, value in flat(OmegaConf.to_container(composed, resolve=False)):
+    for key, value in flat(OmegaConf.to_container(made, resolve=False)):
         for pattern, most in there.items():
             if value is None:  # of a test set: all of it
                 is_longer = "test_size" in key
             else:  # a limit of 1.0 is a share: all batches
                 is_longer = isinstance(value, float) and (value > most or "limit_" in key)
-            if re.fullmatch(pattern, key) and is_longer and not key.startswith(tuple(without)):
+            if re.fullmatch(pattern, key) and is_longer:
                 found.append(f"{key}={most}")
     return found
 

@@ -19,7 +19,9 @@ ALLOWED = {
     "tasks": {"perturbation_sets", "robustness", "networks", "transforms", "data"},
     "benchmark": {"learners", "perturbation_sets", "robustness", "networks", "transforms", "data"},
     "sweeping": {
+        "again",
         "configuration",
+        "explaining",
         "overrides",
         "values",
         "interrupts",
@@ -44,6 +46,7 @@ EVERYWHERE = {
     "keys",
     "lock",
     "modules",
+    "precision",
     "processes",
     "remote",
     "schedules",

@@ -3,14 +3,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentrobust import benchmark
 from latentrobust.benchmark import attack, certify, costs, main, measuring
+from latentrobust.benchmark import attacks as benchmark_attacks
+from latentrobust.benchmark import certification as benchmark_certification
+from latentrobust.benchmark import cvaes as benchmark_cvaes
 from latentrobust.benchmark import flows as benchmark_flow
 from latentrobust.benchmark import unets as benchmark_unets
 from latentrobust.benchmark.measuring import Conditions
 from latentrobust.networks import cvae
-from latentrobust.networks.precision import bfloat16_is_slow
+from latentrobust.precision import bfloat16_is_slow
 
 HERE = Conditions(torch.device("cpu"), 0.1)
 ONE_NETWORK = (("mnist_fc", {"hidden": 8}, "bernoulli", {"cpu": 4}),)
@@ -111,7 +115,7 @@ def test_operations_are_those_of_the_layers():
 
 
 def test_a_row_holds_what_the_three_sides_reached(monkeypatch):
-    monkeypatch.setattr(measuring, "in_turns", lambda *_: [10.0, 5.0, 12.5])
+    monkeypatch.setattr(measuring, "in_turns", lambda *_: [[8.0, 10.0, 11.0], [5.0] * 3, [12.5] * 3])
     monkeypatch.setattr(measuring, "peaks", lambda *_: measuring.Peaks(operations=6000.0, copied=1.0))
     layer = torch.nn.Linear(5, 3)
 
@@ -123,6 +127,7 @@ def test_a_row_holds_what_the_three_sides_reached(monkeypatch):
     found = measuring.compared(Conditions(HERE.device, 0.1), "linear", [7, 5], step, step, step)
     assert (found["ratio"], found["share_of_floor"], found["floor_samples_per_second"]) == (2.0, 0.8, 12.5)
     assert found["share_of_peak"] == pytest.approx(10 * 2 * 15 / 6000)
+    assert (found["runs"], found["samples_per_second_between"]) == (3, [8.0, 11.0])
     compiled = measuring.compared(Conditions(HERE.device, 0.1, compiled=True), "linear", [7, 5], step, step)
     assert "share_of_peak" not in compiled
 
@@ -227,7 +232,7 @@ def test_the_unet_loops_run_and_the_plain_decoder_computes_the_same(monkeypatch,
     monkeypatch.setattr(benchmark_unets, "MODEL", {"channels": [4, 4], "classes": 36})
     monkeypatch.setattr(benchmark_unets, "step_memory", memory_here)
     rows = benchmark_unets.unet(HERE)
-    assert [row["loop"] for row in rows] == ["unet/smoothed_segmentation (pixels)", "unet/training_step"]
+    assert [row["loop"] for row in rows] == ["unet/smoothed_segmentation", "unet/training_step"]
     assert all(row["samples_per_second"] > 0 and row["plain_samples_per_second"] > 0 for row in rows)
     assert "would take" in capsys.readouterr().out
     network = cvae.build("unet", **small).eval()
@@ -239,8 +244,8 @@ def test_what_was_measured_before_an_interruption_is_written(tmp_path, monkeypat
     def interrupted(on):
         raise KeyboardInterrupt
 
-    row = {"loop": "quick", "shape": [1], "device": "cpu", "samples_per_second": 1.0, "plain_samples_per_second": 1.0,
-           "ratio": 1.0, "peak_memory_mb": 1.0}  # fmt: skip
+    row = {"loop": "quick", "shape": [1], "unit": "images", "device": "cpu", "samples_per_second": 1.0,
+           "plain_samples_per_second": 1.0, "ratio": 1.0, "peak_memory_mb": 1.0}  # fmt: skip
     monkeypatch.setattr(benchmark, "LOOPS", {"quick": lambda on: [row], "slow": interrupted})
     with pytest.raises(SystemExit) as stopped:
         main(["--json", str(tmp_path / "rows.json")])
@@ -249,3 +254,63 @@ def test_what_was_measured_before_an_interruption_is_written(tmp_path, monkeypat
     assert said.err.strip() == "latentrobust benchmark: interrupted"
     assert "quick" in said.out
     assert json.loads((tmp_path / "rows.json").read_text()) == [row]
+
+
+class Counted:
+    """How often a network is asked for its prior, and of how many images."""
+
+    def __init__(self, network, monkeypatch):
+        self.images, encode = [], network.encode_prior
+
+        def counting(x):
+            self.images.append(len(x))
+            return encode(x)
+
+        monkeypatch.setattr(network, "encode_prior", counting)
+
+
+def test_the_plain_loops_ask_for_a_prior_as_often_as_the_published_ones(monkeypatch):
+    """Once for an attack, and twice for a certificate: for the selection and for the estimation."""
+    _, arguments, _ = SMALL[0]
+    plain = benchmark_attacks._Plain(HERE, arguments, 2)
+    counted = Counted(plain.set.network, monkeypatch)
+    plain.attack()
+    assert counted.images == [2]
+    plain = benchmark_certification._Plain(HERE, arguments, 40)
+    assert (plain.draws + benchmark_certification.SELECTION) % 40 == 0  # whole batches
+    counted = Counted(plain.set.network, monkeypatch)
+    plain.certify()
+    assert counted.images == [1] * 2 * (40 // 8)
+
+
+def test_the_sides_of_a_cvae_s_step_do_the_same(monkeypatch):
+    monkeypatch.setattr(measuring, "in_turns", lambda seconds, *runs: [[float(operations(run))] for run in runs])
+    monkeypatch.setattr(benchmark_cvaes, "NETWORKS", (("structured", {"residual": 4}, "gaussian", {"cpu": 2}),))
+    (row,) = benchmark_cvaes.training(HERE)
+    assert row["ratio"] == pytest.approx(1, rel=0.01)
+    assert row["share_of_floor"] == pytest.approx(1, rel=0.01)
+
+
+def operations(step):
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def test_memory_is_that_of_what_was_measured():
+    """Not of what ran before it, in this process or the one that started it."""
+    before = torch.ones(2**26)  # 256 MiB
+    del before
+    held = []
+
+    def step():
+        held[:] = [torch.ones(2**24)]
+        return 1
+
+    resident = measuring._peak(HERE.device)
+    try:
+        measuring.Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not forget the peak of a process")
+    found = measuring.compared(HERE, "ones", [1], step, lambda: 1, counted=False)
+    assert found["peak_memory_mb"] < resident - 100

@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
-from latentrobust.configuration import CONF, check_from, resolved, stored
+from latentrobust.configuration import CONF, as_measured, check_from, resolved, stored
 from latentrobust.data.images.base import Images, Split
 from latentrobust.data.lights.multi_illumination import mip_size
 from latentrobust.errors import InputError
-from latentrobust.overrides import leave_out, null_groups
+from latentrobust.overrides import leave_out, null_groups, parted, settle
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.renamed import experiment_now
 from latentrobust.robustness.assessor import RobustSettings
@@ -548,7 +548,73 @@ def test_a_run_to_build_on_is_refused_where_nothing_does_but_in_a_sweep(composed
 def test_what_an_evaluation_leaves_out_is_left_out_whatever_the_experiment_chose(others, left_out):
     arguments = ["experiment=demo", "evaluation=accuracy_only", *others]
     cfg = OmegaConf.create({"overrides": [*arguments, "seed=3"]})
-    leave_out(cfg, null_groups(arguments))
+    leave_out(cfg, null_groups(*parted(arguments)))
     assert list(cfg.overrides)[-len(arguments) - 1 :] == [*arguments, "seed=3"]  # which name the run
     found = {key: f"evaluation/{key.partition('.')[2]}=null" for key in (f"evaluation.{part}" for part in left_out)}
-    assert null_groups(arguments) == found
+    assert null_groups(*parted(arguments)) == found
+
+
+@pytest.mark.parametrize("group", ["learner/network", "evaluation/robust"])
+def test_what_is_chosen_is_what_hydra_makes_of_its_file(group):
+    """Where nothing else writes into its place, as in the command without an experiment."""
+    place = group.replace("/", ".")
+    files = sorted((CONF / group).rglob("*.yaml"))
+    assert files
+    for file in files:
+        said = [f"{group}={file.relative_to(CONF / group).with_suffix('').as_posix()}"]
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            taken = compose("train", ["learner=cvae", "evaluation=all", *said])
+            wanted = OmegaConf.to_container(OmegaConf.select(taken, place), resolve=False)
+            settle(taken, said, [])
+        found = OmegaConf.to_container(OmegaConf.select(taken, place), resolve=False)
+        assert found == wanted, said
+        assert "_target_" in found
+
+
+def test_a_network_of_an_experiment_is_another_s_too(composed):
+    cfg = composed("train", "experiment=cifar10c/set", "paths.output_dir=x", "learner/network=cifar10c/small")
+    assert cfg.learner.network == {
+        "_target_": "latentrobust.networks.cvae.build", "name": "resnet", "image_shape": [3, 32, 32],
+        "latent": 64, "wide": 16, "narrow": 8, "blocks": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "place", "value"),
+    [
+        (["experiment=demo", "evaluation/robust=default", "evaluation.robust.attacks={pgd: {steps: 7}}"],
+         "evaluation.robust.attacks.pgd.steps", 7),
+        (["learner/network=resnet", "learner={network: {blocks: 3}}"], "learner.network.blocks", 3),
+        (["learner/network=resnet", "learner={network: {blocks: 3}}", "learner.network.blocks=5"],
+         "learner.network.blocks", 5),
+        (["experiment=demo", "scheduler@task.scheduler='constant'"], "task.scheduler.values", [1]),
+        (["logger=null", "logger=csv"], "logger.csv._target_", "latentrobust.reporting.loggers.KeptCSVLogger"),
+        (["logger=csv", "logger=null"], "logger", None),
+        (["+logger=null"], "logger", None),
+        (["logger=NULL"], "logger", None),
+        (["logger=none"], "logger", {}),
+        (["evaluation=null", "evaluation=set"], "evaluation.quality._target_",
+         "latentrobust.tasks.quality.QualityTest"),
+        (["evaluation=set", "evaluation=null"], "evaluation", None),
+        (["learner=null", "learner/network=null"], "learner", None),
+        (["experiment=demo", "task=null", "scheduler@task.scheduler=null"], "task", None),
+    ],
+)  # fmt: skip
+def test_the_last_word_about_a_group_counts(composed, said, place, value):
+    cfg = composed("train", "paths.output_dir=x", *said)
+    assert OmegaConf.select(cfg, place) == value
+
+
+def test_to_measure_nothing_is_refused(composed):
+    cfg = composed("evaluate", "perturbation_set=trained", "perturbation_set.path=x", "evaluation=null")
+    as_measured(cfg)
+    with pytest.raises(InputError, match="evaluation=null leaves nothing to work with"):
+        check_values(cfg)
+
+
+def test_references_of_the_command_line_stay_references(composed):
+    """Each model has epochs of its own."""
+    said = ["scheduler@task.scheduler=piecewise_linear", "task.scheduler.stretch_to=${trainer.max_epochs}"]
+    cfg = composed("train", "experiment=demo", "paths.output_dir=x", *said)
+    epochs = {name: variant.task.scheduler.stretch_to for name, variant in variants(cfg)}
+    assert (epochs["standard"], epochs["smoothing"]) == (12, 32)

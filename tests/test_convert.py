@@ -202,6 +202,10 @@ def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
         (["--network", "wide_resnet", "--argument", "depth=[10"], "--argument needs name=value"),
         (["--network", "unet", "--radius", "3", "--argument", "latents=[-1,1,1,1,1]"], "latents"),
         (
+            ["--network", "mnist_fc", "--calibrate", "data=null"],
+            "--calibrate data=null leaves no data: name some",
+        ),
+        (
             ["--network", "mnist_fc", "--calibrate", "data=scene_folder"],
             "--calibrate data=scene_folder: data.source.folder=… is missing",
         ),

@@ -624,3 +624,17 @@ def test_a_table_that_is_too_wide_is_turned(tmp_path, width, heads):
     for name in ("accuracy/", "perturbed %", "robust/", "full %", "p50 %", "alike: data=x"):
         assert name in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_tables_in_logs_are_as_wide_as_a_line_there_may_be(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for number in range(5):
+        metrics = {"accuracy/clean": 0.5, "accuracy/perturbed": number / 10, "robust/full": 0.2, "certified/p50": 0.1}
+        run(tmp_path, str(number), metrics, f"method=a_method_of_some_length_{number}", "data=x")
+    print_summary(report(tmp_path))
+    wide = capsys.readouterr().out
+    assert "a_method_of_some_length_4" in wide  # in one line
+    assert 80 < max(map(len, wide.splitlines())) <= 160
+    monkeypatch.setenv("COLUMNS", "60")
+    print_summary(report(tmp_path))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60

@@ -303,6 +303,14 @@ def test_options_that_do_not_exist_are_refused_before_any_trial(tmp_path):
         Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "full")
 
 
+def test_what_does_not_exist_is_explained_by_what_the_plan_chooses(tmp_path):
+    chosen = {"overrides": ["experiment=mnist/model", "from=x"], "metric": "accuracy/clean"}
+    parameters = {"task.optimizer.momentumm": {"choices": [0.5, 0.9]}}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(**chosen, parameters=parameters)))
+    with pytest.raises(InputError, match="Adam has no option momentumm"):
+        Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+
+
 def test_whole_numbers_stay_whole():
     optuna = pytest.importorskip("optuna")
     trial = optuna.create_study().ask()

@@ -12,12 +12,13 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.configuration import CONF
 from latentrobust.errors import HopelessError
+from latentrobust.explaining import explained
 from latentrobust.interrupts import PeerLostError, Stopped, interruptible, requested, requeue
-from latentrobust.overrides import explained, left_out_groups, name_latest, readable, settle
+from latentrobust.overrides import left_out, name_latest, readable, settle
 from latentrobust.refusals import describe_error, is_bad_input, leave_nothing
 from latentrobust.run_folder import SWEEP, say, writes
 from latentrobust.streams import BAD_INPUT, FAILED, INTERRUPTED, prepare_streams
@@ -45,8 +46,7 @@ def run_app(
         nonlocal composed
         composed = True
         sys.argv = given  # processes that DDP starts repeat the command
-        _name_the_run(cfg)
-        settle(cfg, cfg.overrides, left_out_groups())
+        settle(cfg, _name_the_run(cfg), left_out())
         try:
             finished.append(task(cfg))
             return finished[-1]
@@ -93,21 +93,26 @@ def _name_the_job(name: str, error: Exception) -> None:
     print(f"latentrobust {name}: job {number} failed: {describe_error(error)}", file=sys.stderr)
 
 
-def _name_the_run(cfg: DictConfig) -> None:
+def _name_the_run(cfg: DictConfig) -> list[str]:
     """Every process of a run writes to the folder that Hydra made; in a sweep that is below the sweep's own.
 
     The processes that DDP starts repeat the command and would otherwise each make up a folder.
+
+    Returns:
+        The overrides that say what the run is.
     """
     job = HydraConfig.get()
+    written: Any = OmegaConf.to_container(job.overrides.task, resolve=False)  # with references, not what they refer to
+    overrides = [str(line) for line in written]
     with open_dict(cfg):
-        cfg.overrides = list(job.overrides.task)
         cfg.paths.output_dir = job.runtime.output_dir
         name_latest(cfg)
         if job.mode == RunMode.MULTIRUN:
             cfg.sweep = Path(job.sweep.dir).name
         elif os.environ.get(SWEEP):
             cfg.sweep = os.environ[SWEEP]
-            cfg.overrides = [line for line in cfg.overrides if not line.startswith("paths.output_dir=")]
+            overrides = [line for line in overrides if not line.startswith("paths.output_dir=")]
+    return overrides
 
 
 def _queue_again(cfg: DictConfig, stopped: Stopped) -> None:

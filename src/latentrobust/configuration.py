@@ -108,7 +108,8 @@ def as_measured(cfg: DictConfig) -> None:
         for key in TRAINING_ONLY:
             cfg.pop(key, None)
         cfg.callbacks = {name: value for name, value in (cfg.get("callbacks") or {}).items() if name == "progress"}
-        cfg.evaluation.certified_models = None  # there is one model, without a name
+        if cfg.get("evaluation") is not None:
+            cfg.evaluation.certified_models = None  # there is one model, without a name
 
 
 def _with_twins() -> list[str]:

@@ -141,6 +141,8 @@ def _data(overrides: Sequence[str]) -> PairModule:
     """The data that options of the command line describe."""
     try:
         cfg = composed("evaluate", [*overrides, "paths.output_dir=."])
+        if cfg.data is None:
+            raise InputError(f"--calibrate {' '.join(overrides)} leaves no data: name some, such as data=mnist")
         if lacking := sorted(OmegaConf.missing_keys(cfg.data)):
             raise InputError(f"--calibrate {' '.join(overrides)}: {lacking[0]}=… is missing")
         data: PairModule = instantiate(cfg.data, _convert_="all")

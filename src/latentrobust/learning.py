@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from latentrobust.stages import learn_set
 from latentrobust.values import check_values
 
 Kind = Literal["cvae", "flow"]
+HAS_A_NETWORK = re.compile(r"\+?(learner|experiment)=")
 DEFAULT_NETWORK = {"cvae": "auto", "flow": "auto_flow"}
 
 
@@ -104,13 +106,16 @@ def learn(
         else pairs
     )
     own = _copied(network) if isinstance(network, nn.Module) else None
-    chosen = DEFAULT_NETWORK[kind] if own is not None or network == "auto" else str(network)
+    if own is None and network != "auto":
+        chosen = [f"learner/network={network}"]
+    else:  # a learner or an experiment among the overrides has a network of its own
+        chosen = [f"learner/network={DEFAULT_NETWORK[kind]}"] if not any(map(HAS_A_NETWORK.match, overrides)) else []
     of_kind = []
     if kind == "flow":  # without pairs there is a density to learn and to measure
         of_kind = ["learner.radius=max"] if data.has_pairs else ["evaluation=flow"]
     options = [
         "data=pairs", "data.root=given", f"data.name={quoted(data.name)}", f"data.batch_size={data.batch_size}",
-        f"learner={kind}", f"learner/network={chosen}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
+        f"learner={kind}", *chosen, f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}",
         f"seed={seed}", "logger=none", "print_config=false", *([] if progress else ["callbacks.progress=null"]),
         *of_kind,
     ]  # fmt: skip

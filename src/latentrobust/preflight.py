@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
 from latentrobust.measure import check_evaluation
-from latentrobust.networks.precision import bfloat16_is_slow
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
+from latentrobust.precision import bfloat16_is_slow
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.robustness.inputs import check_class_names
 from latentrobust.run_folder import NAMED_BY_TIME, writes
@@ -89,6 +89,9 @@ def check_trainer(cfg: DictConfig) -> None:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
     if precision.startswith("bf16") and on_cpu and (reason := bfloat16_is_slow(torch.device("cpu"))):
         logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
+    device = torch.device("cpu" if on_cpu else "cuda" if torch.cuda.is_available() else "mps")
+    if OmegaConf.select(cfg, "evaluation.certify.bfloat16") and (reason := bfloat16_is_slow(device)):
+        raise InputError(f"evaluation.certify.bfloat16=true: {reason}; leave it false")
     if trainer.get("gradient_clip_val") and precision.startswith("bf16"):
         for name in ("learner", "task"):
             if OmegaConf.select(cfg, f"{name}.optimizer.fused") is True:

@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from rich.console import Console
-
 from latentrobust.errors import InputError
 from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import Comparison, among, compare, is_result
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.sweep_page import Shown, varies, write_sweep_page
-from latentrobust.reporting.terminal import print_summary
+from latentrobust.reporting.terminal import print_summary, standard_output
 from latentrobust.run_folder import of_a_run, write_csv, write_text
 from latentrobust.streams import BAD_INPUT, prepare_streams
 
@@ -104,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"latentrobust report: {describe_error(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    console = Console(highlight=False)
+    console = standard_output()
     parts = aggregate.by_kind(summary, chosen.metric or DEFAULT_METRICS)
     for part in parts:
         print_summary(part, aggregate.title_of(part) if len(parts) > 1 else None, console)

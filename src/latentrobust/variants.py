@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -63,7 +64,8 @@ def merged_variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 
 def _keep_callbacks(cfg: DictConfig, variant: DictConfig, name: str) -> None:
     """What the command line says of all callbacks holds for a model's own too, but for what the set alone logs."""
-    overrides = list(cfg.get("overrides") or ())
+    written: Any = OmegaConf.to_container(cfg.get("overrides") or OmegaConf.create([]), resolve=False)
+    overrides = [str(line) for line in written]
     own = [key for key, _ in said_of(f"models.{name}.callbacks", overrides)]
     for key, value in said_of("callbacks", overrides):
         there = f"models.{name}.{key}"

@@ -11,6 +11,8 @@ from latentrobust import report
 from latentrobust.again import expanded
 from latentrobust.errors import InputError
 from latentrobust.overrides import name_latest
+from latentrobust.sweeping.plan import read_plan
+from latentrobust.sweeping.search import Search
 
 from ..conftest import compose_in_process
 from .test_commands import TINY, command, one_line
@@ -50,6 +52,19 @@ def test_a_set_is_measured_as_in_its_run(made):
     again, first = metrics(made / "again"), metrics(made / "set")
     assert again == {key: first[key] for key in again}
     assert {"quality/pgd_ae", "coverage/radius"} <= set(again)
+
+
+def test_a_search_that_measures_a_run_is_about_what_its_trials_measure(made, tmp_path):
+    pytest.importorskip("optuna")
+    detail = {"evaluation.quality.detail": {"choices": [4, 8]}}
+    overrides = [f"run={made}/set", *PLAIN]
+    plan = {"app": "evaluate", "metric": "quality/pgd_ae", "direction": "minimize", "trials": 2}
+    plan |= {"overrides": overrides, "parameters": detail}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    search = Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+    found = search._composed(search.overrides({"evaluation.quality.detail": 4}))
+    assert found["perturbation_set"]["path"] == str(made / "set")
+    assert found["evaluation"]["quality"]["detail"] == 4
 
 
 def test_a_model_is_measured_as_in_its_run_and_further_overrides_win(made):

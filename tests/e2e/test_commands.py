@@ -318,14 +318,21 @@ def test_a_sweep_over_what_names_its_folder_is_one_folder(tmp_path):
     assert "2 jobs: 2 done" in status.stdout, status.stdout + status.stderr
 
 
-def test_a_sweep_s_list_is_of_the_configurations_that_its_jobs_have(tmp_path):
-    said = ["experiment=demo", "callbacks.last.every_n_epochs=3", "evaluation/robust=paper", "seed=1,2"]
+@pytest.mark.parametrize(
+    ("said", "every"),
+    [
+        (["experiment=demo", "callbacks.last.every_n_epochs=3", "evaluation/robust=paper", "seed=1,2"], 3),
+        (["experiment=demo", "evaluation=model,accuracy_only", "logger=null",
+          "scheduler@task.scheduler=piecewise_linear", "task.scheduler.stretch_to=${trainer.max_epochs}"], 1),
+    ],
+)  # fmt: skip
+def test_a_sweep_s_list_is_of_the_configurations_that_its_jobs_have(tmp_path, said, every):
     assert command("train", "-m", *said, "launcher=manual", "paths.output_dir=sweep", cwd=tmp_path).returncode == 0
     for job in json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]:
         overrides = job["overrides"]
         cfg = compose_in_process("train", *overrides, f"paths.output_dir={tmp_path}/sweep/{job['number']}")
         kept = stored(cfg)
-        assert kept["models"]["standard"]["callbacks"]["last"]["every_n_epochs"] == 3
+        assert kept["models"]["standard"]["callbacks"]["last"]["every_n_epochs"] == every
         assert fingerprint(kept) == job["fingerprint"]
 
 

@@ -119,7 +119,7 @@ def test_votes_that_are_settled_are_no_longer_counted_and_decide_the_same():
     model = Counting(Linear())
     smoothed = SmoothedModel(model, ball("l2", 0.3), 0.05, batch=1024)
     s = smoothed.perturbations.at(x)
-    counts = smoothed._count(s, keys, 0, 1000, around)
+    counts = smoothed._votes.count(s, keys, 0, 1000, around)
     expected = counts.argmax(1) == y
     share = counts.amax(1) / 1000
     assert (share < 0.6).any()

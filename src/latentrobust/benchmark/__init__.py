@@ -24,7 +24,7 @@ from latentrobust.benchmark.pairs import data
 from latentrobust.benchmark.unets import unet
 from latentrobust.files import replacing
 from latentrobust.networks.compiled import compiles
-from latentrobust.networks.precision import bfloat16_is_slow
+from latentrobust.precision import bfloat16_is_slow
 from latentrobust.streams import speaking_as
 
 LOOPS: dict[str, Callable[..., list[Row]]] = {
@@ -38,6 +38,7 @@ LOOPS: dict[str, Callable[..., list[Row]]] = {
     "cost": cost,
 }
 WIDTH = 120
+AS_THEY_ARE = ("data", "corruptions", "cvae", "unet", "cost")  # which nothing is compiled of
 IN_FLOAT32 = ("data", "corruptions", "cost")  # whatever precision is chosen
 
 
@@ -77,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             for name in chosen.loops or LOOPS:
                 print(f"measuring {name}", flush=True)
-                rows += LOOPS[name](replace(on, bf16=False) if name in IN_FLOAT32 else on)
+                under = replace(
+                    on, bf16=on.bf16 and name not in IN_FLOAT32, compiled=on.compiled and name not in AS_THEY_ARE
+                )
+                rows += LOOPS[name](under)
                 if chosen.json is not None:
                     with replacing(chosen.json) as file:
                         file.write((json.dumps(rows, indent=2) + "\n").encode())
@@ -114,10 +118,12 @@ def _table(rows: Sequence[Row]) -> Table:
             f"; matrix products {peak['peak_gflops']:,.0f} GFLOP/s, copies {peak['copied_gb_per_second']:,.0f} GB/s."
             " floor: what cannot be left out, as a rule the networks alone"
         )
-    table = Table("loop", "shape", "samples/s", "plain", "ratio", "of floor", "of peak", "MB", caption=caption)
+    table = Table("loop", "shape", "of", "per second", "plain", "ratio", "of floor", "of peak", "MB", caption=caption)
     for row in rows:
         shape = "×".join(map(str, row["shape"]))
         shares = (f"{row[name]:.0%}" if name in row else "" for name in ("share_of_floor", "share_of_peak"))
         rates = (_number(row[name]) for name in ("samples_per_second", "plain_samples_per_second"))
-        table.add_row(row["loop"], shape, *rates, str(row["ratio"]), *shares, f"{row['peak_memory_mb']:,.0f}")
+        table.add_row(
+            row["loop"], shape, row["unit"], *rates, str(row["ratio"]), *shares, f"{row['peak_memory_mb']:,.0f}"
+        )
     return table

@@ -36,10 +36,11 @@ def corruptions(on: Conditions) -> list[Row]:
             return done(on.device, ALONE)
 
         rows.append(compared(each, name, [IMAGES, 3, SIDE, SIDE], batched, one_by_one, counted=False))
+    memory = max(found["peak_memory_mb"] for found in rows)
     chosen = [found for found in rows if found["loop"] in TRAINING]
     ours, plain = (
         len(chosen) / sum(1 / found[rate] for found in chosen)
         for rate in ("samples_per_second", "plain_samples_per_second")
     )
     print(f"the {12 * PAIRS:,} training pairs of CIFAR-10-C would take {12 * PAIRS / ours:.1f} s")
-    return [*rows, row("training corruptions", [IMAGES, 3, SIDE, SIDE], on, ours, plain)]
+    return [*rows, row("training corruptions", [IMAGES, 3, SIDE, SIDE], on, ours, plain, memory)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -92,11 +93,12 @@ def cost(on: Conditions) -> list[Row]:
     for name, sizes, make, arguments, by_image in AXES:
         print(f"  cost/{name}", flush=True)
         steps = [make(on.device, *arguments(size)) for size in sizes]
-        rates = in_turns(on.seconds, *(step.step for step in steps))
+        rates = [median(runs) for runs in in_turns(on.seconds, *(step.step for step in steps))]
         units = [rate * (1 if by_image else size) for rate, size in zip(rates, sizes, strict=True)]
-        for size, rate, unit in zip(sizes, rates, units, strict=True):
+        for size, rate, each in zip(sizes, rates, units, strict=True):
             images = arguments(size)[0]
             memory = step_memory(make, on.device, *arguments(size)).whole
-            found = row(f"cost/{name}={size}", [images, *SHAPE], on, unit, units[0])
-            rows.append(found | {"peak_memory_mb": round(memory, 1), "seconds": round(images / rate, 4)})
+            unit = "images" if by_image else f"image-{name.partition('/')[2]}"
+            found = row(f"cost/{name}={size}", [images, *SHAPE], on, each, units[0], memory, unit=unit)
+            rows.append(found | {"seconds": round(images / rate, 4)})
     return rows

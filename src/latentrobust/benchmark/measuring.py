@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -93,7 +93,19 @@ def peaks(device: torch.device, dtype: torch.dtype, repetitions: int = 5) -> Pea
     """The best of some products of two square matrices, and of some copies (a byte read and written counts twice).
 
     Of 2,048 rows, 8,192 on a GPU; fewer where a product of as many would take long, as where a precision is emulated.
+    A GPU's products of float32 are in TF32 where its convolutions are.
     """
+    if device.type == "cuda":
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+        try:
+            return _peaks(device, dtype, repetitions)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    return _peaks(device, dtype, repetitions)
+
+
+def _peaks(device: torch.device, dtype: torch.dtype, repetitions: int) -> Peaks:
     side, most = 256, 2048 if device.type == "cpu" else 8192
     while side < most and _seconds(partial(torch.mm, *_matrices(side, device, dtype)), device) < QUICK:
         side *= 2
@@ -116,8 +128,8 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - before
 
 
-def in_turns(seconds: float, *runs: Callable[[], int], least: int = 2) -> list[float]:
-    """Samples a second of each: the median of at least ``least`` runs, after one to warm up.
+def in_turns(seconds: float, *runs: Callable[[], int], least: int = 2) -> list[list[float]]:
+    """Samples a second of each in at least ``least`` runs, after one to warm up.
 
     Each run does some samples and returns how many. They take turns, so that a machine that slows down slows all.
     """
@@ -130,7 +142,7 @@ def in_turns(seconds: float, *runs: Callable[[], int], least: int = 2) -> list[f
             before = time.perf_counter()
             count = run()
             found.append(count / (time.perf_counter() - before))
-    return [median(found) for found in rates]
+    return rates
 
 
 def compared(
@@ -142,6 +154,7 @@ def compared(
     floor: Callable[[], int] | None = None,
     *,
     counted: bool = True,
+    unit: str = "images",
 ) -> Row:
     """Measure a row of the table: ours, the plain loop and the floor in turns.
 
@@ -154,6 +167,7 @@ def compared(
         floor: what cannot be left out, such as the networks alone; none where there is no such thing.
         counted: whether our floating-point operations are counted (matrix products and convolutions); never those of
             compiled networks, which counting would keep from being compiled.
+        unit: what the samples are.
     """
     print(f"  {loop}", flush=True)
     operations = 0.0
@@ -161,10 +175,18 @@ def compared(
         with unrecorded(), FlopCounterMode(display=False) as counter:
             samples = ours()
         operations = counter.get_total_flops() / samples
-    rates = in_turns(on.seconds, ours, plain, *([] if floor is None else [floor]))
-    found = row(loop, shape, on, rates[0], rates[1])
+    _forget_the_peak(on.device)
+    ours()
+    memory = _peak(on.device)
+    runs = in_turns(on.seconds, ours, plain, *([] if floor is None else [floor]))
+    rates = [median(each) for each in runs]
+    found = row(loop, shape, on, rates[0], rates[1], memory, unit=unit)
+    found |= {"runs": len(runs[0])} | {
+        f"{side}samples_per_second_between": [_six(min(each)), _six(max(each))]
+        for side, each in zip(("", "plain_"), runs, strict=False)
+    }
     if floor is not None:
-        found |= {"floor_samples_per_second": round(rates[2], 2), "share_of_floor": round(rates[0] / rates[2], 3)}
+        found |= {"floor_samples_per_second": _six(rates[2]), "share_of_floor": round(rates[0] / rates[2], 3)}
     if operations:
         peak = on.peaks
         found |= {
@@ -176,22 +198,31 @@ def compared(
     return found
 
 
-def row(loop: str, shape: list[int], on: Conditions, ours: float, plain: float) -> Row:
-    """A line of the table, as in the JSON file."""
+def row(
+    loop: str, shape: list[int], on: Conditions, ours: float, plain: float, memory: float, *, unit: str = "images"
+) -> Row:
+    """A line of the table, as in the JSON file; rates in samples a second, memory at its peak in MiB."""
     device = on.device
     on_gpu = device.type == "cuda"
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "loop": loop,
         "shape": shape,
+        "unit": unit,
         "dtype": "bfloat16 (plain: float32)" if on.bf16 else "float32",
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
-        "samples_per_second": round(ours, 2),
-        "plain_samples_per_second": round(plain, 2),
+        "samples_per_second": _six(ours),
+        "plain_samples_per_second": _six(plain),
         "ratio": round(ours / plain, 2),
-        "peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident, 1),
+        "peak_memory_mb": round(memory, 1),
+        "compiled": on.compiled,
+        "seconds_asked": on.seconds,
+        "torch": torch.__version__,
     }
+
+
+def _six(rate: float) -> float:
+    """Six digits."""
+    return float(f"{rate:.6g}")
 
 
 def done(device: torch.device, samples: int) -> int:
@@ -228,23 +259,35 @@ def step_memory(make: Callable[..., Stepping], device: torch.device, *arguments:
     if device.type == "cuda":
         made = make(device, *arguments)
         before = torch.cuda.memory_allocated(device) / 2**20
-        torch.cuda.reset_peak_memory_stats(device)
+        _forget_the_peak(device)
         made.step()
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-        return Memory(peak - before, peak)
+        return Memory(_peak(device) - before, _peak(device))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_resident, (make, (device, *arguments)))
 
 
 def _resident(make: Callable[..., Stepping], arguments: tuple[Any, ...]) -> Memory:
     made = make(*arguments)
-    before = _high_water()
+    cpu = torch.device("cpu")
+    _forget_the_peak(cpu)  # what making it took
+    before = _peak(cpu)
     made.step()
-    return Memory(_high_water() - before, _high_water())
+    return Memory(_peak(cpu) - before, _peak(cpu))
 
 
-def _high_water() -> float:
-    """The largest resident size of this process so far, in MiB."""
+def _forget_the_peak(device: torch.device) -> None:
+    """Let `_peak` be that of what follows, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux alone, and not in every container
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> float:
+    """The most memory in MiB: allocated on a GPU, resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if status.is_file():  # on Linux ru_maxrss is inherited from whoever started the process
         return next(float(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") / 2**10

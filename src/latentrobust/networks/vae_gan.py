@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from latentrobust.arguments import Count, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae.base import Gaussian, probabilities
-from latentrobust.networks.precision import at_least_float32
 from latentrobust.networks.registry import build_named
+from latentrobust.precision import at_least_float32
 
 SMALLEST = 3  # side of the last feature map, or a little more
 

@@ -88,9 +88,9 @@ class Coverage:
     split: str
 
     @property
-    def centre(self) -> float:
-        """The share that is covered without any offset; 0 where that was not measured."""
-        return self.share[0] if self.radii[0] == 0 else 0.0
+    def centre(self) -> float | None:
+        """The share that is covered without any offset; None where that was not measured."""
+        return self.share[0] if self.radii[0] == 0 else None
 
     def radius(self, share: float) -> float:
         """The smallest radius at which at least this share of the pairs is covered.
@@ -98,7 +98,7 @@ class Coverage:
         Raises:
             InputError: if none covers so much.
         """
-        if self.centre >= share:
+        if self.centre is not None and self.centre >= share:
             warn(
                 f"the centre of the set alone covers {self.centre:.0%} of the {self.split} pairs to within a squared"
                 f" error of {self.tolerance:.3g}, so coverage={share:g} asks for no radius: the smallest one is taken"

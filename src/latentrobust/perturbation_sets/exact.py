@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.arguments import Count, Positive, validated
-from latentrobust.networks.precision import at_least_float32
 from latentrobust.perturbation_sets.ascent import projected_ascent
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import checked, squared_error
+from latentrobust.precision import at_least_float32
 from latentrobust.transforms.affine import RotationTranslationScale
 
 ROUNDS = 4  # of the projection onto ball and box: each cuts further coordinates, few after the first

@@ -91,12 +91,13 @@ def _of_set(test: MeasuredSet) -> str:
             f" perturbations differ from the image itself by {metrics['quality/no_change']:.2g}. The nearest point of"
             f" it {explained}."
         )
+    centre = test.coverage.centre
+    without = "" if centre is None else f" Without any offset it is as near to {100 * centre:.0f} % of them."
     low, high = (metrics.get(f"coverage/radius/{end}", metrics["coverage/radius"]) for end in ("low", "high"))
     return (
         f"{start} contains {100 * metrics['coverage/radius']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of"
         f" {new}s{known} to within {metrics['coverage/tolerance']:.2g} (mean squared error; they differ from"
-        f" the image itself by {metrics['quality/no_change']:.2g}). Without any offset it is as near to"
-        f" {100 * test.coverage.centre:.0f} % of them."
+        f" the image itself by {metrics['quality/no_change']:.2g}).{without}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +17,23 @@ from latentrobust.reporting.html import Section
 from latentrobust.reporting.quality import ROWS
 from latentrobust.reporting.tables import cells
 
+LOG_WIDTH = 160  # characters
+
+
+def standard_output() -> Console:
+    """A console as wide as the terminal, or as ``COLUMNS`` says; files, which have no width, get long lines."""
+    console = Console(highlight=False)
+    if not (console.is_terminal or console.is_jupyter or "COLUMNS" in os.environ):
+        console.width = LOG_WIDTH
+    return console
+
 
 def print_configuration(configuration: Mapping[str, Any], console: Console | None = None) -> None:
     """The resolved configuration, a branch a group."""
     tree = Tree("configuration")
     for name, value in configuration.items():
         _grow(tree, name, value)
-    (console or Console()).print(tree)
+    (console or standard_output()).print(tree)
 
 
 def print_changes(configuration: Mapping[str, Any], console: Console | None = None) -> None:
@@ -35,7 +46,7 @@ def print_changes(configuration: Mapping[str, Any], console: Console | None = No
         if key not in ("paths.output_dir", "print_config"):
             lines.append(escape(f"{key}: {value}" if is_leaf else override))
     # Line by line: rich would cut paths at the console's edge, which are there to be copied.
-    console = console or Console(highlight=False)
+    console = console or standard_output()
     place = escape(str(configuration["paths"]["output_dir"]))
     console.print(f"[bold]{escape(str(configuration.get('name')))}[/bold] in {place}", soft_wrap=True)
     for line in lines:
@@ -78,7 +89,7 @@ def print_quality(metrics: Mapping[str, float], console: Console | None = None) 
         own = [f"quality/{name}_nll"] if has_own else []
         row = [f"quality/{name}", *own, *([f"exact/quality/{name}"] if has_exact else [])]
         table.add_row(title, *(f"{metrics[key]:.5g}" if key in metrics else "" for key in row))
-    (console or Console()).print(table)
+    (console or standard_output()).print(table)
 
 
 def print_summary(summary: Summary, title: str | None = None, console: Console | None = None) -> None:
@@ -89,7 +100,7 @@ def print_summary(summary: Summary, title: str | None = None, console: Console |
         title: above the table.
         console: to print to.
     """
-    console = console or Console(highlight=False)
+    console = console or standard_output()
     heads, rows = cells(summary)
     columns = [[head, *texts] for head, *texts in zip(heads, *rows, strict=True)]
     broken = [head if len(head) <= SHORT else re.sub(r"(?<=[/.])", "\n", head) for head in heads]
@@ -137,4 +148,4 @@ def print_rows(section: Section, console: Console | None = None) -> None:
     for row in section.rows:
         cells = (row[place] for place in numbers)
         table.add_row(str(row[0]), *(f"{cell:.4g}" if isinstance(cell, float) else str(cell or "") for cell in cells))
-    (console or Console()).print(table)
+    (console or standard_output()).print(table)

@@ -95,6 +95,7 @@ class CertifySettings:
         attack_steps: of a search at each radius for the worst case of the *smoothed* model, which the certificates are
             reported beside (`attack_smoothed`); 0 for none. Models of a class per pixel are not attacked.
         cuda_graphs: as for `SmoothedModel`.
+        bfloat16: as for `SmoothedModel`.
 
     Example:
         >>> settings = CertifySettings(radii=["p50", "p75"], target="p75", n=1000)
@@ -113,6 +114,7 @@ class CertifySettings:
     batch: Count = 512
     attack_steps: Natural = 10
     cuda_graphs: bool | None = None
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if _empty(self.radii):
@@ -281,6 +283,7 @@ class Assessor:
         """
         assert self.certify is not None
         settings = {name: getattr(self.certify, name) for name in ("n0", "n", "alpha", "adaptive", "attack_steps")}
+        settings |= {"bfloat16": True} if self.certify.bfloat16 else {}
         settings |= {
             "looks": [list(look) for look in self.certify.procedure.looks],
             "sigma": self.sigma,
@@ -309,8 +312,9 @@ class Assessor:
         assert self.certificate_table is not None
         settings = self.certify
         smoothed = SmoothedModel(
-            self.model, self.perturbations, self.sigma, batch=settings.batch, cuda_graphs=settings.cuda_graphs
-        )
+            self.model, self.perturbations, self.sigma, batch=settings.batch, cuda_graphs=settings.cuda_graphs,
+            bfloat16=settings.bfloat16,
+        )  # fmt: skip
         indices = batch.index.tolist()
         known: dict[int, dict[str, float]] = {}
         if self._journal is None and self._journal_path is not None:

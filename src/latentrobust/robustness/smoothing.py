@@ -8,8 +8,7 @@ outside the set, and nothing about a deployed model that sees only a perturbed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,15 +19,10 @@ from torch import Tensor, nn
 
 from latentrobust.arguments import Count, NonNegative, Positive, Probability, validated
 from latentrobust.errors import InputError
-from latentrobust.graphs import Recorder, recording
 from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.robustness.checks import check_deterministic, check_images
-from latentrobust.robustness.criteria import answer, logits_of
 from latentrobust.robustness.inputs import as_images, as_model, check_set
-from latentrobust.robustness.memory import halved
-from latentrobust.robustness.passes import bears_recording, holding, tensors_of
 from latentrobust.robustness.statistics import (
     Fixed,
     GroupSequential,
@@ -42,6 +36,7 @@ from latentrobust.robustness.statistics import (
     settled_lead,
     two_sided_p_value,
 )
+from latentrobust.robustness.votes import Votes
 from latentrobust.transforms import random
 
 PROMISE = (
@@ -51,7 +46,6 @@ PROMISE = (
 )
 ABSTAIN = -1
 FIRST_VOTES = 64  # after which a vote is looked at, and then after twice as many each time
-OFTEN = 16  # passes of one shape from which on a recording of them pays
 
 
 @dataclass(frozen=True)
@@ -146,6 +140,9 @@ class SmoothedModel:
             into memory.
         cuda_graphs: record passes on a GPU, which starts their kernels together then. None for models and sets of this
             package; True for your own too, whose passes have to do nothing but start kernels.
+        bfloat16: classify draws in bfloat16, and again in float32 where the margin between the two most likely classes
+            is within four times the largest change that bfloat16 was seen to make: votes, and so certificates, are
+            those of the float32 model wherever no change is larger than that. For devices with bfloat16 units.
 
     Raises:
         InputError: for a ``sigma`` that is not positive, or a set that needs labels.
@@ -169,16 +166,20 @@ class SmoothedModel:
         *,
         batch: Count = 512,
         cuda_graphs: bool | None = None,
+        bfloat16: bool = False,
     ) -> None:
         model, perturbations = as_model(model), check_set(perturbations)
         if perturbations.needs_label:
             raise InputError(
                 "a set that needs the true label cannot be certified: the certificate would know the answer"
             )
-        self.model, self.perturbations, self.sigma, self.batch = model, perturbations, sigma, batch
-        self.cuda_graphs = cuda_graphs
-        self._records = False  # only while the model is frozen
-        self._recorder: Recorder[tuple[Tensor, Tensor]] | None = None
+        self.model, self.perturbations, self.sigma = model, perturbations, sigma
+        self._votes = Votes(model, perturbations, sigma, batch, cuda_graphs, bfloat16)
+
+    @property
+    def batch(self) -> int:
+        """Images that go through the model at once, as many as were found to fit."""
+        return self._votes.batch
 
     @validated
     def predict(
@@ -198,12 +199,12 @@ class SmoothedModel:
         check_prediction_budget(n, alpha)
         x = as_images(x, self.model, self.perturbations)
         keys = _keys(x, keys)
-        with self._asked():
+        with self._votes.asking():
             check_images(x)
             parts = []
             for part in _parts(len(x), self.batch):
                 s = self.perturbations.at(x[part].clone())
-                parts.append(self._count(s, random.fold_in(keys[part], Purpose.PREDICTION), 0, n))
+                parts.append(self._votes.count(s, random.fold_in(keys[part], Purpose.PREDICTION), 0, n))
             check_deterministic(self.model, x[: self.batch])
         counts = torch.cat(parts)
         top = counts.topk(2, 1)
@@ -244,7 +245,7 @@ class SmoothedModel:
         x = as_images(x, self.model, self.perturbations)
         levels = [level_for(radius, self.sigma) for radius in (0.0, *targets)]
         keys = _keys(x, keys)
-        with self._asked():
+        with self._votes.asking():
             check_images(x)
             parts = [
                 self._certify(x[part].clone(), keys[part], n0, procedure, levels) for part in _parts(len(x), self.batch)
@@ -253,27 +254,18 @@ class SmoothedModel:
         prediction, radius, p_lower, counts, draws = (torch.cat(column) for column in zip(*parts, strict=True))
         return Certificate(prediction, radius, p_lower, counts, draws, self.sigma, procedure)
 
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        with frozen(self.model, self.perturbations), torch.inference_mode(False), torch.no_grad():
-            self._records = bears_recording(self.model, self.perturbations, self.cuda_graphs)
-            try:
-                yield
-            finally:
-                self._records, self._recorder = False, None
-
     def _certify(
         self, x: Tensor, keys: Tensor, n0: int, procedure: Procedure, levels: Sequence[float]
     ) -> tuple[Tensor, ...]:
         s = self.perturbations.at(x)
-        selection = self._count(s, random.fold_in(keys, Purpose.SELECTION), 0, n0)
+        selection = self._votes.count(s, random.fold_in(keys, Purpose.SELECTION), 0, n0)
         candidate = selection.argmax(1)
         counts, draws = torch.zeros_like(selection), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         bound = np.zeros(candidate.shape)
         active, before = torch.arange(len(x), device=x.device), 0
         noise = random.fold_in(keys, Purpose.ESTIMATION)
         for look, (total, alpha) in enumerate(procedure.looks):
-            counts[active] += self._count(s, noise[active], before, total)
+            counts[active] += self._votes.count(s, noise[active], before, total)
             draws[active], before = total, total
             k = counts[active].gather(1, candidate[active][:, None])[:, 0].cpu().numpy()
             rows = active.cpu().numpy()
@@ -299,7 +291,7 @@ class SmoothedModel:
         looks = math.ceil(math.log2(max(n / FIRST_VOTES, 1))) + 1
         active, before, total = torch.arange(len(y), device=y.device), 0, min(FIRST_VOTES, n)
         while len(active):
-            new = self._count(s, keys[active], before, total, around[active])
+            new = self._votes.count(s, keys[active], before, total, around[active])
             counts = new if counts is None else counts + new
             own = counts.gather(1, y[active][:, None])[:, 0]
             lead = own - counts.scatter(1, y[active][:, None], -1).amax(1)
@@ -311,83 +303,6 @@ class SmoothedModel:
                 active, counts, s = active[going], counts[going], s.select(going)
             before, total = total, min(2 * total, n)
         return right
-
-    def _count(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None = None) -> Tensor:
-        """Votes of the draws ``start`` to ``stop − 1`` of each example by class, int64 ``[b, K, *positions]``."""
-        counts: Tensor | None = None
-        sound, first = torch.ones((), dtype=torch.bool, device=keys.device), start
-        while first < stop:
-            at_once = max(self.batch // len(keys), 1)
-            last = min(first + at_once, stop)
-            images = min(self.batch, (last - first) * len(keys))
-            draws = torch.arange(first, last, device=keys.device)
-            try:
-                often = around is None and stop - start >= OFTEN * at_once and len(draws) == at_once
-                new = self._vote_together(s, keys, draws) if often else self._vote(s, keys, draws, around)
-            except torch.OutOfMemoryError:
-                self._records, self._recorder = False, None
-                if images == 1:
-                    raise
-                new = None
-            if new is None:
-                self.batch = halved(images, "batch")
-            else:
-                counts, first = new[0] if counts is None else counts + new[0], last
-                sound = sound & new[1]
-        assert counts is not None
-        if not bool(sound):  # asked once: a GPU would be waited for at each draw
-            raise InputError(
-                "the perturbation set decodes noise to NaN or infinity, or the model answers so: nothing can be"
-                " certified"
-            )
-        return counts
-
-    def _vote_together(self, s: SetAt, keys: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """`_vote` around the centre, its kernels recorded and started together where that can be."""
-        if not self._records or not keys.is_cuda or len(keys) > self.batch:
-            return self._vote(s, keys, draws)
-        if self._recorder is None:
-            self._recorder = Recorder(lambda keys, draws, *tensors: self._vote(holding(s, iter(tensors)), keys, draws))
-        inputs = [keys, draws, *tensors_of(s)]
-        found = self._recorder(inputs)
-        if found is None:
-            return self._vote(s, keys, draws)
-        counts, sound = found.replay(inputs)
-        return counts.clone(), sound.clone()
-
-    def _vote(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same of draws that go through the model together, as many examples as fit beside each other.
-
-        And whether all images and logits were finite: a model may answer with a class all the same.
-        """
-        if len(keys) > self.batch:  # since something did not fit
-            parts = []
-            for part in _parts(len(keys), self.batch):
-                index = torch.arange(len(keys), device=keys.device)[part]
-                parts.append(self._vote(s.select(index), keys[part], draws, None if around is None else around[part]))
-            return torch.cat([counts for counts, _ in parts]), torch.stack([sound for _, sound in parts]).all()
-        u = self.sigma * random.normal(random.fold_in(keys, draws[:, None]), s.ball.shape)
-        u = u if around is None else u + around
-        images = s.decode(u.to(s.offset_dtype)).flatten(0, 1)
-        # While kernels are recorded, what fails is not the model's fault, and the runs before have asked it.
-        logits = (logits_of if recording() else answer)(self.model, images)
-        if logits.dim() < 2 or len(logits) != len(images) or logits.shape[1] < 2:
-            raise InputError(
-                f"the model must return logits [B, classes, …] of two classes or more for {len(images)} images, got"
-                f" {list(logits.shape)}"
-            )
-        counts = _counted(logits.argmax(1).reshape(len(draws), len(keys), *logits.shape[2:]), logits.shape[1])
-        return counts, images.isfinite().all() & logits.isfinite().all()
-
-
-def _counted(votes: Tensor, classes: int) -> Tensor:
-    """Votes ``[S, b, *positions]`` as counts ``[b, K, *positions]``."""
-    where = votes.shape[1:]
-    cells = torch.arange(math.prod(where), device=votes.device).reshape(where) * classes
-    places = (cells + votes).flatten()
-    new = torch.zeros(math.prod(where) * classes, dtype=torch.int64, device=votes.device)
-    new.scatter_add_(0, places, torch.ones_like(places))  # which needs not know the largest, unlike a bincount
-    return new.reshape(*where, classes).movedim(-1, 1).contiguous()
 
 
 def _keys(x: Tensor, keys: Tensor | None) -> Tensor:

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
 from latentrobust.configuration import as_measured, check_from, stored
 from latentrobust.errors import InputError
+from latentrobust.explaining import explained
 from latentrobust.files import quoted
-from latentrobust.overrides import explained, follow_latest, left_out_groups, settle
+from latentrobust.overrides import follow_latest, left_out, settle
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE
@@ -97,7 +98,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
         cfg = loader.load_sweep_config(config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
-        settle(cfg, overrides, left_out_groups())
+        settle(cfg, overrides, left_out())
         if config.hydra.job.config_name == "evaluate":
             as_measured(cfg)  # as the job will store it
         composed.append(cfg)
@@ -105,7 +106,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
         own = [line for line in overrides if not line.startswith(("paths.output_dir=", "paths.overwrite=", "launcher"))]
-        jobs.append(Job(number, (*own, *left_out_groups().values()), fingerprint(stored(cfg))))
+        jobs.append(Job(number, (*own, *left_out()), fingerprint(stored(cfg))))
     check_from(*composed)
     return jobs
 

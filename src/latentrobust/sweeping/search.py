@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from latentrobust.again import expanded
 from latentrobust.configuration import as_measured, stored
 from latentrobust.errors import InputError
+from latentrobust.explaining import explained
 from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
-from latentrobust.overrides import composed, explained, follow_latest
+from latentrobust.overrides import composed, follow_latest
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.run_folder import DONE, EARLIER, write_csv, write_text
 from latentrobust.streams import BAD_INPUT
@@ -124,6 +126,8 @@ class Search:
 
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:
+            if self.plan.app == "evaluate":
+                overrides = expanded(overrides)
             cfg = composed(self.plan.app, [*overrides, "paths.output_dir=search"])
             if self.plan.app == "evaluate":
                 as_measured(cfg)
@@ -134,7 +138,7 @@ class Search:
         except InputError:
             raise
         except Exception as error:  # whatever Hydra raises while it composes is about the overrides
-            raise InputError(explained(self.plan.app, error)) from None
+            raise InputError(explained(self.plan.app, error, overrides)) from None
 
     def work(self, say: Callable[[str], None] = print) -> None:
         """Run trials until as many as planned have ended; those of processes that died are gone on with first.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latentrobust.networks.precision import at_least_float32
+from latentrobust.precision import at_least_float32
 
 
 class Gaussian(NamedTuple):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from latentrobust.arguments import Count, Natural, Positive, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae.base import CVAE, probabilities
-from latentrobust.networks.precision import at_least_float32
+from latentrobust.precision import at_least_float32
 from latentrobust.transforms.sampling import affine_lookup
 
 Space = Literal["pixel", "logit"]

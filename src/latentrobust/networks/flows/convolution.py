@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.base import Flow
 from latentrobust.networks.flows.frozen import WhileFrozen
-from latentrobust.networks.precision import without_autocast
+from latentrobust.precision import without_autocast
 
 
 class SingularError(InputError):

@@ -12,7 +12,7 @@ from latentrobust.errors import InputError
 from latentrobust.networks.flows.actnorm import set_statistics
 from latentrobust.networks.flows.base import Flow
 from latentrobust.networks.flows.frozen import WhileFrozen
-from latentrobust.networks.precision import at_least_float32
+from latentrobust.precision import at_least_float32
 
 Scale = Literal["learned", "bounded"]
 BOUND = 2.0  # of log-scales in the bounded form

@@ -13,7 +13,7 @@ from latentrobust.arguments import Count, Natural, NonNegative, Positive, Shape
 from latentrobust.errors import InputError
 from latentrobust.networks.flows.base import Chain, Flow, FlowNetwork
 from latentrobust.networks.flows.published import PUBLISHED_CLAMP
-from latentrobust.networks.precision import at_least_float32
+from latentrobust.precision import at_least_float32
 from latentrobust.transforms import random
 
 

@@ -14,7 +14,7 @@ from latentrobust.networks.flows.convolution import InvertibleConvolution
 from latentrobust.networks.flows.coupling import AffineCoupling, Scale
 from latentrobust.networks.flows.frozen import WhileFrozen
 from latentrobust.networks.flows.logit import LEVELS, Logit
-from latentrobust.networks.precision import without_autocast
+from latentrobust.precision import without_autocast
 from latentrobust.transforms import random
 
 Affine = tuple[Tensor, Tensor, Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentrobust.networks.flows.base import Flow
-from latentrobust.networks.precision import without_autocast
+from latentrobust.precision import without_autocast
 
 LEVELS = 256
 
