@@ -241,8 +241,10 @@ def name_latest(cfg: DictConfig) -> None:
 
 def follow_latest(override: str) -> str:
     """The same of an override: the jobs of a sweep are about one run, also when others have been finished since."""
-    key, is_set, path = override.partition("=")
-    return f"{key}={without_latest(path)}" if is_set and key.lstrip("+") in RUNS else override
+    key, is_set, paths = override.partition("=")
+    if not is_set or key.lstrip("+") not in RUNS or re.search(r"['\"(\[{]", paths) is not None:
+        return override
+    return f"{key}={','.join(map(without_latest, paths.split(',')))}"
 
 
 def without_latest(path: str) -> str:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from latentrobust import report
 from latentrobust.again import expanded
 from latentrobust.errors import InputError
-from latentrobust.overrides import name_latest
+from latentrobust.overrides import follow_latest, name_latest
 from latentrobust.sweeping.plan import read_plan
 from latentrobust.sweeping.search import Search
 
@@ -150,6 +150,9 @@ def test_what_is_stored_says_which_run_latest_was(tmp_path):
     name_latest(cfg)
     assert (cfg["from"], cfg.model.path) == (str(first), f"{first}/models/a")
     assert cfg.perturbation_set.path == str(first)  # which refers to `from`
+    (tmp_path / "b").symlink_to(tmp_path / "lamps")
+    assert follow_latest(f"from={latest},{tmp_path}/b/latest") == f"from={first},{tmp_path}/b/{first.name}"
+    assert follow_latest(f"from='{latest}'") == f"from='{latest}'"
     cfg = compose_in_process("train", "from=nowhere/latest", "paths.output_dir=x")
     name_latest(cfg)
     assert cfg["from"] == "nowhere/latest"  # what it is about is said where it is read
@@ -194,6 +197,8 @@ def test_a_sweep_over_the_latest_run_is_not_done_again(made):
     assert len(before) == 2
     jobs = json.loads((made / "sweep" / "jobs.json").read_text())["jobs"]
     assert all("from=set" in job["overrides"] for job in jobs)
+    for path in before:  # and the jobs that Hydra composed itself
+        assert "from=set" in OmegaConf.load(path.parent / "config.yaml").overrides
     again = command("train", *sweep, cwd=made)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in made.glob("sweep/*/metrics.json")} == before

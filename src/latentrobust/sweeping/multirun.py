@@ -58,6 +58,9 @@ class FixedJobs(Callback):
             # Hydra would name the folder anew for each job, by values that the jobs may have in place of these.
             with flag_override(config, ["readonly", "struct"], [False, False]):
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(place))}")
+                # Nor look for the latest run as each job begins.
+                asked: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+                config.hydra.overrides.task = [follow_latest(str(line)) for line in asked]
             sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")), config_dir)
             if not launcher.get("engine"):
                 return
