@@ -605,6 +605,21 @@ def test_the_last_word_about_a_group_counts(composed, said, place, value):
     assert OmegaConf.select(cfg, place) == value
 
 
+def test_files_of_the_user_s_own_may_be_chosen(composed, tmp_path):
+    """From wherever Hydra finds them, in a package that they name, and with less than ours have."""
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.Rprop\n_partial_: true\n")
+    (tmp_path / "learner" / "network" / "sub").mkdir(parents=True)
+    (tmp_path / "learner" / "network" / "sub" / "mine.yaml").write_text(
+        "# @package learner.network\ndefaults: [/learner/network/mnist_fc@_here_, _self_]\nhidden: 7\n"
+    )
+    there = f"hydra.searchpath=[file://{tmp_path}]"
+    cfg = composed("train", there, "experiment=demo", "optimizer@task.optimizer=mine", "paths.output_dir=x")
+    assert cfg.task.optimizer._target_ == "torch.optim.Rprop"
+    cfg = composed("train", there, "learner=cvae", "learner/network=sub/mine", "paths.output_dir=x")
+    assert (cfg.learner.network.name, cfg.learner.network.hidden) == ("mnist_fc", 7)
+
+
 def test_to_measure_nothing_is_refused(composed):
     cfg = composed("evaluate", "perturbation_set=trained", "perturbation_set.path=x", "evaluation=null")
     as_measured(cfg)

@@ -40,8 +40,7 @@ from latentrobust.stages import learn_set
 from latentrobust.values import check_values
 
 Kind = Literal["cvae", "flow"]
-HAS_A_NETWORK = re.compile(r"\+?(learner|experiment)=")
-DEFAULT_NETWORK = {"cvae": "auto", "flow": "auto_flow"}
+HAS_A_NETWORK = re.compile(r"\+?experiment=")
 
 
 BATCH_SIZE = 64
@@ -108,8 +107,10 @@ def learn(
     own = _copied(network) if isinstance(network, nn.Module) else None
     if own is None and network != "auto":
         chosen = [f"learner/network={network}"]
-    else:  # a learner or an experiment among the overrides has a network of its own
-        chosen = [f"learner/network={DEFAULT_NETWORK[kind]}"] if not any(map(HAS_A_NETWORK.match, overrides)) else []
+    elif kind == "flow" and not any(map(HAS_A_NETWORK.match, overrides)):
+        chosen = ["learner/network=auto_flow"]
+    else:
+        chosen = []  # the learner's own: auto, or what an experiment or a learner among the overrides chooses
     of_kind = []
     if kind == "flow":  # without pairs there is a density to learn and to measure
         of_kind = ["learner.radius=max"] if data.has_pairs else ["evaluation=flow"]

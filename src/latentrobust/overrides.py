@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentrobust.configuration import CONF
@@ -168,9 +169,12 @@ def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for override in overrides:
         if (found := CHOICE.fullmatch(override)) is None or _is_null(override):
             continue
-        chosen = _of_file(found["group"], found["name"])
+        if (chosen := _of_file(found["group"], found["name"])) is None:
+            continue
         if found["group"] == "evaluation/robust":  # further ones may have been added
-            parts = {f"evaluation.robust.attacks.{name}": attack for name, attack in chosen.attacks.items()}
+            parts = {
+                f"evaluation.robust.attacks.{name}": attack for name, attack in (chosen.get("attacks") or {}).items()
+            }
         else:
             parts = {found["place"] or found["group"].replace("/", "."): chosen}
         for place, part in parts.items():
@@ -194,10 +198,15 @@ def _take(cfg: DictConfig, place: str, chosen: DictConfig, overrides: Sequence[s
                 OmegaConf.update(cfg, key, value, merge=True)
 
 
-def _of_file(group: str, name: str) -> DictConfig:
-    """What a file of a group says, with what it builds upon."""
-    chosen = hydra.compose(config_name=f"{group}/{name}")
+def _of_file(group: str, name: str) -> DictConfig | None:
+    """What a file of a group says, with what it builds upon; None for one of the user's own that is found otherwise."""
+    try:
+        chosen = hydra.compose(config_name=f"{group}/{name}")
+    except MissingConfigException:  # of hydra.searchpath, say
+        return None
     found = OmegaConf.select(chosen, f"{group}/{name}".rpartition("/")[0].replace("/", "."))
+    if not isinstance(found, DictConfig):  # its first line names a package
+        return None
     return OmegaConf.create(OmegaConf.to_container(found, resolve=False))  # type: ignore[return-value]
 
 
@@ -242,7 +251,11 @@ def name_latest(cfg: DictConfig) -> None:
 def follow_latest(override: str) -> str:
     """The same of an override: the jobs of a sweep are about one run, also when others have been finished since."""
     key, is_set, paths = override.partition("=")
-    if not is_set or key.lstrip("+") not in RUNS or re.search(r"['\"(\[{]", paths) is not None:
+    if not is_set or key.lstrip("+") not in (*RUNS, "run"):
+        return override
+    if (inner := re.fullmatch(r"""(['"])([^'"\\]+)\1""", paths)) is not None:
+        return f"{key}={inner[1]}{without_latest(inner[2])}{inner[1]}"
+    if re.search(r"['\"(\[{]", paths) is not None:
         return override
     return f"{key}={','.join(map(without_latest, paths.split(',')))}"
 

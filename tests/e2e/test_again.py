@@ -152,7 +152,9 @@ def test_what_is_stored_says_which_run_latest_was(tmp_path):
     assert cfg.perturbation_set.path == str(first)  # which refers to `from`
     (tmp_path / "b").symlink_to(tmp_path / "lamps")
     assert follow_latest(f"from={latest},{tmp_path}/b/latest") == f"from={first},{tmp_path}/b/{first.name}"
-    assert follow_latest(f"from='{latest}'") == f"from='{latest}'"
+    assert follow_latest(f"from='{latest}'") == f"from='{first}'"
+    assert follow_latest(f"run={latest}/models/a") == f"run={first}/models/a"
+    assert follow_latest(f"from='{latest}','b'") == f"from='{latest}','b'"
     cfg = compose_in_process("train", "from=nowhere/latest", "paths.output_dir=x")
     name_latest(cfg)
     assert cfg["from"] == "nowhere/latest"  # what it is about is said where it is read

@@ -362,6 +362,14 @@ def test_a_list_alone_is_for_whoever_works_on_it(tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_a_sweep_that_leaves_a_group_out_in_some_jobs_is_refused(tmp_path):
+    done = command("train", "-m", *TINY, "evaluation=null,set", "paths.output_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert one_line(done.stderr)
+    assert "evaluation=null among the values of a sweep" in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_sweep_with_a_wrong_value_begins_no_job(tmp_path):
     done = command("train", "-m", *TINY, "trainer.max_epochs=1,none", "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2

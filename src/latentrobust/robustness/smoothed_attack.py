@@ -13,7 +13,7 @@ from torch import Tensor
 from latentrobust.arguments import Count, NonNegative, Positive, validated
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
-from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, frozen
+from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb
 from latentrobust.perturbation_sets.ball import LatentBall
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.criteria import answer, cross_entropy, mean_log_probabilities
@@ -62,7 +62,7 @@ def attack_smoothed(
     keys = random.fold_in(keys, Purpose.SMOOTHED_ATTACK)
     right = torch.ones(len(radii), len(x), dtype=torch.bool, device=x.device)
     stays = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    with frozen(smoothed.model, smoothed.perturbations), torch.inference_mode(False), torch.no_grad():
+    with smoothed.asking():
         s = smoothed.perturbations.at(x.clone())
         for place in sorted(range(len(radii)), key=lambda number: radii[number]):
             rows = stays.nonzero()[:, 0]  # the others are fooled within every larger radius

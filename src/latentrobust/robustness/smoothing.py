@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -280,6 +281,10 @@ class SmoothedModel:
         radius = torch.from_numpy(certified_radius(bound, self.sigma)).to(x.device)
         prediction = torch.where(p_lower > 0.5, candidate, ABSTAIN)
         return prediction, radius, p_lower, counts, draws
+
+    def asking(self) -> AbstractContextManager[None]:
+        """With the model and the set frozen, as `leads` needs them."""
+        return self._votes.asking()
 
     def leads(self, s: SetAt, keys: Tensor, n: int, around: Tensor, y: Tensor) -> Tensor:
         """Whether ``y [B]`` gets more of ``n`` votes around offsets ``[B, *shape]`` than any other class: bool ``[B]``.

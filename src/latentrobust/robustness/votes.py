@@ -7,9 +7,10 @@ counts are those of the float32 model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,11 @@ COMPARED = 64  # images that are classified in both precisions before draws are 
 SAFETY = 4  # a vote in bfloat16 counts if its margin is so many times the largest change that was seen
 PAYS = 0.5  # the share of votes that may be cast again: with more, float32 alone takes less time
 
+Result = TypeVar("Result")
+
 
 class _Pass(NamedTuple):
-    """Counts ``[b, K, *positions]``, whether all was finite, and smallest margins ``[S, b]`` of images in bfloat16."""
+    """Counts ``[b, K, *positions]``, whether all was finite, and smallest margins of images: in bfloat16 ``[S, b]``."""
 
     counts: Tensor
     sound: Tensor
@@ -63,6 +66,7 @@ class Votes:
         self.cuda_graphs, self.bfloat16 = cuda_graphs, bfloat16
         self._change = 0.0  # of a margin, the largest that bfloat16 was seen to make
         self._compared = False  # since weights may have changed
+        self._cast = self._cast_again = 0  # votes in bfloat16, and those of them near a tie
         self._records = False  # only while the model is frozen
         self._recorders: dict[bool, Recorder[_Pass]] = {}
 
@@ -85,26 +89,42 @@ class Votes:
         """
         if not self.bfloat16:
             return self._count(s, keys, start, stop, around)[0]
-        if reason := bfloat16_is_slow(keys.device):
+        self._check_precision(keys.device)
+        counts = None
+        if self._cast_again <= PAYS * self._cast:
+            counts = self._count_narrow(s, keys, start, stop, around)
+        if counts is None:
+            with torch.autocast(keys.device.type, enabled=False):
+                counts, _ = self._count(s, keys, start, stop, around)
+        return counts
+
+    def _check_precision(self, device: torch.device) -> None:
+        if reason := bfloat16_is_slow(device):
             raise InputError(f"votes in bfloat16: {reason}; leave bfloat16=false")
+        narrow = {part.dtype for part in (*self.model.parameters(), *self.perturbations.parameters())}
+        if narrow & {torch.bfloat16, torch.float16}:
+            raise InputError(
+                "votes in bfloat16 that are those of float32 need weights in float32; leave bfloat16=false"
+            )
+
+    def _count_narrow(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None) -> Tensor | None:
+        """The counts of float32 by votes in bfloat16; None where too many are near a tie, or change too much."""
         if not self._compared:
             self._change, self._compared = max(self._change, self._compare(s, keys, start, stop, around)), True
         tolerance = SAFETY * self._change
         counts, margins = self._count(s, keys, start, stop, around, tolerance)
         near = (margins < tolerance).nonzero()
-        again = len(near) / margins.numel()
-        if again > PAYS:
-            self.bfloat16 = False
+        self._cast, self._cast_again = self._cast + margins.numel(), self._cast_again + len(near)
+        if self._cast_again > PAYS * self._cast:
             warn(
-                f"in bfloat16, {again:.0%} of votes are near a tie and would be cast again: all are counted in float32"
+                f"in bfloat16, {self._cast_again / self._cast:.0%} of votes were near a tie: the rest is counted in"
+                " float32 alone, which takes less time (evaluation.certify.bfloat16=false)"
             )
-            return self._count(s, keys, start, stop, around)[0]
-        draws, examples = near[:, 0], near[:, 1]
-        casts, change = self._again(s, keys, start + draws, examples, margins[draws, examples], around, counts)
+        if len(near) > PAYS * margins.numel():
+            return None
+        counts, change = self._again(s, keys, start + near[:, 0], near[:, 1], around, counts)
         self._change = max(self._change, change)
-        if change > tolerance / 2:  # what was seen before tells too little of these draws
-            return self._count(s, keys, start, stop, around)[0]
-        return casts
+        return counts if change <= tolerance / 2 else None  # what was seen before tells too little of these draws
 
     def _count(
         self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None, tolerance: float | None = None
@@ -118,21 +138,10 @@ class Votes:
             last = min(first + at_once, stop)
             images = min(self.batch, (last - first) * len(keys))
             draws = torch.arange(first, last, device=keys.device)
-            try:
-                often = around is None and stop - start >= OFTEN * at_once and len(draws) == at_once
-                new = (
-                    self._pass_recorded(s, keys, draws, tolerance)
-                    if often
-                    else self._pass(s, keys, draws, around, self._bound(keys, tolerance))
-                )
-            except torch.OutOfMemoryError:
-                self._records, self._recorders = False, {}
-                if images == 1:
-                    raise
-                new = None
-            if new is None:
-                self.batch = halved(images, "batch")
-            else:
+            often = around is None and stop - start >= OFTEN * at_once and len(draws) == at_once
+            run = self._pass_recorded if often else self._pass
+            new = self._fitting(images, partial(run, s, keys, draws, around, self._bound(keys, tolerance)))
+            if new is not None:
                 counts, first = new.counts if counts is None else counts + new.counts, last
                 sound = sound & new.sound
                 margins.append(new.margins)
@@ -140,14 +149,26 @@ class Votes:
         _check(sound)  # asked once: a GPU would be waited for at each draw
         return counts, torch.cat(margins)
 
+    def _fitting(self, images: int, run: Callable[[], Result]) -> Result | None:
+        """What ``run`` makes of so many images at once; None where they do not fit, and the next time half as many."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            self._records, self._recorders = False, {}
+            if images == 1:
+                raise
+        self.batch = halved(images, "batch")
+        return None
+
     def _bound(self, keys: Tensor, tolerance: float | None) -> Tensor | None:
         return None if tolerance is None else torch.full((), tolerance, device=keys.device)
 
-    def _pass_recorded(self, s: SetAt, keys: Tensor, draws: Tensor, tolerance: float | None) -> _Pass:
+    def _pass_recorded(
+        self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None, bound: Tensor | None
+    ) -> _Pass:
         """`_pass` around the centre, its kernels recorded and started together where that can be."""
-        bound = self._bound(keys, tolerance)
         if not self._records or not keys.is_cuda or len(keys) > self.batch:
-            return self._pass(s, keys, draws, None, bound)
+            return self._pass(s, keys, draws, around, bound)
         narrow = bound is not None
         if narrow not in self._recorders:
 
@@ -158,7 +179,7 @@ class Votes:
         inputs = [keys, draws, keys.new_zeros(()) if bound is None else bound, *tensors_of(s)]
         found = self._recorders[narrow](inputs)
         if found is None:
-            return self._pass(s, keys, draws, None, bound)
+            return self._pass(s, keys, draws, around, bound)
         return _Pass(*(part.clone() for part in found.replay(inputs)))
 
     def _pass(self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None, bound: Tensor | None) -> _Pass:
@@ -184,8 +205,7 @@ class Votes:
         u = self._noise(keys, draws[:, None], around)
         if bound is None:
             logits, sound = self._logits(s, u)
-            margins = logits.new_zeros(len(draws), len(keys))
-            counted = None
+            margins, counted = logits.new_zeros(0, len(keys)), None
         else:
             with torch.autocast(keys.device.type, torch.bfloat16, cache_enabled=False):
                 logits, sound = self._logits(s, u)
@@ -214,50 +234,53 @@ class Votes:
 
     def _compare(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None) -> float:
         """The largest change that bfloat16 makes of the difference of two logits, over the first draws."""
-        count = min(len(keys), COMPARED, self.batch)
-        rows = torch.arange(count, device=keys.device)
-        draws = torch.arange(start, min(start + max(min(COMPARED, self.batch) // count, 1), stop), device=keys.device)
-        u = self._noise(keys[rows], draws[:, None], None if around is None else around[rows])
-        part = s.select(rows)
-        with torch.autocast(keys.device.type, torch.bfloat16, cache_enabled=False):
-            narrow, _ = self._logits(part, u)
-        with without_autocast(u):
-            wide, sound = self._logits(part, u)
-        _check(sound & wide.isfinite().all())
-        change = narrow.double() - wide.double()
-        return float((change.amax(1) - change.amin(1)).max())
+        found = None
+        while found is None:
+            images = min(COMPARED, self.batch)
+            rows = torch.arange(min(len(keys), images), device=keys.device)
+            last = min(start + max(images // len(rows), 1), stop)
+            draws = torch.arange(start, last, device=keys.device)
+            found = self._fitting(
+                len(rows) * len(draws), partial(self._both, s, keys[rows], draws[:, None], around, rows)
+            )
+        return found[1]
 
     def _again(
-        self,
-        s: SetAt,
-        keys: Tensor,
-        draws: Tensor,
-        examples: Tensor,
-        margins: Tensor,
-        around: Tensor | None,
-        counts: Tensor,
+        self, s: SetAt, keys: Tensor, draws: Tensor, examples: Tensor, around: Tensor | None, counts: Tensor
     ) -> tuple[Tensor, float]:
-        """``counts`` with the votes ``draws [m]`` of ``examples [m]`` cast in float32, and how far margins moved."""
+        """``counts`` with the votes ``draws [m]`` of ``examples [m]`` in float32, and the largest change, as above."""
         change, first = 0.0, 0
         while first < len(draws):
             rows = slice(first, first + self.batch)
-            own, images = examples[rows], len(examples[rows])
-            u = self._noise(keys[own], draws[rows], None if around is None else around[own])
-            try:
-                with without_autocast(u):
-                    logits, sound = self._logits(s.select(own), u[None])
-            except torch.OutOfMemoryError:
-                if images == 1:
-                    raise
-                sound = None
-            if sound is None:
-                self.batch = halved(images, "batch")
-                continue
-            _check(sound & logits.isfinite().all())
-            counts = counts + _counted(logits.argmax(1), own, len(counts), logits.shape[1])
-            change = max(change, float((_margins(logits) - margins[rows]).abs().max()))
-            first += images
+            own = examples[rows]
+            found = self._fitting(len(own), partial(self._both, s, keys[own], draws[rows], around, own))
+            if found is not None:
+                logits, changed = found
+                counts = counts + _counted(logits.argmax(1), own, len(counts), logits.shape[1])
+                change, first = max(change, changed), first + len(own)
         return counts, change
+
+    def _both(
+        self, s: SetAt, keys: Tensor, draws: Tensor, around: Tensor | None, examples: Tensor
+    ) -> tuple[Tensor, float]:
+        """Logits in float32, and the largest change that bfloat16 makes of the difference of two of them.
+
+        Args:
+            s: the set at all examples.
+            keys: of these examples' noise ``[m]``.
+            draws: numbers ``[m]``, or ``[S, 1]`` of draws of each of them.
+            around: offsets of all examples, or None.
+            examples: which ones ``[m]``.
+        """
+        u = self._noise(keys, draws, None if around is None else around[examples])
+        part, u = s.select(examples), u if draws.dim() == 2 else u[None]
+        with without_autocast(u):
+            wide, sound = self._logits(part, u)
+        with torch.autocast(keys.device.type, torch.bfloat16, cache_enabled=False):
+            narrow, _ = self._logits(part, u)
+        _check(sound & wide.isfinite().all())
+        change = narrow.double() - wide.double()
+        return wide, float((change.amax(1) - change.amin(1)).max())
 
 
 def _check(sound: Tensor) -> None:

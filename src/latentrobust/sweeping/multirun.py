@@ -20,7 +20,7 @@ from latentrobust.configuration import as_measured, check_from, stored
 from latentrobust.errors import InputError
 from latentrobust.explaining import explained
 from latentrobust.files import quoted
-from latentrobust.overrides import follow_latest, left_out, settle
+from latentrobust.overrides import follow_latest, left_out, parted, settle
 from latentrobust.preflight import check_optimized_metric
 from latentrobust.refusals import is_bad_input
 from latentrobust.reporting.sweep import TABLE
@@ -98,6 +98,8 @@ def jobs_of(config: DictConfig) -> list[Job]:
     jobs, composed = [], []
     for number, lines in enumerate(line for batch in BasicSweeper.split_arguments(parsed, None) for line in batch):
         overrides = [follow_latest(line) for line in lines]
+        if nulls := parted(overrides)[1]:
+            raise InputError(f"{nulls[-1]} among the values of a sweep: leave the group out in a command of its own")
         cfg = loader.load_sweep_config(config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
