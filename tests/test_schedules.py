@@ -43,8 +43,9 @@ def test_exponential_decay_in_steps_or_epochs():
 def test_a_step_of_several_batches_is_one_step():
     """Five batches an epoch, four a step: an epoch has two steps, as Lightning takes one of what is left at its end."""
     trainer = SimpleNamespace(
-        num_training_batches=5, accumulate_grad_batches=4, world_size=1, datamodule=SimpleNamespace(batch_size=10)
-    )
+        num_training_batches=5, accumulate_grad_batches=4, world_size=1, datamodule=SimpleNamespace(batch_size=10),
+        train_dataloader=SimpleNamespace(count=57),
+    )  # fmt: skip
     module = SimpleNamespace(trainer=trainer)
 
     def steps(epoch):
@@ -54,6 +55,14 @@ def test_a_step_of_several_batches_is_one_step():
     assert [steps(0), steps(1)] == [[0, 0, 0, 0, 1], [2, 2, 2, 2, 3]]
     # As of batches as large as a step's, two an epoch.
     assert [now(module, batch) for batch in range(5)] == [Moment(1.0, 2, 50)] * 4 + [Moment(1.5, 3, 90)]
+
+
+def test_a_batch_of_fewer_images_than_asked_counts_those():
+    trainer = SimpleNamespace(
+        num_training_batches=1, accumulate_grad_batches=1, world_size=1, datamodule=SimpleNamespace(batch_size=2048),
+        train_dataloader=SimpleNamespace(count=1300), current_epoch=2,
+    )  # fmt: skip
+    assert now(SimpleNamespace(trainer=trainer), 0).images == 2600
 
 
 def test_warm_up_counts_images():

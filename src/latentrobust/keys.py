@@ -60,6 +60,7 @@ class Purpose(IntEnum):
     MIXUP = 125
     VIEWS = 126
     LATER_DRAWS = 127  # and their number
+    PARTS = 128  # of several perturbations at once, and their number
     # Within the measurement of a set.
     EXPECTED = 130
     OVER = 131

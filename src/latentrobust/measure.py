@@ -269,7 +269,13 @@ def radii_trained_for(cfg: DictConfig, perturbations: PerturbationSet | None) ->
     """The radius that each model was trained for, by name, as far as this run or the model's own says."""
     norm = perturbations.ball.norm if perturbations is not None else None
     if cfg.get("task") is not None:
-        return {name: trained_for(variant.get("training_perturbation"), norm) for name, variant in variants(cfg)}
+        return {
+            name: trained_for(variant.get("training_perturbation"), norm, variant.get("trainer"))
+            for name, variant in variants(cfg)
+        }
     path = (cfg.get("model") or {}).get("path")
     over = resolved(cfg).get("perturbation_set")
-    return {"": trained_for(stored_training(path, over), norm)} if isinstance(path, str) else {}
+    if not isinstance(path, str):
+        return {}
+    training, trainer = stored_training(path, over)
+    return {"": trained_for(training, norm, trainer)}

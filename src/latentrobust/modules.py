@@ -99,6 +99,17 @@ class Scheduled(pl.LightningModule):
         """Set the learning rate."""
         self.learning_rate.set(self.optimizers(), now(self, batch_idx))
 
+    def share_of_step(self, batch_idx: int) -> float:
+        """What a batch's mean loss is multiplied with where its step has fewer batches than others, as an epoch's last.
+
+        Lightning divides by ``accumulate_grad_batches`` whatever there is.
+        """
+        per_step = 1 if self._trainer is None else self.trainer.accumulate_grad_batches
+        if per_step == 1:
+            return 1.0
+        left = int(self.trainer.num_training_batches) - batch_idx // per_step * per_step
+        return per_step / min(per_step, max(left, 1))
+
     def log_means(self, values: Mapping[str, Tensor], count: int) -> None:
         """Log means over ``count`` examples of a batch, as means over all examples of the epoch and of all processes.
 

@@ -32,7 +32,9 @@ def now(module: Any, batch_idx: int) -> Moment:
     per_step = trainer.accumulate_grad_batches
     first = batch_idx // per_step * per_step
     batches = trainer.current_epoch * steps + first
-    images = batches * trainer.datamodule.batch_size * trainer.world_size
+    # Less than a batch of images is a batch all the same.
+    there = getattr(trainer.train_dataloader, "count", None) or math.inf
+    images = batches * min(trainer.datamodule.batch_size * trainer.world_size, there)
     taken = trainer.current_epoch * math.ceil(steps / per_step) + batch_idx // per_step
     return Moment(trainer.current_epoch + batch_idx // per_step / math.ceil(steps / per_step), taken, images)
 

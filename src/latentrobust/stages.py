@@ -29,6 +29,7 @@ from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
 from latentrobust.run_folder import RunFolder, of_a_run, say
+from latentrobust.schedules import Moment, PiecewiseLinear
 from latentrobust.seen import Seen, note_seen, seen_by
 from latentrobust.session import Session, run_trainer
 from latentrobust.tasks import store as models
@@ -182,10 +183,11 @@ def train_model(
     prefix = f"{name}/" if name else ""
     seconds = time.perf_counter() - started + _earlier_seconds(trainer)
     times = {f"{prefix}fit_seconds": seconds, f"{prefix}steps": float(trainer.global_step)}
-    times |= {f"{prefix}fit_{key}": value for key, value in task.fitted.items()}
-    best = _best_checkpoint(trainer)
+    best, fitted = _best_checkpoint(trainer), task.fitted
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         models.restore_model(best, network=task.model)
+        fitted = read_checkpoint(best).get("fitted") or fitted  # of that epoch
+    times |= {f"{prefix}fit_{key}": value for key, value in fitted.items()}
     model = task.model.eval().cpu()
     note_seen(model, Seen.of(shared.data))
     if trainer.is_global_zero:
@@ -251,22 +253,29 @@ def _earlier_seconds(trainer: pl.Trainer) -> float:
     return sum(callback.earlier_seconds for callback in last)
 
 
-def trained_for(training: Mapping[str, Any] | None, norm: str | None = None) -> float | str | None:
+def trained_for(
+    training: Mapping[str, Any] | None, norm: str | None = None, trainer: Mapping[str, Any] | None = None
+) -> float | str | None:
     """The radius that a ``training_perturbation`` makes models withstand: a number, a name, or None for none.
 
-    ``norm`` is that of the set's ball: a radius in another norm says nothing of it. Of a schedule, that of its last
-    stage; of a curriculum, the one that it grows to; of several perturbations at once, the one that has a radius.
+    Of a schedule, that of its last stage; of a curriculum, the one that it has grown to in the last epoch; of several
+    perturbations at once, the one that has a radius.
+
+    Args:
+        training: the configuration of a ``training_perturbation``.
+        norm: of the set's ball: a radius in another norm says nothing of it.
+        trainer: the configuration that says how many epochs there are; None for as many as a curriculum takes.
     """
     if not training:
         return None
     target = str(training.get("_target_", "")).rpartition(".")[2]
     found: float | str | None = None
     if target == "Schedule" and training.get("stages"):
-        found = trained_for(list(training["stages"].values())[-1], norm)
+        found = trained_for(list(training["stages"].values())[-1], norm, trainer)
     elif target == "Curriculum":
-        found = _scaled(trained_for(training.get("perturbation"), norm), (training.get("values") or [1])[-1])
+        found = _scaled(trained_for(training.get("perturbation"), norm, trainer), _share_reached(training, trainer))
     elif target == "Joint":
-        radii = {trained_for(part, norm) for part in (training.get("parts") or {}).values()} - {None}
+        radii = {trained_for(part, norm, trainer) for part in (training.get("parts") or {}).values()} - {None}
         found = radii.pop() if len(radii) == 1 else None
     elif target in WITH_TARGET:
         found = training.get("target") if training.get("sigma") is None else None  # which is not looked at then
@@ -276,15 +285,28 @@ def trained_for(training: Mapping[str, Any] | None, norm: str | None = None) -> 
     return found
 
 
-def _scaled(radius: float | str | None, share: float) -> float | str | None:
-    """A share of a radius, which has no name even where the radius has one."""
+def _scaled(radius: float | str | None, share: float | None) -> float | str | None:
+    """A share of a radius, which has no name even where the radius has one; None for a share that is not known."""
     if share == 1 or radius is None:
         return radius
-    return share * radius if isinstance(radius, int | float) else None
+    return share * radius if isinstance(radius, int | float) and share else None
 
 
-def stored_training(path: str | Path, over: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The ``training_perturbation`` of the run that has left the model at a path; None where nobody knows.
+def _share_reached(curriculum: Mapping[str, Any], trainer: Mapping[str, Any] | None) -> float | None:
+    """The share of its radius that a curriculum reaches; None where steps end it, of which nobody knows the epoch."""
+    values, epochs = curriculum.get("values") or [1], curriculum.get("epochs") or [0]
+    if trainer is None:
+        return float(values[-1])
+    last, steps = trainer.get("max_epochs"), trainer.get("max_steps")
+    if not isinstance(last, int) or last < 1 or (isinstance(steps, int) and steps > 0):
+        return None
+    return PiecewiseLinear(values, epochs, curriculum.get("stretch_to"))(Moment(last - 1))
+
+
+def stored_training(
+    path: str | Path, over: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """The ``training_perturbation`` and the trainer of the run that has left the model at a path; None if unknown.
 
     Also None if that run had another set than the one that ``over`` configures: a radius is a number in the space of
     its set's offsets, and says nothing about those of another one.
@@ -293,11 +315,12 @@ def stored_training(path: str | Path, over: Mapping[str, Any] | None) -> Mapping
     for folder in (path, *path.parents[:3]):
         if (found := of_a_run(folder)) is not None:
             if not _is_same_set(found.get("perturbation_set"), over, folder):
-                return None
+                return None, None
             names = [name for name in (found.get("models") or {}) if folder / "models" / name in (path, *path.parents)]
             own = (found["models"][names[0]] or {}) if names else {}
-            return own.get("training_perturbation") or found.get("training_perturbation")
-    return None
+            trainer = {**(found.get("trainer") or {}), **(own.get("trainer") or {})}
+            return own.get("training_perturbation") or found.get("training_perturbation"), trainer
+    return None, None
 
 
 def _is_same_set(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, learned_in: Path) -> bool:

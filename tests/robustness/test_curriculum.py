@@ -87,4 +87,10 @@ def test_it_stretches_and_says_when_it_begins():
     assert Curriculum(Adversarial(), values=[0, 0, 1], epochs=[0, 1e12, 2e12]).last_begins == 10**12 + 1  # at once
     target = "latentrobust.robustness.training."
     inner = {"_target_": f"{target}Adversarial", "radius": "p75"}
-    assert trained_for({"_target_": f"{target}Curriculum", "perturbation": inner}) == "p75"
+    curriculum = {"_target_": f"{target}Curriculum", "perturbation": inner}
+    assert trained_for(curriculum) == "p75"
+    curriculum |= {"values": [0, 0, 0.5, 1, 1], "epochs": [0, 49.9, 50, 65, 100], "stretch_to": 32}
+    for epochs, steps, radius in ((32, -1, "p75"), (20, -1, None), (32, 100, None)):  # of a name there are no shares
+        assert trained_for(curriculum, trainer={"max_epochs": epochs, "max_steps": steps}) == radius
+    short = {**curriculum, "perturbation": {**inner, "radius": 2.0}, "stretch_to": 2}
+    assert trained_for(short, trainer={"max_epochs": 2, "max_steps": -1}) == pytest.approx(1.0)  # half of it

@@ -91,8 +91,20 @@ class BestCheckpoint(ModelCheckpoint):
     what that says of other places is not followed.
     """
 
+    first_epoch: int = 0
+    """No earlier one is the best: what is trained for changes until then."""
     resumed_from: Path | None = None
     """The checkpoint that the training goes on from: set by whoever starts it."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save it if it is the best, and may be."""
+        if trainer.current_epoch >= self.first_epoch:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where validations do not say so."""
+        if trainer.current_epoch >= self.first_epoch:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
         """Whether a value is among the best, or equal to the worst of them."""

@@ -149,7 +149,7 @@ class FlowLearner(Scheduled):
         self.train_bits.update(bits.detach(), size)
         self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
         self.log_rate()
-        return bits * (math.prod(self.network.image_shape) * math.log(2))
+        return bits * (math.prod(self.network.image_shape) * math.log(2) * self.share_of_step(batch_idx))
 
     def _loss(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor]:
         return (self.bits_per_dim(images, labels, keys).mean(),)

@@ -115,7 +115,7 @@ class ClassificationTask(Scheduled):
         self.accuracies = nn.ModuleDict({name: MeanMetric() for name in ACCURACIES})
         # A figure that is not a number must show.
         self.fit_metrics = nn.ModuleDict({name: WeightedMean() for name in ("accuracy", "loss")})
-        self.fitted: dict[str, float] = {}  # these two, of the last epoch that has ended
+        self.fitted: dict[str, float] = {}  # these two, of the last epoch whose steps have ended
 
     @property
     def perturbations(self) -> PerturbationSet | None:
@@ -164,12 +164,12 @@ class ClassificationTask(Scheduled):
         Raises:
             InputError: naming what, and the values that it depends on.
         """
-        epochs, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
-        if epochs < 1 or trainer.max_steps > 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        epochs, every = _epochs(trainer), trainer.check_val_every_n_epoch or 1
+        if epochs < 1 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.select_on == "robust" and epochs < math.lcm(every, self.attack_every_n_epochs):
             raise InputError(
-                f"no epoch of trainer.max_epochs={epochs} has a validation attack, which select_on=robust needs: lower"
+                f"no epoch of {_said(trainer)} has a validation attack, which select_on=robust needs: lower"
                 f" task.attack_every_n_epochs={self.attack_every_n_epochs} or"
                 f" trainer.check_val_every_n_epoch={every}"
             )
@@ -179,14 +179,27 @@ class ClassificationTask(Scheduled):
                 "the last stage of the schedule" if isinstance(perturbation, StagedPerturbation) else "the curriculum"
             )
             raise InputError(
-                f"{what} begins in epoch {perturbation.last_begins}, after trainer.max_epochs={epochs}: shorten"
+                f"{what} begins in epoch {perturbation.last_begins}, after {_said(trainer)}: shorten"
                 " training_perturbation.epochs"
             )
+
+    def on_train_start(self) -> None:
+        """Let the best epoch be one of those that train for what the last one trains for."""
+        self.check_epochs(self.trainer)  # by now it is known how many there are
+        epochs = _epochs(self.trainer)
+        for callback in self.trainer.checkpoint_callbacks:
+            if hasattr(callback, "first_epoch") and epochs > 0:
+                callback.first_epoch = self.training_perturbation.settled(epochs)
 
     @property
     def trained(self) -> nn.Module:
         """The network."""
         return self.model
+
+    def on_validation_start(self) -> None:
+        """The same for who keeps the best epoch, which is saved before it ends."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.on_train_epoch_end()
 
     def on_train_epoch_end(self) -> None:
         """Keep accuracy and loss on the images that were trained on."""
@@ -200,13 +213,18 @@ class ClassificationTask(Scheduled):
         setting = Setting(model, self.perturbations, batch, keys, self.objective.attack_loss, searches=self.searches)
         images, targets = self.training_perturbation(setting)
         keys = _keys_of_draws(keys, len(images) // len(keys))
-        images = apply_in_order(self.augmentation.after, images, random.fold_in(keys, Purpose.AFTER))
+        after = random.fold_in(keys, Purpose.AFTER)
+        images = apply_in_order(self.augmentation.after, images, after)
+        # Objectives that compare the two sides do so under the same augmentation, that of the first draw.
+        x = apply_in_order(self.augmentation.after, batch.x, after[: len(batch)])
+        labels = repeated(batch.labels, len(images) // len(batch))
         if self.augmentation.mixup is not None:
             targets = F.one_hot(targets, self._outputs).to(images.dtype)
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
-        step = self.objective(model, batch.x, images, targets, keys)
-        loss = step.loss.mean()
-        right = self.criterion.accuracy(step.logits.detach(), repeated(batch.labels, len(images) // len(batch)))
+            labels = targets.argmax(1)  # of which there is more
+        step = self.objective(model, x, images, targets, keys)
+        loss = _mean(step.loss, batch.labels)
+        right = self.criterion.accuracy(step.logits.detach(), labels)
         counted = right.isfinite()  # of maps, some images may have no pixel that counts
         values = {"loss": (loss.detach(), len(batch.index)), "accuracy": (right.where(counted, 0), counted)}
         for name, (value, weight) in values.items():
@@ -214,7 +232,7 @@ class ClassificationTask(Scheduled):
             metric.update(value, weight)
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=len(batch.index))
         self.log_rate()
-        return loss
+        return loss * self.share_of_step(batch_idx)
 
     def _augmented(self, batch: Batch, keys: Tensor) -> Batch:
         """What is trained on: both halves of the pairs augmented alike, where the data has pairs."""
@@ -292,6 +310,31 @@ class ClassificationTask(Scheduled):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the values: the training may have ended already."""
         self.fitted = dict(checkpoint.get("fitted", {}))
+
+
+def _mean(losses: Tensor, labels: Tensor) -> Tensor:
+    """Of an objective's losses ``[m · B]``; of maps, over those in which a pixel counts."""
+    if labels.dim() == 1:
+        return losses.mean()
+    counted = repeated((labels >= 0).flatten(1).any(1), len(losses) // len(labels))
+    return torch.where(counted, losses, 0).sum() / counted.sum().clamp_min(1)
+
+
+def _epochs(trainer: pl.Trainer) -> int:
+    """How many there will be, the last one perhaps in part; 0 where that is not known yet, or never."""
+    limits = [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs > 0 else []
+    if trainer.max_steps > 0:
+        batches = trainer.num_training_batches
+        if not 0 < batches < math.inf:  # before it begins
+            return 0
+        limits.append(math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches)))
+    return min(limits, default=0)
+
+
+def _said(trainer: pl.Trainer) -> str:
+    if trainer.max_steps > 0:
+        return f"trainer.max_steps={trainer.max_steps}, which is epoch {_epochs(trainer)}"
+    return f"trainer.max_epochs={trainer.max_epochs}"
 
 
 def _keys_of_draws(keys: Tensor, draws: int) -> Tensor:

@@ -16,7 +16,7 @@ from latentrobust.perturbation_sets.ascent import Climbed, FixedStep, climb, fro
 from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import SetAt
 from latentrobust.robustness.attacks.gradient import Start
-from latentrobust.robustness.criteria import logits_of
+from latentrobust.robustness.criteria import criterion_for, logits_of
 from latentrobust.robustness.training.base import Setting, TrainingPerturbation, checked_norm
 from latentrobust.transforms import random
 
@@ -171,8 +171,9 @@ class FastAdversarial(Adversarial):
 
     def _check(self, model: nn.Module, one_step: Tensor, searched: Tensor, batch: Batch) -> None:
         with frozen(model), torch.no_grad():
+            criterion = criterion_for(batch.labels)
             weak, strong = (
-                float((logits_of(model, images).argmax(1) == batch.labels).float().mean())
+                float(criterion.accuracy(logits_of(model, images), batch.labels).nanmean())
                 for images in (one_step, searched)
             )
         if weak - strong > self.tolerance:

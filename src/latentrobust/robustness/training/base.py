@@ -148,6 +148,10 @@ class TrainingPerturbation(ABC):
     def __init__(self, ratio: Share = 1.0, draws: Count = 1) -> None:
         self.ratio, self.draws = ratio, draws
 
+    def settled(self, epochs: int) -> int:
+        """The first of so many epochs from which on nothing about it changes any more."""
+        return 0
+
     @abstractmethod
     def perturb(self, at: Setting) -> Tensor:
         """Images ``[draws · B, *image]``, all of them perturbed; all first draws before all second ones."""
@@ -194,7 +198,7 @@ class PairedData(TrainingPerturbation):
 
 @validated
 class Joint(TrainingPerturbation):
-    """Several perturbations of each image in one batch, whose losses are averaged.
+    """Several perturbations of each image in one batch, whose losses are averaged: over images, each draw being one.
 
     Ordinary perturbations beside an adversary's keep a model right on what the data shows while it becomes robust to
     what a search finds: the "avg" strategy of Tramèr & Boneh (2019), with one adversary or several.
@@ -219,8 +223,14 @@ class Joint(TrainingPerturbation):
         return torch.cat([part.perturb(own) for part, own in self._settings(at)])
 
     def _settings(self, at: Setting) -> Iterator[tuple[TrainingPerturbation, Setting]]:
-        for name, part in self.parts.items():
-            yield part, at if at.searches is None else at._replace(searches=at.searches.of(name))
+        for number, (name, part) in enumerate(self.parts.items()):
+            # Keys of its own, or two alike would draw alike.
+            keys = random.fold_in(random.fold_in(at.keys, Purpose.PARTS), number) if number else at.keys
+            yield part, at._replace(keys=keys, searches=at.searches and at.searches.of(name))
+
+    def settled(self, epochs: int) -> int:
+        """Once all parts are."""
+        return max(part.settled(epochs) for part in self.parts.values())
 
 
 @validated
@@ -249,6 +259,12 @@ class Schedule(TrainingPerturbation):
     def last_begins(self) -> int:
         """The first epoch of the last stage."""
         return math.ceil(sum(self.epochs[name] for name in list(self.stages)[:-1]) - 1e-9)
+
+    def settled(self, epochs: int) -> int:
+        """In the last stage that there is time for."""
+        last = self.stage(epochs - 1)
+        began = next(epoch for epoch in range(epochs) if self.stage(epoch) is last)
+        return max(began, last.settled(epochs))
 
     def stage(self, epoch: int) -> TrainingPerturbation:
         """The perturbation of an epoch."""

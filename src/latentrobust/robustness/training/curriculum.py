@@ -58,6 +58,13 @@ class Curriculum(TrainingPerturbation):
         zeros = self._shares.epochs[self._shares.values == 0]
         return math.floor(zeros[-1]) + 1 if len(zeros) else 0
 
+    def settled(self, epochs: int) -> int:
+        """Once the radius is the largest that there is time for."""
+        reached = self.share(epochs - 1)
+        began = next(epoch for epoch in range(epochs) if self.share(epoch) >= reached)
+        part = self.perturbation if reached > 0 else self.warm_up
+        return max(began, part.settled(epochs) if part is not None else 0)
+
     def share(self, epoch: int) -> float:
         """Of the radius, in an epoch."""
         return self._shares(Moment(epoch))
