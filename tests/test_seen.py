@@ -106,8 +106,12 @@ def of_images(split_seed=0, canvas=None, swapped=False):
 @pytest.mark.parametrize(
     ("data", "other", "share"),
     [
-        (lambda: own_pairs().as_data(seed=0), lambda: own_pairs().as_data(seed=5), 0.8),
-        (lambda: own_pairs(centred=False).as_data(seed=0), lambda: own_pairs(centred=False).as_data(seed=5), 0.8),
+        (lambda: own_pairs().as_data(split_seed=0), lambda: own_pairs().as_data(split_seed=5), 0.8),
+        (
+            lambda: own_pairs(centred=False).as_data(split_seed=0),
+            lambda: own_pairs(centred=False).as_data(split_seed=5),
+            0.8,
+        ),
         (of_images, lambda: of_images(swapped=True), 1.0),
         (lambda: of_images(canvas=32), lambda: of_images(canvas=32, swapped=True), 1.0),
         (lambda: of_images(canvas=32), lambda: of_images(swapped=True), 0.0),  # other images to a network
@@ -189,11 +193,11 @@ def test_who_is_measured_on_what_it_knows_is_told_so(tmp_path):
     place = lr.save_model(model, tmp_path / "m", image_shape=(1, 6, 6), classes=2, data="mine")
     model = lr.load_model(place)
     perturbations = lr.PixelBall((1, 6, 6), "l2", 1.0)
-    note_seen(perturbations, Seen.of(pairs.as_data(seed=5)))
+    note_seen(perturbations, Seen.of(pairs.as_data(split_seed=5)))
     settings = {"robust": None, "coverage": CoverageSettings(steps=1)}
     with pytest.warns(RobustnessWarning, match="the model was learned from"):
-        results = lr.assess(model, perturbations, pairs.as_data(seed=5), **settings)
-    known = part_of(seen_by(model), pairs.as_data(seed=5).hashes("test"))
+        results = lr.assess(model, perturbations, pairs.as_data(split_seed=5), **settings)
+    known = part_of(seen_by(model), pairs.as_data(split_seed=5).hashes("test"))
     assert 0.5 < known < 1
     assert results.metrics["seen/model"] == known
     assert "seen/set" not in results.metrics

@@ -30,9 +30,13 @@ METRICS: Final = "metrics.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def natural(name: object) -> list[str | int]:
-    """A key to sort names by in which numbers count as numbers: ``light 2`` comes before ``light 10``."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", str(name)))]
+def natural(name: object) -> tuple[list[str | int], str]:
+    """A key to sort names by in which numbers count as numbers: ``light 2`` comes before ``light 10``.
+
+    ``light 02`` is another name than ``light 2``, and comes at a place of its own.
+    """
+    text = str(name)
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", text))], text
 
 
 def quoted(text: str) -> str:

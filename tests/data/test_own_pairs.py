@@ -324,7 +324,8 @@ def test_pairs_of_arrays_tensors_and_files_are_the_same(tmp_path):
 def test_arrays_in_files_are_mapped_and_not_read_into_memory(tmp_path, monkeypatch):
     given = arrays(group=np.arange(12) // 2)
     monkeypatch.setattr("latentrobust.data.pairs.from_arrays.AT_ONCE", 5 * given["x"][0].nbytes)
-    given["x"][1] = given["x"][0]  # an example in two pairs is one image
+    for name in ("x", "y"):
+        given[name][1] = given[name][0]  # an example in two pairs is one image
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, array in given.items():

@@ -18,7 +18,7 @@ from latentrobust.data.lights.multi_illumination import scene_names
 from latentrobust.data.pairs.inspection import inspect, may_be_replaced, picture
 from latentrobust.data.pairs.layouts import LabelFrom, Layout
 from latentrobust.data.pairs.packing import Colour, Fit
-from latentrobust.data.pairs.reading import Incomplete
+from latentrobust.data.pairs.reading import MOST_PIXELS, Incomplete
 from latentrobust.errors import InputError
 from latentrobust.streams import speaking_as
 from latentrobust.transforms.corruptions import CORRUPTIONS, HELD_OUT, TRAINING, textures
@@ -104,6 +104,13 @@ def _root(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data_dir or os.environ.get("LATENTROBUST_DATA", "data_root"))
 
 
+def _side(text: str) -> int:
+    side = int(text)
+    if not 1 <= side <= MOST_PIXELS:
+        raise argparse.ArgumentTypeError(f"height and width are from 1 to {MOST_PIXELS}, got {side}")
+    return side
+
+
 def _level(text: str) -> int:
     level = int(text)
     if not 0 <= level <= MOST_GREY:
@@ -166,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     command.add_argument("root", type=Path, help="folder, .csv or .npz")
     command.add_argument("--layout", choices=get_args(Layout), default="auto", help="default: %(default)s")
-    command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="that all images get")
+    command.add_argument("--size", type=_side, nargs=2, metavar=("HEIGHT", "WIDTH"), help="that all images get")
     command.add_argument("--fit", choices=get_args(Fit), default="resize", help="default: %(default)s")
     command.add_argument("--colour", choices=get_args(Colour), default="auto", help="default: %(default)s")
     command.add_argument(

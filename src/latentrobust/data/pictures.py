@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -30,6 +31,10 @@ ENDINGS = (
 # Pillow's modes. "I" has 32 bits, of which 16 are used where the file has 16.
 GREY, COLOUR = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, BLACK_IS_HIGH = 256, 257, 258, 262, 0  # of TIFF
+
+
+_OPENING = threading.Lock()  # filters of warnings are the process's: threads that change them leave them changed
 
 
 class Header(NamedTuple):
@@ -46,7 +51,7 @@ def header(path: Path) -> Header:
         InputError: if it is no image, or holds several pages or frames, of which nobody says which one is meant.
     """
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(regular(path))
         with opened as picture:
@@ -54,6 +59,8 @@ def header(path: Path) -> Header:
             size, mode = (picture.height, picture.width), picture.mode
             turned = picture.getexif().get(ORIENTATION) in QUARTER_TURNS
             format_ = picture.format
+            if format_ == "TIFF":  # of which Pillow may have turned the size already
+                size = (picture.tag_v2[HEIGHT], picture.tag_v2[WIDTH])
     except DAMAGED as error:
         raise InputError(f"{path} is not an image: {one_line(error)}") from None
     if mode == "I" and format_ == "TIFF":
@@ -86,6 +93,7 @@ def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
     """
     try:
         with Image.open(regular(path)) as picture:
+            highest, inverted = _levels(picture)
             if mode is not None:
                 picture = ImageOps.exif_transpose(picture)  # noqa: PLW2901 - the file is closed by the outer one
                 if picture.mode.startswith("I"):  # Pillow clips 16 bits where it composes them
@@ -104,12 +112,21 @@ def decoded(path: Path, mode: str | None, background: int = 255) -> Tensor:
     except DAMAGED as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from None
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in either byte order
-        array = np.rint(array / 257).astype(np.uint8)
+        array = np.rint((highest - array if inverted else array) * (255 / highest)).clip(0, 255).astype(np.uint8)
     if mode is None:
         return torch.from_numpy(array)
     if mode == "RGB" and array.ndim == 2:  # of 16 bits, which Pillow does not convert
         array = np.repeat(array[..., None], 3, axis=-1)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _levels(picture: Image.Image) -> tuple[int, bool]:
+    """The highest level of more than 8 bits, and whether it is black: what Pillow leaves to others in TIFF."""
+    tags = getattr(picture, "tag_v2", None) if picture.format == "TIFF" else None
+    if tags is None:
+        return 65535, False
+    bits = max(tags.get(BITS) or (16,))
+    return 2 ** (bits if 8 < bits < 16 else 16) - 1, tags.get(PHOTOMETRIC) == BLACK_IS_HIGH
 
 
 def _of_16_bits(picture: Image.Image, path: Path) -> Image.Image:

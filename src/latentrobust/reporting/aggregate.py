@@ -341,10 +341,10 @@ def _telling(groups: Sequence[Sequence[Finished]]) -> list[str]:
     return keys
 
 
-def natural_value(value: str) -> tuple[int, float, list[str | int]]:
+def natural_value(value: str) -> tuple[int, float, tuple[list[str | int], str]]:
     """Numbers first, by size, then names in natural order."""
     number = number_or_text(value)
-    return (0, number, []) if isinstance(number, float) else (1, 0.0, natural(value))
+    return (0, number, ([], "")) if isinstance(number, float) else (1, 0.0, natural(value))
 
 
 def is_better_high(metric: str) -> bool:

@@ -89,6 +89,11 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
     return _written(module, tuple(inputs), path, expected)
 
 
+def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """For modules that normalise their input in place."""
+    return tuple(value.clone() for value in inputs)
+
+
 def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected: Tensor) -> float:
     batch = torch.export.Dim("batch", min=1)
     sizes = tuple({0: batch} for _ in inputs)
@@ -96,7 +101,7 @@ def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about itself
-            program = torch.export.export(module, inputs, dynamic_shapes=sizes)
+            program = torch.export.export(module, _copies(inputs), dynamic_shapes=sizes)
             if path.suffix == ".onnx":
                 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of packages that nobody needs here
                 torch.onnx.export(program, (), str(partial), external_data=False, verbose=False)
@@ -104,7 +109,7 @@ def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected
             else:
                 torch.export.save(program, str(partial))
                 again: Any = torch.export.load(str(partial)).module()
-                answers = [again(*part) for part in (inputs, tuple(value[:1] for value in inputs))]
+                answers = [again(*_copies(part)) for part in (inputs, tuple(value[:1] for value in inputs))]
         difference = max(
             float((found - part).abs().max()) for found, part in zip(answers, (expected, expected[:1]), strict=True)
         )

@@ -85,7 +85,10 @@ def _of_arrays(
     names = {where: _column(part, count, where) for where, part in (("group", group), ("kind", kind), ("split", split))}
     label, class_names = (None, ()) if y is None else _labels(y, count)
     # The same example in several pairs is one image, and one group: its pairs must not be in two splits.
-    contents = [content for content, _ in _contents(Chosen(first, None, "x"))]
+    # An image of one colour may be anywhere: it is one image within its group, or its pair where there are none.
+    homes = names["group"] or list(map(str, range(count)))
+    found = list(_contents(Chosen(first, None, "x")))
+    contents = [f"{content} {home}" if plain else content for (content, plain), home in zip(found, homes, strict=True)]
     clean, different = numbered(contents)
     first_of = {content: place for place, content in reversed(list(enumerate(contents)))}
     kept = np.array([first_of[content] for content in different])
@@ -93,6 +96,10 @@ def _of_arrays(
     # Images of one colour, all black say, are what a perturbation can make of any image: no sign of the same one.
     others = [None if plain else content for content, plain in _contents(Chosen(second, None, "x_tilde"))]
     of_group, groups = numbered(names["group"] or _linked(contents, others))
+    if label is not None:
+        _check_labels_agree(
+            label, [-1 if plain else image for image, (_, plain) in zip(clean.tolist(), found, strict=True)]
+        )
     group_of: dict[str, int] = {}
     for row, own in enumerate(of_group.tolist()):
         for content in (contents[row], others[row]):
@@ -109,6 +116,18 @@ def _of_arrays(
         images, clean, len(kept) + torch.arange(count), of_kind, of_group, label, fixed, kinds, groups,
         class_names, name,
     )  # fmt: skip
+
+
+def _check_labels_agree(label: Tensor, images: Sequence[int]) -> None:
+    """Refuse an image that has several labels; negative numbers are images that may."""
+    first_row: dict[int, int] = {}
+    for row, image in enumerate(images):
+        first = first_row.setdefault(image, row)
+        if image >= 0 and label[row] != label[first]:
+            raise InputError(
+                f"pairs {first} and {row} have the same image x and other labels y ({int(label[first])} and"
+                f" {int(label[row])}, counted from 0): an image has one class"
+            )
 
 
 def _contents(images: Chosen) -> Iterator[tuple[str, bool]]:
@@ -194,6 +213,8 @@ def _array(values: Any, where: str) -> np.ndarray:
     Raises:
         InputError: for what is none, such as lists of several lengths.
     """
+    if isinstance(values, np.ndarray) and values.dtype.kind == "S":  # bytes, as some tools write names
+        values = np.char.decode(values, "utf-8", "replace")
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
@@ -244,9 +265,11 @@ def read_arrays(place: Path, name: str, cache: str | Path | None = None) -> Pair
     if place.is_dir():
         there = [key for key in ARRAYS if (place / f"{key}.npy").is_file()]
         found = {
-            key: read_array(place / f"{key}.npy", "r" if key in ARRAYS[:2] else None, text=key in ARRAYS[3:])
+            key: read_array(place / f"{key}.npy", "r" if key in ARRAYS[:2] else None, text=key in ARRAYS[2:])
             for key in there
         }
+        if unknown := sorted(path.name for path in place.glob("*.npy") if path.stem not in ARRAYS):
+            raise InputError(f"{place} holds {', '.join(unknown)}: arrays are named {', '.join(ARRAYS)}")
     else:
         try:
             with np.load(regular(place), allow_pickle=False) as archive:

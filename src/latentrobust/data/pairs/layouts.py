@@ -20,6 +20,7 @@ Layout = Literal["auto", "groups", "parallel", "manifest", "arrays"]
 LabelFrom = Literal["parent"]
 MOST_KINDS = 256
 SEPARATORS = "_-. "
+ORIGINALS = ("clean", "original", "originals")  # folders that hold these, as a rule, and are no groups
 EXPECTED = (
     "expected a folder per group with an image per variant, the folders clean/ and perturbed/, or a manifest (.csv)"
 )
@@ -51,6 +52,8 @@ def listed(root: Path, layout: Layout = "auto", original: str | None = None, lab
     read: Callable[[Path], Listing] = (
         partial(parallel, label=label) if chosen == "parallel" else partial(groups, original=original, label=label)
     )
+    if layout == "auto" and chosen == "groups":
+        _refuse_inner_halves(root)
     found = _by_split(root, read)
     if not found.perturbed and not found.problems:
         raise InputError(f"data.root={root} has no images in it: {EXPECTED}")
@@ -62,7 +65,8 @@ def _layout(root: Path) -> Layout:
         if root.suffix.lower() != ".csv":
             raise InputError(f"data.root={root} is neither a folder nor a manifest: {EXPECTED}")
         return "manifest"
-    places = (root, *(root / name for name in SPLIT_NAMES))
+    splits = [path for path in _children(root) if path.name.casefold() in SPLIT_NAMES] if root.is_dir() else []
+    places = (root, *splits)
     if manifests := [path.name for path in _children(root) if path.suffix.lower() == ".csv" and is_manifest(path)]:
         raise InputError(
             f"data.root={root} has a manifest in it: give data.root={root / manifests[0]}, or, to read the folders"
@@ -70,6 +74,25 @@ def _layout(root: Path) -> Layout:
         )
     both = any(_half(place, "clean").is_dir() and _half(place, PERTURBED).is_dir() for place in places)
     return "parallel" if both else "groups"
+
+
+def _refuse_inner_halves(root: Path) -> None:
+    """Folders of originals beside folders of the same names: read as groups, they would pair different things."""
+    inside = {folder: {path.stem for path in images} for folder, images in _folders_of_images(root, Listing())}
+    for folder, stems in inside.items():
+        if folder.name.casefold() not in ORIGINALS or len(stems) < 2:
+            continue
+        twins = [
+            other for other in inside if other.parent == folder.parent and other != folder and inside[other] == stems
+        ]
+        if twins:
+            name = folder.parent.relative_to(root).as_posix()
+            place = "" if name == "." else f" in {name}/"
+            raise InputError(
+                f"data.root={root}: {folder.name}/ and {twins[0].name}/{place} have images of the same names: put them"
+                f" into clean/{'' if name == '.' else name + '/'} and perturbed/{'' if name == '.' else name + '/'} of"
+                f" the root, or, if {folder.name} is a group, give data.layout=groups"
+            )
 
 
 def _half(root: Path, name: str) -> Path:
@@ -81,16 +104,24 @@ def _half(root: Path, name: str) -> Path:
 
 def _by_split(root: Path, read: Callable[[Path], Listing]) -> Listing:
     """A folder whose folders are ``train`` and ``test`` (and ``validation`` or ``val``) is split so."""
-    folders = {path.name: path for path in _children(root) if path.is_dir()}
-    if "train" not in folders or len(folders) < 2 or not set(folders) <= set(SPLIT_NAMES):
+    folders = [path for path in _children(root) if path.is_dir()]
+    splits = [path for path in folders if path.name.casefold() in SPLIT_NAMES]
+    named = {path.name.casefold() for path in splits}
+    others = [path for path in folders if path not in splits and _folders_of_images(path, Listing())]
+    if "train" not in named or len(folders) < 2 or (others and "test" not in named):
         return read(root)
-    if "test" not in folders:
+    if others:
         raise InputError(
-            f"{root} has {', '.join(f'{name}/' for name in sorted(folders))} but no test/: give all splits, or none"
+            f"{root} has {_few([f'{path.name}/' for path in splits])} and, beside them, {others[0].name}/ with images:"
+            " splits are train/, validation/ (or val/) and test/; rename it, or move it away"
+        )
+    if "test" not in named:
+        raise InputError(
+            f"{root} has {', '.join(f'{path.name}/' for path in splits)} but no test/: give all splits, or none"
         )
     found = Listing()
-    for name, folder in folders.items():
-        found.extend(read(folder), SPLIT_NAMES[name])
+    for folder in splits:
+        found.extend(read(folder), SPLIT_NAMES[folder.name.casefold()])
     return found
 
 

@@ -102,7 +102,7 @@ def _inside(root: Path, cell: str, half: str, line: int, found: Listing) -> Path
         found.problems.append(f"line {line}: the name of the {half} image holds a NUL byte")
         return None
     path = root / cell
-    if Path(cell).is_absolute() or not path.resolve().is_relative_to(root):
+    if not path.resolve().is_relative_to(root):
         found.problems.append(f"line {line}: {cell} lies outside the manifest's folder")
     elif not path.is_file():
         found.problems.append(f"line {line}: there is no file {cell}")

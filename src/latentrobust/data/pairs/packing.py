@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from latentrobust.data.pictures import decoded, fitted, size_and_colour
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, replacing
 
-FORMAT = 1
+FORMAT = 2
 Fit = Literal["resize", "pad"]
 Colour = Literal["auto", "grey", "colour"]
 Result = TypeVar("Result")
@@ -115,8 +116,8 @@ def common_look(
 def packed(files: Sequence[Path], look: Look, cache: Path, root: Path) -> tuple[Tensor, dict[int, str]]:
     """The images of files, uint8 ``[M, C, H, W]``, mapped from a file that is written where there is none yet.
 
-    What is wrong with files that cannot be read is returned by place; their images are black, and not kept in the cache
-    as long as anything is wrong.
+    What is wrong with files that cannot be read is returned by place, and their images are black. Each time it is tried
+    whether they can be read now, and if one can, all are packed anew.
 
     Args:
         files: to pack, in order.
@@ -130,7 +131,7 @@ def packed(files: Sequence[Path], look: Look, cache: Path, root: Path) -> tuple[
     stem = _fingerprint([FORMAT, *look], files, root)
     images, index = cache / f"{stem}.npy", cache / f"{stem}.json"
     problems = _known_problems(index)
-    if problems is None:
+    if problems is None or _any_is_mended(problems, files, look):
         with _writing_to(cache):
             problems = _write(files, look, images)
             with replacing(index) as file:
@@ -179,13 +180,25 @@ def _mapped(images: Path, shape: tuple[int, ...], remedy: str) -> Tensor:
     return torch.from_numpy(pixels)
 
 
+def _read(path: Path, look: Look) -> Tensor:
+    pixels = decoded(path, "L" if look.grey else "RGB", look.background)
+    return fitted(pixels, look.size, look.pad, look.background)
+
+
+def _any_is_mended(problems: Mapping[str, str], files: Sequence[Path], look: Look) -> bool:
+    """Whether a file can be read that could not: rights, or a disk's, are no part of a file's name, size and date."""
+    for place in problems:
+        try:
+            _read(files[int(place)], look)
+        except InputError:
+            continue
+        return True
+    return False
+
+
 def _write(files: Sequence[Path], look: Look, images: Path) -> dict[str, str]:
     problems = {}
-    mode = "L" if look.grey else "RGB"
-
-    def read(path: Path) -> Tensor:
-        return fitted(decoded(path, mode, look.background), look.size, look.pad, look.background)
-
+    read = partial(_read, look=look)
     with replacing(images) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *look.shape)}
         npy.write_array_header_1_0(file, header)
@@ -213,9 +226,9 @@ def _fingerprint(reading: Sequence[Any], files: Sequence[Path], root: Path) -> s
     for path in files:
         try:
             found = path.stat()
-        except OSError as error:
-            raise InputError(f"{path} cannot be looked at: {error.strerror}") from None
-        stamps.append([os.path.relpath(path, root), found.st_size, found.st_mtime_ns])
+            stamps.append([os.path.relpath(path, root), found.st_size, found.st_mtime_ns])
+        except OSError as error:  # a broken link, say: what is wrong with it is said where it is read
+            stamps.append([os.path.relpath(path, root), error.errno])
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
 
 

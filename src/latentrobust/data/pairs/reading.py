@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,8 @@ from latentrobust.data.pairs.table import MOST_CLASSES, Pairs, fixed_splits, in_
 from latentrobust.errors import InputError
 
 Incomplete = Literal["error", "skip"]
-PictureSize = Annotated[int, Range(1, 1 << 14)]
+MOST_PIXELS = 1 << 14  # along one side
+PictureSize = Annotated[int, Range(1, MOST_PIXELS)]
 REMEDY = " (data.incomplete=skip leaves them out)"
 
 
@@ -106,11 +108,16 @@ def read_pairs(
 
 
 def twin_kinds(kinds: Sequence[str]) -> list[str]:
-    """Kinds whose names differ in case alone: most likely one kind, counted as two."""
+    """Kinds whose names differ in case, or in how letters are encoded: most likely one kind, counted as two."""
     spelt: dict[str, list[str]] = {}
     for kind in dict.fromkeys(kinds):
-        spelt.setdefault(kind.casefold(), []).append(kind)
-    return [f"the kinds {' and '.join(names)} differ in case alone" for names in spelt.values() if len(names) > 1]
+        spelt.setdefault(unicodedata.normalize("NFC", kind).casefold(), []).append(kind)
+    several = [names for names in spelt.values() if len(names) > 1]
+    same = (len({unicodedata.normalize("NFC", name) for name in names}) == 1 for names in several)
+    return [
+        f"the kinds {' and '.join(names)} differ in {'the encoding of letters' if alike else 'case'} alone"
+        for names, alike in zip(several, same, strict=True)
+    ]
 
 
 def of_listing(found: Listing, images: Tensor, name: str, problems: tuple[str, ...]) -> Pairs:

@@ -79,7 +79,13 @@ class Pairs:
         return tuple(self.images.shape[1:])
 
     def as_data(
-        self, validation: Amount = 0.1, test: Amount = 0.2, *, batch_size: int = 64, seed: int = 0
+        self,
+        validation: Amount = 0.1,
+        test: Amount = 0.2,
+        *,
+        batch_size: int = 64,
+        seed: int = 0,
+        split_seed: int = 0,
     ) -> GivenPairs:
         """A data module of these pairs, split by group: what `latentrobust.learn` and `latentrobust.assess` take.
 
@@ -87,14 +93,15 @@ class Pairs:
             validation: groups to validate on, a number or a share; unless the pairs name splits.
             test: groups to test on, the same.
             batch_size: pairs per batch.
-            seed: of the draw, and of the order of training pairs.
+            seed: of the order of training pairs.
+            split_seed: of the draw of groups; as `latentrobust.learn` draws them, by default.
 
         Raises:
             InputError: for numbers that leave a split without groups.
         """
         from latentrobust.data.pairs.given import GivenPairs  # noqa: PLC0415 - it needs Lightning
 
-        return GivenPairs(self, None, batch_size, None, validation, test, split_seed=seed, seed=seed)
+        return GivenPairs(self, None, batch_size, None, validation, test, split_seed=split_seed, seed=seed)
 
     def describe(self) -> str:
         """What the pairs are, in a sentence or two."""
