@@ -31,7 +31,7 @@ RUNS = 3 * (1 + 1.5)  # a warm-up and two turns, of ours and of the plain loop
 
 
 def unet(on: Conditions) -> list[Row]:
-    """Training steps (pairs a second) and smoothed segmentation (votes of pixels a second), beside plain loops.
+    """Training steps (pairs per second) and smoothed segmentation (votes of pixels per second), beside plain loops.
 
     Prints how long the paper's schedule would take at that rate.
     """
