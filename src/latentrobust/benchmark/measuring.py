@@ -129,7 +129,7 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def in_turns(seconds: float, *runs: Callable[[], int], least: int = 2) -> list[list[float]]:
-    """Samples a second of each in at least ``least`` runs, after one to warm up.
+    """Samples per second of each in at least ``least`` runs, after one to warm up.
 
     Each run does some samples and returns how many. They take turns, so that a machine that slows down slows all.
     """
@@ -201,7 +201,7 @@ def compared(
 def row(
     loop: str, shape: list[int], on: Conditions, ours: float, plain: float, memory: float, *, unit: str = "images"
 ) -> Row:
-    """A line of the table, as in the JSON file; rates in samples a second, memory at its peak in MiB."""
+    """A line of the table, as in the JSON file; rates in samples per second, memory at its peak in MiB."""
     device = on.device
     on_gpu = device.type == "cuda"
     return {
