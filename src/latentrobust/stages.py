@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from latentrobust.perturbation_sets import store as sets
 from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.perturbation_sets.stored import read_checkpoint, read_folder
 from latentrobust.robustness.journal import fingerprint
+from latentrobust.robustness.training import Curriculum
 from latentrobust.run_folder import RunFolder, of_a_run, say
 from latentrobust.schedules import Moment, PiecewiseLinear
 from latentrobust.seen import Seen, note_seen, seen_by
@@ -187,6 +189,7 @@ def train_model(
     if best and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         models.restore_model(best, network=task.model)
         fitted = read_checkpoint(best).get("fitted") or fitted  # of that epoch
+    _say_if_none_was_best(trainer, best)
     times |= {f"{prefix}fit_{key}": value for key, value in fitted.items()}
     model = task.model.eval().cpu()
     note_seen(model, Seen.of(shared.data))
@@ -294,13 +297,17 @@ def _scaled(radius: float | str | None, share: float | None) -> float | str | No
 
 def _share_reached(curriculum: Mapping[str, Any], trainer: Mapping[str, Any] | None) -> float | None:
     """The share of its radius that a curriculum reaches; None where steps end it, of which nobody knows the epoch."""
-    values, epochs = curriculum.get("values") or [1], curriculum.get("epochs") or [0]
+    usual = inspect.signature(Curriculum).parameters
+    values, epochs = (curriculum.get(name) or usual[name].default for name in ("values", "epochs"))
     if trainer is None:
         return float(values[-1])
     last, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     if not isinstance(last, int) or last < 1 or (isinstance(steps, int) and steps > 0):
         return None
-    return PiecewiseLinear(values, epochs, curriculum.get("stretch_to"))(Moment(last - 1))
+    stretch = curriculum.get("stretch_to")
+    if isinstance(stretch, str) or len(values) != len(epochs):  # a reference, or nothing that could be trained with
+        return None
+    return PiecewiseLinear(values, epochs, stretch)(Moment(last - 1))
 
 
 def stored_training(
@@ -384,6 +391,15 @@ def _learned(trainer: pl.Trainer, learner: Any, shared: Session) -> Perturbation
     if learner.radius is None:  # stopped before the first validation
         trainer.validate(learner, datamodule=shared.data, verbose=False)
     return learner.perturbation_set().eval().requires_grad_(False)
+
+
+def _say_if_none_was_best(trainer: pl.Trainer, best: str) -> None:
+    first = max((getattr(callback, "first_epoch", 0) for callback in trainer.checkpoint_callbacks), default=0)
+    if first and not best:
+        warn(
+            f"no epoch from {first} on, where what is trained for no longer changes, was validated: the last weights"
+            " are kept (trainer.check_val_every_n_epoch, task.attack_every_n_epochs)"
+        )
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> str:

@@ -86,6 +86,9 @@ def test_splits_in_folders_in_whatever_case_beside_notes(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "read.txt").write_text("hello")
     assert set(read_pairs(tmp_path).split) == {"train", "validation", "test"}
+    for name in ("Val", "TEST"):
+        (tmp_path / name).rename(tmp_path / f".{name}")
+    assert read_pairs(tmp_path).split is None  # a group of things called so
 
 
 @pytest.mark.parametrize("third", ["valid", "dev", "testing"])

@@ -92,5 +92,14 @@ def test_it_stretches_and_says_when_it_begins():
     curriculum |= {"values": [0, 0, 0.5, 1, 1], "epochs": [0, 49.9, 50, 65, 100], "stretch_to": 32}
     for epochs, steps, radius in ((32, -1, "p75"), (20, -1, None), (32, 100, None)):  # of a name there are no shares
         assert trained_for(curriculum, trainer={"max_epochs": epochs, "max_steps": steps}) == radius
+    for given, share in (
+        ({"epochs": [0, 1, 2, 3, 4]}, 1),
+        ({"values": [0, 1, 1]}, None),
+        ({"stretch_to": "${x}"}, None),
+    ):
+        own = {"_target_": f"{target}Curriculum", "perturbation": {**inner, "radius": 2.0}, **given}
+        assert trained_for(own, trainer={"max_epochs": 9}) == (share and 2.0 * share)
+    own = {"_target_": f"{target}Curriculum", "perturbation": {**inner, "radius": 2.0}}
+    assert trained_for(own, trainer={"max_epochs": 60}) == pytest.approx(2 * (0.5 + 0.5 * 9 / 15))
     short = {**curriculum, "perturbation": {**inner, "radius": 2.0}, "stretch_to": 2}
     assert trained_for(short, trainer={"max_epochs": 2, "max_steps": -1}) == pytest.approx(1.0)  # half of it

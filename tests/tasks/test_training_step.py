@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -92,6 +93,8 @@ def test_what_is_trained_for_is_settled_at_some_epoch():
     stages = Schedule({"a": PairedData(), "b": growing}, {"a": 3, "b": 100})
     assert [stages.settled(epochs) for epochs in (103, 4, 3)] == [65, 3, 0]
     assert Joint({"a": PairedData(), "b": growing}).settled(80) == 65
+    paired, gentle = PairedData(), Adversarial()
+    assert Schedule({"a": paired, "b": gentle, "c": paired}, {"a": 2, "b": 2, "c": 2}).settled(8) == 4
     assert Adversarial().settled(7) == 0
 
 
@@ -117,7 +120,7 @@ def test_no_epoch_before_the_first_is_the_best(tmp_path, at_epoch_end):
     best = BestCheckpoint(
         dirpath=tmp_path, filename="best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=at_epoch_end
     )
-    best.first_epoch = 2
+    best.begin_at(2)
     data = torch.utils.data.DataLoader(torch.ones(2, 1))
     trainer = pl.Trainer(
         max_epochs=4, callbacks=[best], logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -127,6 +130,34 @@ def test_no_epoch_before_the_first_is_the_best(tmp_path, at_epoch_end):
     assert torch.load(best.best_model_path, weights_only=False)["epoch"] == 2
 
 
+def fit(folder, epochs, first, resumed=None, **options):
+    best = BestCheckpoint(dirpath=folder, filename="best", monitor="val/accuracy", mode="max")
+    best.resumed_from = resumed
+    last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True)
+
+    class Begins(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            best.begin_at(first)
+
+    data = torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2)
+    trainer = pl.Trainer(
+        max_epochs=epochs, callbacks=[Begins(), best, last], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", default_root_dir=folder, **options,
+    )  # fmt: skip
+    trainer.fit(Falling(), data, data, ckpt_path=resumed)
+    return torch.load(best.best_model_path, weights_only=False)["epoch"] if best.best_model_path else None
+
+
+def test_a_best_epoch_of_the_run_that_is_resumed_may_be_too_early(tmp_path):
+    assert fit(tmp_path / "a", 3, 0) == 0
+    assert fit(tmp_path / "b", 6, 0, tmp_path / "a" / "last.ckpt") == 0
+    assert fit(tmp_path / "c", 6, 4, tmp_path / "a" / "last.ckpt") == 4
+
+
+def test_an_epoch_that_steps_end_before_its_validation_is_not_the_best(tmp_path):
+    assert fit(tmp_path, 9, 2, max_steps=5) is None  # epoch 2 is half an epoch
+
+
 def trainer_of(**options):
     limits = {"max_epochs": 10, "max_steps": -1, "num_training_batches": 5, "accumulate_grad_batches": 1}
     others = {"check_val_every_n_epoch": 1, "fast_dev_run": False, "checkpoint_callbacks": []}
@@ -134,14 +165,14 @@ def trainer_of(**options):
 
 
 def test_the_best_epoch_is_one_that_trains_for_what_the_last_one_does():
-    callback = SimpleNamespace(first_epoch=0)
+    began = []
+    callback = SimpleNamespace(begin_at=began.append)
     made = task(OfChannels(), Curriculum(Adversarial(), values=[0, 1, 1], epochs=[0, 5, 10]))
     made._trainer = trainer_of(checkpoint_callbacks=[callback, SimpleNamespace()])
     made.on_train_start()
-    assert callback.first_epoch == 5
     made._trainer = trainer_of(checkpoint_callbacks=[callback], max_steps=15)
     made.on_train_start()
-    assert callback.first_epoch == 2  # of three
+    assert began == [5, 2]  # of ten, and of three
 
 
 def test_steps_that_end_before_a_curriculum_begins_are_refused():
@@ -161,8 +192,9 @@ def test_parts_that_are_alike_draw_differently():
     batch = Batch.of(x, torch.zeros(40, dtype=torch.long), x_tilde=x + 0.1)
     keys = random.example_keys(0, torch.arange(40))
     at = Setting(OfChannels(), PixelBall((1, 4, 4), "l2", 1.0), batch, keys, Standard().attack_loss)
-    first, second = noise(at).images.chunk(2)
-    assert not torch.equal(first, second)
+    nested = Joint({"p": noise, "c": Gaussian(sigma=1.0)})
+    drawn = nested(at).images.chunk(3)
+    assert not any(torch.equal(drawn[one], drawn[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
     first, second = (part.flatten(1).amax(1) > 0.55 for part in some(at).images.chunk(2))
     assert not torch.equal(first, second)
 

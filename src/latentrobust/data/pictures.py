@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,16 +51,19 @@ def header(path: Path) -> Header:
         InputError: if it is no image, or holds several pages or frames, of which nobody says which one is meant.
     """
     try:
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(regular(path))
-        with opened as picture:
+        with regular(path).open("rb") as file:
+            file.peek(1)  # where files are far away, threads wait for them side by side
+            with _OPENING, warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                picture = Image.open(file)
             frames = getattr(picture, "n_frames", 1)
             size, mode = (picture.height, picture.width), picture.mode
             turned = picture.getexif().get(ORIENTATION) in QUARTER_TURNS
             format_ = picture.format
             if format_ == "TIFF":  # of which Pillow may have turned the size already
                 size = (picture.tag_v2[HEIGHT], picture.tag_v2[WIDTH])
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not an image that Pillow knows") from None
     except DAMAGED as error:
         raise InputError(f"{path} is not an image: {one_line(error)}") from None
     if mode == "I" and format_ == "TIFF":

@@ -20,6 +20,7 @@ from latentrobust.arguments import Share, validated
 from latentrobust.files import replacing, write_tensors
 from latentrobust.interrupts import requested
 from latentrobust.modules import batches_trained
+from latentrobust.perturbation_sets.stored import read_checkpoint
 from latentrobust.run_folder import writes
 
 
@@ -92,18 +93,29 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     first_epoch: int = 0
-    """No earlier one is the best: what is trained for changes until then."""
+    """No earlier one is the best: what is trained for changes until then; see `begin_at`."""
+    _validated = -1
     resumed_from: Path | None = None
     """The checkpoint that the training goes on from: set by whoever starts it."""
 
+    def begin_at(self, epoch: int) -> None:
+        """Let no earlier epoch be the best, not even one of the run that is resumed."""
+        self.first_epoch = epoch
+        if self.best_model_path and int(read_checkpoint(self.best_model_path)["epoch"]) < epoch:
+            self.best_model_path = self.kth_best_model_path = ""
+            self.best_k_models, self.best_model_score = {}, None
+            self.kth_value = torch.tensor(-torch.inf if self.mode == "max" else torch.inf)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save it if it is the best, and may be."""
+        self._validated = trainer.current_epoch
         if trainer.current_epoch >= self.first_epoch:
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same where validations do not say so."""
-        if trainer.current_epoch >= self.first_epoch:
+        """The same; where steps end an epoch before it is validated, what was measured is of another one."""
+        is_stale = str(self.monitor).startswith("val/") and self._validated != trainer.current_epoch
+        if trainer.current_epoch >= self.first_epoch and not is_stale:
             super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:

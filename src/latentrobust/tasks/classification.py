@@ -188,8 +188,8 @@ class ClassificationTask(Scheduled):
         self.check_epochs(self.trainer)  # by now it is known how many there are
         epochs = _epochs(self.trainer)
         for callback in self.trainer.checkpoint_callbacks:
-            if hasattr(callback, "first_epoch") and epochs > 0:
-                callback.first_epoch = self.training_perturbation.settled(epochs)
+            if hasattr(callback, "begin_at") and epochs > 0:
+                callback.begin_at(self.training_perturbation.settled(epochs))
 
     @property
     def trained(self) -> nn.Module:
@@ -223,10 +223,11 @@ class ClassificationTask(Scheduled):
             images, targets = self.augmentation.mixup(images, targets, random.fold_in(keys, Purpose.MIXUP))
             labels = targets.argmax(1)  # of which there is more
         step = self.objective(model, x, images, targets, keys)
-        loss = _mean(step.loss, batch.labels)
+        weights = _weights(batch.labels)
+        loss = _mean(step.loss, weights)
         right = self.criterion.accuracy(step.logits.detach(), labels)
         counted = right.isfinite()  # of maps, some images may have no pixel that counts
-        values = {"loss": (loss.detach(), len(batch.index)), "accuracy": (right.where(counted, 0), counted)}
+        values = {"loss": (loss.detach(), weights.sum()), "accuracy": (right.where(counted, 0), counted)}
         for name, (value, weight) in values.items():
             metric: Any = self.fit_metrics[name]
             metric.update(value, weight)
@@ -312,12 +313,15 @@ class ClassificationTask(Scheduled):
         self.fitted = dict(checkpoint.get("fitted", {}))
 
 
-def _mean(losses: Tensor, labels: Tensor) -> Tensor:
-    """Of an objective's losses ``[m · B]``; of maps, over those in which a pixel counts."""
-    if labels.dim() == 1:
-        return losses.mean()
-    counted = repeated((labels >= 0).flatten(1).any(1), len(losses) // len(labels))
-    return torch.where(counted, losses, 0).sum() / counted.sum().clamp_min(1)
+def _weights(labels: Tensor) -> Tensor:
+    """Of the images of a batch ``[B]``: 0 for a map in which no pixel counts."""
+    return labels.new_ones(len(labels)) if labels.dim() == 1 else (labels >= 0).flatten(1).any(1).long()
+
+
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Of an objective's losses ``[m · B]``, over the images that count."""
+    counted = repeated(weights, len(losses) // len(weights))
+    return torch.where(counted > 0, losses, 0).sum() / counted.sum().clamp_min(1)
 
 
 def _epochs(trainer: pl.Trainer) -> int:

@@ -268,8 +268,10 @@ def read_arrays(place: Path, name: str, cache: str | Path | None = None) -> Pair
             key: read_array(place / f"{key}.npy", "r" if key in ARRAYS[:2] else None, text=key in ARRAYS[2:])
             for key in there
         }
-        if unknown := sorted(path.name for path in place.glob("*.npy") if path.stem not in ARRAYS):
-            raise InputError(f"{place} holds {', '.join(unknown)}: arrays are named {', '.join(ARRAYS)}")
+        if unknown := sorted(path.name for path in place.glob("[!.]*.npy") if path.stem not in ARRAYS):
+            raise InputError(
+                f"{place} holds {', '.join(unknown)}: arrays are named {', '.join(ARRAYS)}; rename it, or move it away"
+            )
     else:
         try:
             with np.load(regular(place), allow_pickle=False) as archive:

@@ -52,9 +52,9 @@ def listed(root: Path, layout: Layout = "auto", original: str | None = None, lab
     read: Callable[[Path], Listing] = (
         partial(parallel, label=label) if chosen == "parallel" else partial(groups, original=original, label=label)
     )
-    if layout == "auto" and chosen == "groups":
-        _refuse_inner_halves(root)
     found = _by_split(root, read)
+    if layout == "auto" and chosen == "groups":
+        _refuse_inner_halves(root, found.files)
     if not found.perturbed and not found.problems:
         raise InputError(f"data.root={root} has no images in it: {EXPECTED}")
     return found
@@ -76,23 +76,31 @@ def _layout(root: Path) -> Layout:
     return "parallel" if both else "groups"
 
 
-def _refuse_inner_halves(root: Path) -> None:
+def _refuse_inner_halves(root: Path, files: Sequence[Path]) -> None:
     """Folders of originals beside folders of the same names: read as groups, they would pair different things."""
-    inside = {folder: {path.stem for path in images} for folder, images in _folders_of_images(root, Listing())}
-    for folder, stems in inside.items():
-        if folder.name.casefold() not in ORIGINALS or len(stems) < 2:
-            continue
-        twins = [
-            other for other in inside if other.parent == folder.parent and other != folder and inside[other] == stems
-        ]
-        if twins:
-            name = folder.parent.relative_to(root).as_posix()
-            place = "" if name == "." else f" in {name}/"
-            raise InputError(
-                f"data.root={root}: {folder.name}/ and {twins[0].name}/{place} have images of the same names: put them"
-                f" into clean/{'' if name == '.' else name + '/'} and perturbed/{'' if name == '.' else name + '/'} of"
-                f" the root, or, if {folder.name} is a group, give data.layout=groups"
-            )
+    inside: dict[Path, dict[str, set[str]]] = {}
+    for path in files:
+        inside.setdefault(path.parent.parent, {}).setdefault(path.parent.name, set()).add(path.stem)
+    for parent, folders in inside.items():
+        for name, stems in folders.items():
+            if name.casefold() not in ORIGINALS or len(stems) < 2:
+                continue
+            twins = [other for other, names in folders.items() if other != name and names == stems]
+            if twins:
+                within = "" if parent == root else f"{parent.relative_to(root).as_posix()}/"
+                raise InputError(
+                    f"data.root={root}: {within}{name}/ and {within}{twins[0]}/ have images of the same names: put them"
+                    f" into clean/{within} and perturbed/{within} of the root, or, if {name} is a group, give"
+                    " data.layout=groups"
+                )
+
+
+def _has_images(folder: Path) -> bool:
+    return any(
+        Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
+        for _, _, files in os.walk(folder)
+        for name in files
+    )
 
 
 def _half(root: Path, name: str) -> Path:
@@ -107,8 +115,10 @@ def _by_split(root: Path, read: Callable[[Path], Listing]) -> Listing:
     folders = [path for path in _children(root) if path.is_dir()]
     splits = [path for path in folders if path.name.casefold() in SPLIT_NAMES]
     named = {path.name.casefold() for path in splits}
-    others = [path for path in folders if path not in splits and _folders_of_images(path, Listing())]
-    if "train" not in named or len(folders) < 2 or (others and "test" not in named):
+    if "train" not in named or len(named) < 2:
+        return read(root)
+    others = [path for path in folders if path not in splits and _has_images(path)]
+    if others and "test" not in named:
         return read(root)
     if others:
         raise InputError(

@@ -24,7 +24,7 @@ from latentrobust.data.pictures import decoded, fitted, size_and_colour
 from latentrobust.errors import InputError
 from latentrobust.files import read_json, replacing
 
-FORMAT = 2
+FORMAT, FORMAT_OF_ARRAYS = 2, 1
 Fit = Literal["resize", "pad"]
 Colour = Literal["auto", "grey", "colour"]
 Result = TypeVar("Result")
@@ -152,7 +152,7 @@ def packed_arrays(chunks: Iterable[Tensor], shape: tuple[int, ...], files: Seque
     Raises:
         InputError: if the folder cannot be written, or for values that are no images'.
     """
-    stem = _fingerprint([FORMAT, *shape], files, files[0].parent)
+    stem = _fingerprint([FORMAT_OF_ARRAYS, *shape], files, files[0].parent)
     images = cache / f"{stem}.npy"
     if not images.is_file():
         with _writing_to(cache), replacing(images) as file:

@@ -225,7 +225,7 @@ class Joint(TrainingPerturbation):
     def _settings(self, at: Setting) -> Iterator[tuple[TrainingPerturbation, Setting]]:
         for number, (name, part) in enumerate(self.parts.items()):
             # Keys of its own, or two alike would draw alike.
-            keys = random.fold_in(random.fold_in(at.keys, Purpose.PARTS), number) if number else at.keys
+            keys = random.fold_in(random.fold_in(at.keys, Purpose.PARTS), number)
             yield part, at._replace(keys=keys, searches=at.searches and at.searches.of(name))
 
     def settled(self, epochs: int) -> int:
@@ -262,8 +262,9 @@ class Schedule(TrainingPerturbation):
 
     def settled(self, epochs: int) -> int:
         """In the last stage that there is time for."""
-        last = self.stage(epochs - 1)
-        began = next(epoch for epoch in range(epochs) if self.stage(epoch) is last)
+        last, began = self.stage(epochs - 1), epochs - 1
+        while began and self.stage(began - 1) is last:
+            began -= 1
         return max(began, last.settled(epochs))
 
     def stage(self, epoch: int) -> TrainingPerturbation:
