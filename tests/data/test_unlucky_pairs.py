@@ -14,6 +14,7 @@ from PIL import Image
 import latentrobust as lr
 from latentrobust import InputError
 from latentrobust.data.pairs import packing
+from latentrobust.data.pairs.inspection import inspect
 from latentrobust.data.pairs.layouts import listed
 from latentrobust.data.pairs.reading import read_pairs
 from latentrobust.data.pictures import decoded, header
@@ -171,6 +172,42 @@ def test_kinds_that_differ_in_the_encoding_of_letters_are_named(tmp_path):
         save(tmp_path / "perturbed" / kind / f"{number}.png", 100 + number)
     with pytest.raises(InputError, match="differ in the encoding of letters alone"):
         read_pairs(tmp_path)
+
+
+def test_kinds_that_are_one_are_not_left_out_by_skip(tmp_path):
+    for number, kind in enumerate(("Fog", "fog")):
+        save(tmp_path / "clean" / f"{number}.png", number)
+        save(tmp_path / "perturbed" / kind / f"{number}.png", 100 + number)
+    with pytest.raises(InputError, match="differ in case alone: give them one name"):
+        read_pairs(tmp_path, incomplete="skip")
+
+
+def test_inspect_refuses_for_arrays_what_a_run_refuses(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x=x, x_tilde=255 - x)
+    assert inspect(tmp_path / "own.npz").pairs is not None
+    for options in ({"size": (4, 4)}, {"label": "parent"}, {"original": "q"}, {"colour": "grey"}, {"fit": "pad"}):
+        for read in (inspect, read_pairs):
+            with pytest.raises(InputError, match="arrays are taken as they are"):
+                read(tmp_path / "own.npz", **options)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "remedy"),
+    [
+        (0.0, 255.0, "divide by 255"),
+        (0.0, 4095.0, "largest level"),
+        (-1e-9, 1.0, "clip them"),
+        (0.0, 1.0001, "clip them"),
+        (-1.0, 1.0, r"\(x \+ 1\) / 2"),
+        (-2.1, 2.6, "undo what normalised"),
+    ],
+)
+def test_values_that_are_no_images_have_a_remedy_each(low, high, remedy):
+    x = np.full((4, 1, 3, 3), 0.5)
+    x[1, 0, 0, 0], x[1, 0, 0, 1] = low, high
+    with pytest.raises(InputError, match=remedy):
+        lr.pairs(x, x)
 
 
 def test_absolute_names_in_a_manifest_may_lie_in_its_folder(tmp_path):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from latentrobust.errors import InputError
 
+NEARLY, MOST = 0.05, 255  # beyond [0, 1] by rounding or interpolation; of 8 bits
+
 
 class Split(NamedTuple):
     """``images [N, C, H, W]`` uint8 and ``labels [N]`` int64."""
@@ -43,8 +45,18 @@ def to_uint8(images: np.ndarray | Tensor, where: str) -> Tensor:
         raise InputError(f"{where}: image {bad} contains NaN")
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 1:
-        raise InputError(f"{where}: expected floats in [0, 1], got values from {low:g} to {high:g}; divide by 255?")
+        raise InputError(
+            f"{where}: expected floats in [0, 1], got values from {low:g} to {high:g}; {_remedy(low, high)}"
+        )
     return torch.from_numpy(np.rint(array * 255).astype(np.uint8))
+
+
+def _remedy(low: float, high: float) -> str:
+    if max(-low, high - 1) <= NEARLY:
+        return "clip them to [0, 1]"
+    if low < 0:
+        return "(x + 1) / 2 brings [-1, 1] to [0, 1]" if low >= -1 and high <= 1 else "undo what normalised them"
+    return "divide by 255?" if high <= MOST else "divide by the largest level that there can be"
 
 
 def to_labels(labels: np.ndarray, count: int, where: str) -> Tensor:

@@ -20,7 +20,7 @@ from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.data.pairs.layouts import LabelFrom, Layout, listed
 from latentrobust.data.pairs.listing import ProblemsError
 from latentrobust.data.pairs.packing import Colour, Fit, cache_folder, common_look, headers, packed
-from latentrobust.data.pairs.reading import of_listing, twin_kinds
+from latentrobust.data.pairs.reading import of_listing, refuse_for_arrays, twin_kinds
 from latentrobust.data.pairs.table import Pairs
 from latentrobust.errors import InputError
 from latentrobust.files import replacing
@@ -68,6 +68,10 @@ def inspect(
         InputError: if there is nothing to look at.
     """
     if layout == "arrays" or (layout == "auto" and holds_arrays(root)):
+        refuse_for_arrays(
+            root, size=size, original=original, label=label, colour=None if colour == "auto" else colour,
+            fit=None if fit == "resize" else fit,
+        )  # fmt: skip
         table = read_arrays(root, root.resolve().stem, cache)
         about, refused = _of_table(table, validation, test)
         return Inspection((f"{root}: arrays", *about), (), table, refused)

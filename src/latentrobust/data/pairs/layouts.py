@@ -22,7 +22,8 @@ MOST_KINDS = 256
 SEPARATORS = "_-. "
 ORIGINALS = ("clean", "original", "originals")  # folders that hold these, as a rule, and are no groups
 EXPECTED = (
-    "expected a folder per group with an image per variant, the folders clean/ and perturbed/, or a manifest (.csv)"
+    "expected a folder per group with an image per variant, the folders clean/ and perturbed/, a manifest (.csv) or"
+    " arrays (.npz, or a folder with x.npy and x_tilde.npy)"
 )
 
 

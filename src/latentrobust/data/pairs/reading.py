@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,17 +81,21 @@ def read_pairs(
         >>> found.kinds, len(found.perturbed)
         (('dark',), 4)
     """
-    place = Path(root)
+    place = Path(root).expanduser()
     if size is not None and len(size) != 2:
         raise InputError(f"data.size must be [height, width], got {list(size)}")
     named = name or place.resolve().stem
     if layout == "arrays" or (layout == "auto" and holds_arrays(place)):
-        given = {"size": size, "original": original, "label": label, "colour": None if colour == "auto" else colour}
-        if idle := [f"data.{option}={value}" for option, value in given.items() if value is not None]:
-            raise InputError(f"{place}: {', '.join(idle)} is for image files; arrays are taken as they are")
+        refuse_for_arrays(
+            place, size=size, original=original, label=label, colour=None if colour == "auto" else colour,
+            fit=None if fit == "resize" else fit, incomplete=None if incomplete == "error" else incomplete,
+        )  # fmt: skip
         return read_arrays(place, named, cache)
     found = listed(place, layout, original, label)
-    found.problems += twin_kinds(found.kind)
+    twins = twin_kinds(found.kind)
+    if twins and incomplete == "skip":
+        raise InputError(f"{place}: {'; '.join(twins)}: give them one name")
+    found.problems += twins
     base = place if place.is_dir() else place.parent
     looked = headers(found.files)
     before = [*found.problems, *looked.problems.values()]
@@ -105,6 +109,16 @@ def read_pairs(
         raise ProblemsError(str(place), problems, REMEDY)
     found.leave_out(wrong)
     return of_listing(found, images, named, tuple(problems))
+
+
+def refuse_for_arrays(place: Path, **given: Any) -> None:
+    """Refuse options that say how image files are read; None for what is not given.
+
+    Raises:
+        InputError: naming those that are.
+    """
+    if idle := [f"data.{option}={value}" for option, value in given.items() if value is not None]:
+        raise InputError(f"{place}: {', '.join(idle)} is for image files; arrays are taken as they are")
 
 
 def twin_kinds(kinds: Sequence[str]) -> list[str]:

@@ -138,7 +138,7 @@ class Perturbed(NamedTuple):
 
 
 class TrainingPerturbation(ABC):
-    """Perturbs a share of each batch.
+    """Perturbs some images of each batch, or all.
 
     Args:
         ratio: the probability with which each example is perturbed, drawn by its key.
