@@ -231,7 +231,7 @@ def test_originals_of_one_colour_may_be_in_several_groups():
     x = torch.zeros(6, 1, 4, 4)
     pairs = lr.pairs(x, torch.rand(6, 1, 4, 4), group=list("aabbcc"))
     assert pairs.groups == ("a", "b", "c")
-    assert len(lr.pairs(x, torch.rand(6, 1, 4, 4)).groups) == 6
+    assert len(lr.pairs(x, torch.rand(6, 1, 4, 4)).groups) == 1  # which nobody can tell apart
 
 
 def test_arrays_in_a_folder_may_have_names_and_no_others(tmp_path):

@@ -175,13 +175,16 @@ def test_the_best_epoch_is_one_that_trains_for_what_the_last_one_does():
     assert began == [5, 2]  # of ten, and of three
 
 
-def test_steps_that_end_before_a_curriculum_begins_are_refused():
+def test_steps_that_end_before_a_curriculum_begins_are_said():
     made = task(OfChannels(), Curriculum(Adversarial(), values=[0, 0, 1], epochs=[0, 5, 10]))
     made._trainer = trainer_of(max_steps=30, num_training_batches=math.inf)
-    made.check_epochs(made._trainer)  # nobody knows yet
+    made.on_train_start()  # nobody knows
     made._trainer = trainer_of(max_steps=30)
-    with pytest.raises(InputError, match=r"begins in epoch 6, after trainer.max_steps=30, which is epoch 6"):
+    with pytest.warns(UserWarning, match=r"max_steps=30 is 6 of the epochs, and the curriculum begins in epoch 6"):
         made.on_train_start()
+    made._trainer = trainer_of(max_epochs=6)
+    with pytest.raises(InputError, match=r"begins in epoch 6, after trainer.max_epochs=6"):
+        made.check_epochs(made._trainer)
 
 
 def test_parts_that_are_alike_draw_differently():

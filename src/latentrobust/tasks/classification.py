@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from latentrobust.arguments import Count, Seed, validated
 from latentrobust.batch import Batch, asked_once
 from latentrobust.data.module import PairData
-from latentrobust.errors import InputError, RobustnessWarning, collecting
+from latentrobust.errors import InputError, RobustnessWarning, collecting, warn
 from latentrobust.keys import Purpose
 from latentrobust.modules import Optimizer, Scheduled, WeightedMean
 from latentrobust.networks import layout
@@ -164,29 +164,35 @@ class ClassificationTask(Scheduled):
         Raises:
             InputError: naming what, and the values that it depends on.
         """
-        epochs, every = _epochs(trainer), trainer.check_val_every_n_epoch or 1
-        if epochs < 1 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        epochs, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
+        if epochs < 1 or trainer.max_steps > 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.select_on == "robust" and epochs < math.lcm(every, self.attack_every_n_epochs):
             raise InputError(
-                f"no epoch of {_said(trainer)} has a validation attack, which select_on=robust needs: lower"
+                f"no epoch of trainer.max_epochs={epochs} has a validation attack, which select_on=robust needs: lower"
                 f" task.attack_every_n_epochs={self.attack_every_n_epochs} or"
                 f" trainer.check_val_every_n_epoch={every}"
             )
+        if (late := self._begins_after(epochs)) is not None:
+            raise InputError(f"{late}, after trainer.max_epochs={epochs}: shorten training_perturbation.epochs")
+
+    def _begins_after(self, epochs: int) -> str | None:
+        """What is trained for in the end, and when that begins, if so many epochs end before it."""
         perturbation = self.training_perturbation
-        if isinstance(perturbation, StagedPerturbation | Curriculum) and perturbation.last_begins >= epochs:
-            what = (
-                "the last stage of the schedule" if isinstance(perturbation, StagedPerturbation) else "the curriculum"
-            )
-            raise InputError(
-                f"{what} begins in epoch {perturbation.last_begins}, after {_said(trainer)}: shorten"
-                " training_perturbation.epochs"
-            )
+        if not isinstance(perturbation, StagedPerturbation | Curriculum) or perturbation.last_begins < epochs:
+            return None
+        is_schedule = isinstance(perturbation, StagedPerturbation)
+        what = "the last stage of the schedule" if is_schedule else "the curriculum"
+        return f"{what} begins in epoch {perturbation.last_begins}"
 
     def on_train_start(self) -> None:
         """Let the best epoch be one of those that train for what the last one trains for."""
-        self.check_epochs(self.trainer)  # by now it is known how many there are
         epochs = _epochs(self.trainer)
+        if self.trainer.max_steps > 0 and epochs and (late := self._begins_after(epochs)) is not None:
+            warn(
+                f"trainer.max_steps={self.trainer.max_steps} is {epochs} of the epochs, and {late} (from 0 on):"
+                " that is not trained for"
+            )
         for callback in self.trainer.checkpoint_callbacks:
             if hasattr(callback, "begin_at") and epochs > 0:
                 callback.begin_at(self.training_perturbation.settled(epochs))
@@ -333,12 +339,6 @@ def _epochs(trainer: pl.Trainer) -> int:
             return 0
         limits.append(math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches)))
     return min(limits, default=0)
-
-
-def _said(trainer: pl.Trainer) -> str:
-    if trainer.max_steps > 0:
-        return f"trainer.max_steps={trainer.max_steps}, which is epoch {_epochs(trainer)}"
-    return f"trainer.max_epochs={trainer.max_epochs}"
 
 
 def _keys_of_draws(keys: Tensor, draws: int) -> Tensor:

@@ -85,8 +85,8 @@ def _of_arrays(
     names = {where: _column(part, count, where) for where, part in (("group", group), ("kind", kind), ("split", split))}
     label, class_names = (None, ()) if y is None else _labels(y, count)
     # The same example in several pairs is one image, and one group: its pairs must not be in two splits.
-    # An image of one colour may be anywhere: it is one image within its group, or its pair where there are none.
-    homes = names["group"] or list(map(str, range(count)))
+    # An image of one colour may be in several groups, where there are some: it is an image of each.
+    homes = names["group"] or [""] * count
     found = list(_contents(Chosen(first, None, "x")))
     contents = [f"{content} {home}" if plain else content for (content, plain), home in zip(found, homes, strict=True)]
     clean, different = numbered(contents)
