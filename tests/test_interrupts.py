@@ -4,10 +4,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
 from latentrobust.interrupts import Stopped, finishing_steps, interruptible, requested, requeue, settle
+from latentrobust.session import run_trainer
 
 
 def told(number, seconds):
@@ -116,3 +118,17 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path):
 def test_without_slurm_nothing_is_asked(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert requeue().startswith("not queued again")
+
+
+def test_processes_that_were_killed_do_not_take_this_one_along():
+    """Lightning looks every five seconds whether one has ended, and kills all the others then."""
+    killed = [SimpleNamespace(returncode=-9)]
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=killed))
+    trainer = SimpleNamespace(interrupted=True, world_size=2, strategy=strategy)
+
+    def stopped():
+        raise SystemExit(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trainer(trainer, stopped)
+    assert killed == []

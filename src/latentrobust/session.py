@@ -206,6 +206,8 @@ def run_trainer(trainer: pl.Trainer, run: Callable[[], Any]) -> None:
         run()
     except SystemExit:
         if trainer.interrupted:
+            # Lightning has killed the other processes; a thread of it would take this one along before it has ended.
+            getattr(trainer.strategy.launcher, "procs", []).clear()
             raise requested() or KeyboardInterrupt from None
         raise
     except RuntimeError as error:
