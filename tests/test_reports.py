@@ -39,7 +39,7 @@ from latentrobust.robustness.attacks import APGD, PGD
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
 from latentrobust.robustness.results import Entry
 from latentrobust.runs import train
-from latentrobust.stages import trained_for
+from latentrobust.trained_for import trained_for
 
 from .conftest import compose_in_process
 from .e2e.test_models import TINY_MODEL

@@ -28,11 +28,15 @@ _NOT_AGAIN = (
 )  # fmt: skip
 
 
-def expanded(arguments: Sequence[str]) -> list[str]:
+def expanded(arguments: Sequence[str], there: Path | None = None) -> list[str]:
     """A command line with ``run=FOLDER`` replaced by what that run's command said of its data and measures.
 
     The set and the model that the run has made are named in place of those that it was to make. What the command line
     says besides wins.
+
+    Args:
+        arguments: of the command.
+        there: the directory that relative paths start from; None for the current one.
 
     Raises:
         InputError: if the folder holds no run, nothing to measure, or several models of which none is named.
@@ -41,7 +45,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     if not named:
         return list(arguments)
     # Not by ``latest``, which may be another run tomorrow: what was measured is said where it is stored.
-    folder = Path(without_latest(_unquoted(named[-1].removeprefix(RUN)))).absolute()
+    folder = Path(without_latest(str((there or Path.cwd()) / _unquoted(named[-1].removeprefix(RUN)))))
     flags, own = _parted([argument for argument in arguments if not argument.startswith(RUN)])
     home, configuration = _earlier(folder)
     set_here, model_here = home / SET_FOLDER, folder / MODEL_FOLDER

@@ -37,11 +37,10 @@ from latentrobust.run_folder import (
     writes,
 )
 from latentrobust.session import Session, run_trainer
-from latentrobust.stages import stored_training, trained_for
 from latentrobust.tasks.density import DensityTest, History
 from latentrobust.tasks.quality import QualityTest, check_same_images, no_pairs
 from latentrobust.tasks.robustness import ModelTest
-from latentrobust.variants import variants
+from latentrobust.trained_for import radii_trained_for
 
 JOURNAL = "certificates.jsonl"
 MEASURED_KEYS = ("seed", "data", "evaluation", "trainer")
@@ -263,19 +262,3 @@ def model_test(
         journal=folder / "models" / name / JOURNAL if name else folder / JOURNAL,
         trained_for=radius,
     )
-
-
-def radii_trained_for(cfg: DictConfig, perturbations: PerturbationSet | None) -> dict[str, float | str | None]:
-    """The radius that each model was trained for, by name, as far as this run or the model's own says."""
-    norm = perturbations.ball.norm if perturbations is not None else None
-    if cfg.get("task") is not None:
-        return {
-            name: trained_for(variant.get("training_perturbation"), norm, variant.get("trainer"))
-            for name, variant in variants(cfg)
-        }
-    path = (cfg.get("model") or {}).get("path")
-    over = resolved(cfg).get("perturbation_set")
-    if not isinstance(path, str):
-        return {}
-    training, trainer = stored_training(path, over)
-    return {"": trained_for(training, norm, trainer)}

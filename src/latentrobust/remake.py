@@ -10,7 +10,7 @@ from torch import nn
 
 from latentrobust.errors import InputError, collecting
 from latentrobust.files import MODEL_FOLDER, SET_FOLDER, read_metrics
-from latentrobust.measure import model_test, radii_trained_for
+from latentrobust.measure import model_test
 from latentrobust.parts import stored_part
 from latentrobust.perturbation_sets import PerturbationSet
 from latentrobust.perturbation_sets import store as sets
@@ -22,6 +22,7 @@ from latentrobust.stages import given_set, is_described
 from latentrobust.tasks import store as models_store
 from latentrobust.tasks.density import DensityTest
 from latentrobust.tasks.quality import QualityTest
+from latentrobust.trained_for import radii_trained_for
 from latentrobust.variants import variants
 
 

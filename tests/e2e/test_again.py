@@ -54,17 +54,20 @@ def test_a_set_is_measured_as_in_its_run(made):
     assert {"quality/pgd_ae", "coverage/radius"} <= set(again)
 
 
-def test_a_search_that_measures_a_run_is_about_what_its_trials_measure(made, tmp_path):
+def test_a_search_that_measures_a_run_is_about_what_its_trials_measure(made, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     detail = {"evaluation.quality.detail": {"choices": [4, 8]}}
-    overrides = [f"run={made}/set", *PLAIN]
+    overrides = ["run=set", *PLAIN]
+    monkeypatch.chdir(made)
     plan = {"app": "evaluate", "metric": "quality/pgd_ae", "direction": "minimize", "trials": 2}
     plan |= {"overrides": overrides, "parameters": detail}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
-    search = Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
-    found = search._composed(search.overrides({"evaluation.quality.detail": 4}))
-    assert found["perturbation_set"]["path"] == str(made / "set")
-    assert found["evaluation"]["quality"]["detail"] == 4
+    for place in (made, tmp_path):  # begun in one directory, and gone on with from another one
+        monkeypatch.chdir(place)
+        search = Search(read_plan(tmp_path / "plan.yaml"), tmp_path / "search")
+        found = search._composed(search.overrides({"evaluation.quality.detail": 4}))
+        assert found["perturbation_set"]["path"] == str(made / "set")
+        assert found["evaluation"]["quality"]["detail"] == 4
 
 
 def test_a_model_is_measured_as_in_its_run_and_further_overrides_win(made):

@@ -9,7 +9,7 @@ from latentrobust.errors import InputError
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.training import Adversarial, Curriculum, Gaussian, Setting, Unperturbed
-from latentrobust.stages import trained_for
+from latentrobust.trained_for import trained_for
 from latentrobust.transforms import random
 
 

@@ -146,11 +146,9 @@ def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
     measured = f"{found.pairs:,} test pairs of {found.groups:,} {'group' if found.groups == 1 else 'groups'}"
     each = f"{100 * math.sqrt(found.tolerance):.2g} % of the range from black to white per pixel (root mean square)"
     coarse = " So near is the image itself, as a rule: the set is too coarse for this share to say anything."
-    centre = (
-        ""
-        if found.centre is None
-        else f" Its centre alone, with no offset, is as near to {100 * found.centre:.0f}% of them."
-    )
+    centre = ""
+    if found.centre is not None:
+        centre = f" Its centre alone, with no offset, is as near to {found.centre:.0%} of them."
     known = "examples that nothing was learned from"
     if "seen/set" in metrics:
         known = f"examples, {metrics['seen/set']:.0%} of which it was learned from or selected on"

@@ -89,7 +89,6 @@ class Votes:
         """
         if not self.bfloat16:
             return self._count(s, keys, start, stop, around)[0]
-        self._check_precision(keys.device)
         counts = None
         if self._cast_again <= PAYS * self._cast:
             counts = self._count_narrow(s, keys, start, stop, around)
@@ -110,6 +109,7 @@ class Votes:
     def _count_narrow(self, s: SetAt, keys: Tensor, start: int, stop: int, around: Tensor | None) -> Tensor | None:
         """The counts of float32 by votes in bfloat16; None where too many are near a tie, or change too much."""
         if not self._compared:
+            self._check_precision(keys.device)
             self._change, self._compared = max(self._change, self._compare(s, keys, start, stop, around)), True
         tolerance = SAFETY * self._change
         counts, margins = self._count(s, keys, start, stop, around, tolerance)

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from latentrobust.again import RUN, expanded
+from latentrobust.again import expanded
 from latentrobust.configuration import as_measured, stored
 from latentrobust.errors import InputError
 from latentrobust.explaining import explained
-from latentrobust.files import quoted, read_json, read_metrics
+from latentrobust.files import read_json, read_metrics
 from latentrobust.lock import FolderLock, holder_of
 from latentrobust.overrides import composed, follow_latest
 from latentrobust.reporting.sweep import write_sweep_table
@@ -127,7 +127,8 @@ class Search:
     def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             if self.plan.app == "evaluate":
-                overrides = expanded(self._from_there(overrides))
+                begun = (self.folder / NAME).is_file()  # where trials run
+                overrides = expanded(overrides, Sweep(self.folder).directory if begun else None)
             cfg = composed(self.plan.app, [*overrides, "paths.output_dir=search"])
             if self.plan.app == "evaluate":
                 as_measured(cfg)
@@ -139,14 +140,6 @@ class Search:
             raise
         except Exception as error:  # whatever Hydra raises while it composes is about the overrides
             raise InputError(explained(self.plan.app, error, overrides)) from None
-
-    def _from_there(self, overrides: Sequence[str]) -> list[str]:
-        """The same with ``run=`` from the directory in which trials run: where the search was first begun."""
-        there = Sweep(self.folder).directory if (self.folder / NAME).is_file() else Path.cwd()
-        return [
-            RUN + quoted(str(there / line.removeprefix(RUN).strip("'\""))) if line.startswith(RUN) else line
-            for line in overrides
-        ]
 
     def work(self, say: Callable[[str], None] = print) -> None:
         """Run trials until as many as planned have ended; those of processes that died are gone on with first.

@@ -69,9 +69,8 @@ def inspect(
     """
     if layout == "arrays" or (layout == "auto" and holds_arrays(root)):
         refuse_for_arrays(
-            root, size=size, original=original, label=label, colour=None if colour == "auto" else colour,
-            fit=None if fit == "resize" else fit,
-        )  # fmt: skip
+            root, size=size, original=original, label=label, colour=colour, fit=fit, background=background
+        )
         table = read_arrays(root, root.resolve().stem, cache)
         about, refused = _of_table(table, validation, test)
         return Inspection((f"{root}: arrays", *about), (), table, refused)

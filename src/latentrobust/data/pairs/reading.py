@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,8 +88,8 @@ def read_pairs(
     named = name or place.resolve().stem
     if layout == "arrays" or (layout == "auto" and holds_arrays(place)):
         refuse_for_arrays(
-            place, size=size, original=original, label=label, colour=None if colour == "auto" else colour,
-            fit=None if fit == "resize" else fit, incomplete=None if incomplete == "error" else incomplete,
+            place, size=size, original=original, label=label, colour=colour, fit=fit, background=background,
+            incomplete=incomplete,
         )  # fmt: skip
         return read_arrays(place, named, cache)
     found = listed(place, layout, original, label)
@@ -112,12 +113,13 @@ def read_pairs(
 
 
 def refuse_for_arrays(place: Path, **given: Any) -> None:
-    """Refuse options that say how image files are read; None for what is not given.
+    """Refuse options that say how image files are read.
 
     Raises:
-        InputError: naming those that are.
+        InputError: naming those that are not as usual.
     """
-    if idle := [f"data.{option}={value}" for option, value in given.items() if value is not None]:
+    usual = inspect.signature(read_pairs).parameters
+    if idle := [f"data.{option}={value}" for option, value in given.items() if value != usual[option].default]:
         raise InputError(f"{place}: {', '.join(idle)} is for image files; arrays are taken as they are")
 
 
