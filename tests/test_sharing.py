@@ -50,6 +50,13 @@ class Classifier(torch.nn.Module):
         return self.last(self.layers(x))
 
 
+class InPlace(Classifier):
+    """Normalises its input where it lies."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).div_(0.1))
+
+
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
 @pytest.mark.parametrize("name", list(TINY))
 def test_exported_generators_answer_as_sets_do(tmp_path, name, ending):
@@ -77,6 +84,7 @@ def test_exact_sets_and_models_can_be_exported(tmp_path):
     ):
         assert export(perturbations, tmp_path / "set.pt2") < 1e-5
     assert export(Classifier(), tmp_path / "model.onnx", image_shape=(1, 8, 8)) < 1e-5
+    assert export(InPlace(), tmp_path / "in_place.pt2", image_shape=(1, 8, 8)) < 1e-5
     assert export(Classifier().double(), tmp_path / "model.pt2", image_shape=(1, 8, 8)) < 1e-5
 
 

@@ -227,6 +227,9 @@ def test_a_set_and_several_models_in_one_run(run):
         "latentrobust.transforms.noise.UniformNoise, radius: 0.6}",
         "task.select_on=clean", "+callbacks@models.plain.callbacks=classification",
         "+callbacks@models.sampled.callbacks=classification", "+models.plain.trainer.max_epochs=1",
+        # The rate falls, so that the epoch that is kept is not the last one.
+        "models.sampled.callbacks.best.monitor=train/lr",
+        "scheduler@task.scheduler=piecewise_linear", "task.scheduler.values=[1,0]", "task.scheduler.epochs=[0,2]",
         "models.plain.callbacks.progress=null", "models.sampled.callbacks.progress=null",
         "+training_perturbation@models.sampled.training_perturbation=sample", "logger=wandb",
     ]  # fmt: skip
@@ -239,6 +242,11 @@ def test_a_set_and_several_models_in_one_run(run):
     for name in ("plain", "sampled"):
         assert (finished.folder / "models" / name / "model" / "config.json").is_file()
         assert (finished.folder / "models" / name / "logs" / "metrics.csv").is_file()
+        best = torch.load(finished.folder / "models" / name / "checkpoints" / "best.ckpt", weights_only=False)
+        assert best["epoch"] == 0
+        assert metrics[f"{name}/fit_accuracy"] == pytest.approx(best["fitted"]["accuracy"])
+    last = torch.load(finished.folder / "models" / "sampled" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert last["fitted"]["accuracy"] != pytest.approx(best["fitted"]["accuracy"])
     assert (finished.folder / "logs" / "metrics.csv").read_text().count("train/loss") == 1
     assert len(list(finished.folder.rglob("*.wandb"))) == 1  # one run a job, however many models
     with (finished.folder / "per_example.csv").open() as file:

@@ -15,8 +15,19 @@ from latentrobust.errors import InputError
 from latentrobust.learners.checkpoints import BestCheckpoint
 from latentrobust.perturbation_sets import PixelBall
 from latentrobust.robustness.criteria import PixelAccuracy
+from latentrobust.robustness.inputs import as_model
 from latentrobust.robustness.objectives import Standard, Trades
-from latentrobust.robustness.training import Adversarial, Curriculum, Gaussian, Joint, PairedData, Schedule, Setting
+from latentrobust.robustness.training import (
+    Adversarial,
+    CatastrophicOverfittingError,
+    Curriculum,
+    FastAdversarial,
+    Gaussian,
+    Joint,
+    PairedData,
+    Schedule,
+    Setting,
+)
 from latentrobust.robustness.training.base import Unperturbed
 from latentrobust.schedules import PiecewiseLinear
 from latentrobust.tasks.classification import ClassificationTask
@@ -76,6 +87,19 @@ def test_a_map_in_which_nothing_counts_has_no_part_in_the_loss():
         made.criterion = PixelAccuracy()
         losses.append(float(made.training_step(Batch.of(x[rows], y[rows]), 0)))
     assert losses[0] == pytest.approx(losses[1])
+
+
+def test_pixels_that_do_not_count_hide_no_catastrophic_overfitting():
+    """Right on all pixels that count under one step, wrong on them under a search; four fifths do not count."""
+    y = torch.full((2, 5, 5), -1)
+    y[:, 0] = 1
+    bright, dark = torch.ones(2, 1, 5, 5), torch.zeros(2, 1, 5, 5)
+
+    def model(x):
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+    with pytest.raises(CatastrophicOverfittingError, match=r"accuracy 1\.00 under the one-step attack but 0\.00"):
+        FastAdversarial(tolerance=0.4)._check(as_model(model), bright, dark, Batch.of(bright, y))
 
 
 def test_the_last_step_of_an_epoch_is_as_long_as_others():
