@@ -261,4 +261,5 @@ def model_test(
         seed=evaluation.get("seed", 0),
         journal=folder / "models" / name / JOURNAL if name else folder / JOURNAL,
         trained_for=radius,
+        title=name or "model",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +21,11 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from latentrobust.data.module import PairModule
 from latentrobust.interrupts import PeerLostError, requested, settle
 from latentrobust.learners.checkpoints import StopsBetweenSteps, WholeFiles
+from latentrobust.reporting.progress import Diary, StageBar
 from latentrobust.reporting.terminal import print_changes, print_configuration
 from latentrobust.reporting.trackio import TrackioLogger
 from latentrobust.reporting.weights_and_biases import RunLogger
 from latentrobust.run_folder import writes
-
-LOG = logging.getLogger(__name__)
-SHOWN = ("/loss", "/accuracy", "/clean", "/perturbed", "/robust", "/bits_per_dim", "/radius")  # of an epoch's values
 
 
 class Session:
@@ -55,11 +52,12 @@ class Session:
         """Seed PyTorch's own generators, which make the first weights: whatever ran before, a stage begins alike."""
         pl.seed_everything(self.configuration["seed"], workers=True, verbose=False)
 
-    def trainer(self, cfg: DictConfig, prefix: str = "", test: bool = False) -> pl.Trainer:
+    def trainer(self, cfg: DictConfig, title: str = "", prefix: str = "", test: bool = False) -> pl.Trainer:
         """A trainer for a stage, configured as ``cfg`` says.
 
         Args:
             cfg: the stage's configuration.
+            title: of what is trained, as people are told how far it is.
             prefix: of what the stage logs; stages with the same prefix share their loggers.
             test: whether the stage only tests, with none of the fit's callbacks.
         """
@@ -83,6 +81,9 @@ class Session:
         callbacks = [instantiate(callback) for callback in wanted.values()]
         # A bar needs a terminal or a notebook; without one, lines say how far it is.
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        for bar in bars:
+            if isinstance(bar, StageBar):
+                bar.title = title
         speaks = bool(bars) and not sys.stdout.isatty() and "ipykernel" not in sys.modules
         if speaks:
             callbacks = [callback for callback in callbacks if callback not in bars]
@@ -93,7 +94,7 @@ class Session:
         trainer = instantiate(
             cfg.trainer,
             logger=loggers or False,
-            callbacks=[*callbacks, StopsBetweenSteps(), Diary(prefix, speaks)],
+            callbacks=[*callbacks, StopsBetweenSteps(), Diary(title, speaks)],
             accelerator=accelerator,
             plugins=[*instantiate(cfg.trainer.get("plugins") or [], _convert_="all"), WholeFiles()],
             enable_progress_bar=bool(bars) and not speaks,
@@ -120,57 +121,6 @@ class Session:
             elif isinstance(logger, TrackioLogger):
                 logger.finish()
             logger.finalize("finished")
-
-
-class Diary(pl.Callback):
-    """Writes each epoch's values to ``app.log``, for those who look at a run without having had its terminal.
-
-    Args:
-        name: of what is trained; may be empty.
-        speaks: whether standard output gets a line an epoch too, with the time that is left.
-    """
-
-    def __init__(self, name: str, speaks: bool = False) -> None:
-        self.name, self.speaks = name, speaks
-        self._begun = self._from = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From where to where."""
-        self._tell(f"training from epoch {trainer.current_epoch} to {trainer.max_epochs}")
-        self._begun, self._from = time.monotonic(), trainer.current_epoch
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All values that are known now."""
-        values = (f"{name} {float(value):.5g}" for name, value in sorted(trainer.callback_metrics.items()))
-        epochs = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-        self._tell(f"{epochs}: {', '.join(values)}")
-        if self.speaks and writes():
-            shown = (
-                f"{name} {float(value):.4g}"
-                for name, value in sorted(trainer.callback_metrics.items())
-                if name.endswith(SHOWN)
-            )
-            print(f"{self._prefix}{epochs}{self._left(trainer)}: {', '.join(shown)}", flush=True)
-
-    def _left(self, trainer: pl.Trainer) -> str:
-        """About how long the rest of the training will take."""
-        done, still = trainer.current_epoch + 1 - self._from, (trainer.max_epochs or 0) - trainer.current_epoch - 1
-        if still < 1:
-            return ""
-        minutes, seconds = divmod(round((time.monotonic() - self._begun) / done * still), 60)
-        return f", about {minutes}:{seconds:02d} left"
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.name}: " if self.name else ""
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What is measured."""
-        self._tell(f"{type(pl_module).__name__} begins")
-
-    def _tell(self, line: str) -> None:
-        if writes():
-            LOG.info("%s%s", self._prefix, line)
 
 
 @contextmanager

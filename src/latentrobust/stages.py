@@ -91,7 +91,7 @@ def learn_set(cfg: DictConfig, shared: Session, own: RunFolder, network: Any = N
         if learner.network.description is None:
             configured = None if network is not None else resolved(cfg)["learner"].get("network")
             learner.network.origin = origin_of(learner.network, configured)
-        trainer = shared.trainer(cfg)
+        trainer = shared.trainer(cfg, "set")
         _fit(trainer, learner, shared, checkpoint)
         perturbations = _learned(trainer, learner, shared)
         if getattr(learner, "latents", "all") == "active" and isinstance(perturbations, CVAESet):
@@ -173,7 +173,7 @@ def train_model(
         with open_dict(cfg):
             every = cfg.callbacks.best.get("every_n_epochs") or 1
             cfg.callbacks.best.every_n_epochs = math.lcm(every, cfg.task.attack_every_n_epochs)
-    trainer = shared.trainer(cfg, prefix=name)
+    trainer = shared.trainer(cfg, name or "model", prefix=name)
     started = time.perf_counter()
     with collecting() as while_training:
         _fit(trainer, task, shared, checkpoint)

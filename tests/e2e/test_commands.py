@@ -126,9 +126,11 @@ def test_without_a_terminal_lines_say_how_far_a_training_is(tmp_path):
     assert lines[0].startswith("mnist/linf_fc in ")
     assert any(line.endswith("learner.network.hidden: 16") for line in lines)
     assert not any(line.strip().startswith("_target_") for line in lines)  # the rest is in config.yaml
-    epochs = [line for line in lines if line.startswith("epoch ")]
-    assert re.fullmatch(r"epoch 1 of 2, about 0:\d\d left: .*train/loss [\d.e+]+, .*val/loss [\d.e+]+.*", epochs[0])
-    assert epochs[1].startswith("epoch 2 of 2: ")
+    epochs = [line for line in lines if line.startswith("set: epoch ")]
+    assert re.fullmatch(
+        r"set: epoch 1 of 2, about 0:\d\d left: .*train/loss [\d.e+]+, .*val/loss [\d.e+]+.*", epochs[0]
+    )
+    assert epochs[1].startswith("set: epoch 2 of 2: ")
     # The newest run of a name can be called so.
     (run,) = [path for path in (tmp_path / "outputs/mnist/linf_fc").iterdir() if not path.is_symlink()]
     latest = tmp_path / "outputs/mnist/linf_fc/latest"

@@ -139,6 +139,7 @@ class Assessment(nn.Module):
         journal: file for finished certificates, or None.
         share: of the examples that this process will see, for the estimate of the time left.
         originals: the images that corruptions begin with, by their places; None rounds the batches' to 8 bits.
+        title: of the model, for lines about how far it is.
 
     Raises:
         InputError: for radii or noise levels that do not fit the set.
@@ -159,6 +160,7 @@ class Assessment(nn.Module):
         held_out: ByKind | None = None,
         corruptions: ByKind | None = None,
         originals: Originals | None = None,
+        title: str = "",
     ) -> None:
         super().__init__()
         # In tuples, so that devices and checkpoints are their owners' business.
@@ -195,7 +197,7 @@ class Assessment(nn.Module):
                 _at_most(share, facts.examples, None if part is None else part.examples) for part in (certify, robust)
             )
             self.assessor = Assessor(
-                model, perturbations, robust, certify, seed, journal, expected, facts.per_pixel, attacked
+                model, perturbations, robust, certify, seed, journal, expected, facts.per_pixel, attacked, title
             )
             self.stays = PairValues(self.assessor.robust_columns) if robust is not None else None
             self.certificates = PairValues(self.assessor.certificate_columns) if certify is not None else None

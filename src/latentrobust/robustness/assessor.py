@@ -161,6 +161,7 @@ class Assessor:
         expected: how many certificates there will be, for the estimate of the time left.
         attacked: how many examples will be attacked, for the same.
         per_pixel: whether each pixel has a class, so that certificates are of pixels.
+        title: of the model, with which lines about how far it is begin.
 
     Raises:
         InputError: for radii or noise levels that do not fit the set.
@@ -177,6 +178,7 @@ class Assessor:
         expected: int | None = None,
         per_pixel: bool = False,
         attacked: int | None = None,
+        title: str = "",
     ) -> None:
         self.model, self.perturbations, self.seed, self._per_pixel = model, perturbations, seed, per_pixel
         self.robust, self.certify = robust, certify
@@ -189,9 +191,9 @@ class Assessor:
         self.sigma = 0.0
         self.certificate_table: CertificateTable | None = None
         self._journal: CertificateJournal | None = None
-        self._progress = Progress(expected)
+        self._progress = Progress(expected, title=title)
         searches = len(robust.attacks) * len(set(self.radii)) if robust else 0
-        self._searched = Progress(attacked and attacked * searches, "attacked", shares=True)
+        self._searched = Progress(attacked and attacked * searches, "attacked", shares=True, title=title)
         if certify:
             self.sigma = self._noise(certify)
             self.certificate_table = (

@@ -43,6 +43,8 @@ class DensityTest(pl.LightningModule):
         InputError: for another kind of set, which has no likelihood.
     """
 
+    title = "density"
+
     def __init__(self, perturbations: PerturbationSet, history: History | None = None, seed: Seed = 0) -> None:
         super().__init__()
         if not isinstance(perturbations, FlowSet):

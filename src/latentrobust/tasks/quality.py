@@ -52,6 +52,8 @@ class QualityTest(pl.LightningModule):
         seed: of all draws, by (seed, example).
     """
 
+    title = "set"
+
     def __init__(
         self,
         perturbations: PerturbationSet,

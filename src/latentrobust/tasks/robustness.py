@@ -58,6 +58,7 @@ class ModelTest(pl.LightningModule):
         journal: file for finished certificates (each further process adds its rank), or None.
         trained_for: the radius that the model was trained to withstand, as training perturbations name it, which is
             attacked too and reported first; None where there is none, or nobody knows.
+        title: of the model, for lines about how far it is.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class ModelTest(pl.LightningModule):
         seed: Seed = 0,
         journal: Path | None = None,
         trained_for: float | str | None = None,
+        title: str = "model",
     ) -> None:
         super().__init__()
+        self.title = title
         self.model, self.perturbations = model, perturbations
         if perturbations is None and (robust is not None or certify is not None):
             warn("no perturbation_set: attacks and certificates are left out")
@@ -142,7 +145,7 @@ class ModelTest(pl.LightningModule):
         self.criterion = PixelAccuracy() if facts.per_pixel else Classification()
         self.assessment = Assessment(
             self.model, self.perturbations, facts, self.robust, self.certify, self.ood, None, self.seed, journal, share,
-            self.held_out, self.corruptions, originals,
+            self.held_out, self.corruptions, originals, self.title,
         ).to(self.device)  # fmt: skip
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
