@@ -20,7 +20,7 @@ from statsmodels.stats.multitest import multipletests
 
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.report import main, report
-from latentrobust.reporting import aggregate, tables
+from latentrobust.reporting import aggregate, comparison, tables
 from latentrobust.reporting.comparison import among, compare
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.reporting.terminal import print_summary
@@ -224,6 +224,151 @@ def test_rows_are_paired_by_the_seeds_that_both_have(tmp_path):
     assert found.is_sure
 
 
+def test_measurements_of_one_model_are_one_draw(tmp_path):
+    """However often it is measured, nothing is known of the way it was trained."""
+    for name, values in (("a", (0.50, 0.52, 0.54)), ("b", (0.80, 0.81, 0.85))):
+        run(tmp_path, f"trained/{name}", {"accuracy/clean": 0.9}, f"experiment={name}", seed=3)
+        for seed, value in enumerate(values):
+            run(
+                tmp_path, f"measured/{name}{seed}", {"robust/p50": value}, f"run={name}", seed=seed,
+                resolved={"evaluation.seed": seed, "run": str(tmp_path / "trained" / name), "job_type": "evaluate"},
+            )  # fmt: skip
+    summary = report(tmp_path / "measured")
+    (one, other) = (found["robust/p50"] for _, found in summary.rows)
+    assert (one.count, one.mean, math.isnan(one.half)) == (1, pytest.approx(0.52), True)
+    assert other.mean == pytest.approx(0.82)
+    assert not [part for part in compare(summary) if part.over == "seeds"]
+    assert "| 1 (3 measurements) |" in (tmp_path / "measured" / "report" / "report.md").read_text()
+    (axis,) = tables.figure(
+        aggregate.Summary(["x"], {}, ["robust/p50"], [({"x": "1"}, {"robust/p50": one})], []), "x", "robust/p50"
+    ).axes
+    (bars,) = axis.collections
+    assert not bars.get_segments()[0].size  # of a single draw there is no interval
+
+
+def test_what_differs_in_the_seed_of_its_training_is_another_draw_also_measured_again(tmp_path):
+    for seed in range(3):
+        run(tmp_path, f"trained/{seed}", {"accuracy/clean": 0.9}, "experiment=a", seed=seed)
+        for again in range(2):
+            run(
+                tmp_path, f"measured/{seed}-{again}", {"robust/p50": 0.5 + 0.1 * seed + 0.02 * again}, seed=again,
+                resolved={"run": str(tmp_path / "trained" / str(seed)), "job_type": "evaluate"},
+            )  # fmt: skip
+    ((_, found),) = report(tmp_path / "measured").rows
+    assert (found["robust/p50"].count, found["robust/p50"].mean) == (3, pytest.approx(0.61))
+    assert found["robust/p50"].half == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))
+    assert "| 3 (6 measurements) |" in (tmp_path / "measured" / "report" / "report.md").read_text()
+
+
+def page(folder, **options):
+    report(folder, **options)
+    return (folder / "report" / "sweep.html").read_text()
+
+
+def test_a_row_that_leads_by_other_seeds_is_not_called_ahead(tmp_path):
+    for seed in range(8):
+        value = 0.60 if seed < 4 else 0.90
+        run(tmp_path, f"a{seed}", {"accuracy/clean": value + 0.0001 * seed}, "experiment=a", seed=seed)
+    for seed in range(4):
+        run(tmp_path, f"b{seed}", {"accuracy/clean": 0.65 + 0.0002 * seed}, "experiment=b", seed=seed)
+    run(tmp_path, "c", {"accuracy/clean": 0.1}, "experiment=c", seed=0)
+    text = page(tmp_path)
+    assert "experiment=a has the most, 75.0 %; ahead of 0 of 2 others by more than chance over seeds (1 of them" in text
+    assert "on the seeds that both have it is behind experiment=b" in text
+
+
+def test_warnings_of_runs_reach_the_page_and_the_table(tmp_path, capsys):
+    for name in "ab":
+        for seed in range(2):
+            run(tmp_path, f"{name}{seed}", {"accuracy/clean": 0.5}, f"experiment={name}", seed=seed)
+    metrics = {"accuracy/clean": 0.5, "warnings": ["Collapsed: attacks find <nothing>"]}
+    (tmp_path / "b1" / "metrics.json").write_text(json.dumps(metrics))
+    main([str(tmp_path)])
+    line = "experiment=b (1 of 2 runs): Collapsed: attacks find <nothing>"
+    assert f"warning: {line}" in capsys.readouterr().out
+    assert f"- {line}" in (tmp_path / "report" / "report.md").read_text()
+    assert "Collapsed: attacks find &lt;nothing&gt;" in (tmp_path / "report" / "sweep.html").read_text()
+
+
+def test_robustness_over_other_sets_is_not_ranked(tmp_path):
+    """Within a set that holds nothing every model is robust."""
+    for seed in range(3):
+        for beta, radius, left in ((1, 6.3, 0.35), (1000, 0.02, 0.95)):
+            metrics = {"radius": radius + 0.1 * seed, "robust/p50": left + 0.01 * seed, "accuracy/clean": 0.9}
+            run(tmp_path, f"{beta}-{seed}", metrics, f"learner.beta={beta}", seed=seed)
+    text = page(tmp_path)
+    assert "robust/p50: not compared, since rows were measured over sets of different radii" in text
+    assert "robust/p50: beta=" not in text
+    assert {part.metric for part in compare(report(tmp_path))} == {"accuracy/clean", "radius"}
+
+
+def test_robustness_over_sets_that_seeds_tell_apart_alone_is_compared(tmp_path):
+    for seed in range(3):
+        for name in "ab":
+            metrics = {"radius": 1.0 + seed, "robust/p50": 0.5 + 0.01 * seed + 0.2 * (name == "b")}
+            run(tmp_path, f"{name}{seed}", metrics, f"experiment={name}", seed=seed)
+    assert "robust/p50: experiment=b has the most" in page(tmp_path)
+
+
+def test_a_row_of_which_runs_have_diverged_says_so_where_it_leads(tmp_path):
+    for seed in range(5):
+        value = None if seed > 1 else 0.85 + 0.01 * seed
+        run(tmp_path, f"b{seed}", {"accuracy/clean": value}, "experiment=b", seed=seed)
+        metrics = {"accuracy/clean": 0.8, **({"accuracy/perturbed": 0.7} if seed else {})}
+        run(tmp_path, f"a{seed}", metrics, "experiment=a", seed=seed)
+    assert "experiment=b has the most, 85.5 %, of 2 of 5 runs (3 diverged)" in page(tmp_path)
+    (row,) = [row for row in csv.DictReader((tmp_path / "report" / "report.csv").open()) if row["experiment"] == "b"]
+    assert (row["accuracy/clean/runs"], row["accuracy/clean/null"]) == ("2", "3")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| a | 80.00 ± 0.00 | 70.00 ± 0.00 (1 missing) | 5 |" in text
+    assert "| b | 85.50 ± 6.35 (3 null) |  | 5 |" in text
+
+
+def test_patches_of_photographs_that_another_seed_cuts_are_other_examples(tmp_path):
+    sweep(tmp_path)
+    for seed in range(4):
+        config = json.loads((tmp_path / f"b{seed}" / "config.yaml").read_text())
+        put(config, "data.source.seed", 1)
+        (tmp_path / f"b{seed}" / "config.yaml").write_text(json.dumps(config))
+    kinds = {(part.first, part.second, part.over) for part in compare(report(tmp_path))}
+    assert (0, 1, "examples") not in kinds
+    assert (0, 2, "examples") in kinds
+
+
+def test_intervals_of_shares_over_examples_hold_where_few_differ():
+    """As in a table of 50 images of which one is lost: a bootstrap's interval has no width in a third of such."""
+    generator = np.random.default_rng(3)
+    held = 0
+    for _ in range(400):
+        differences = -(generator.random(50) < 0.02).astype(float)
+        values = [
+            {str(place): float(value) for place, value in enumerate(part)} for part in (1 + differences, np.ones(50))
+        ]
+        part = comparison._over_examples("accuracy/clean", (0, 1), values)
+        held += part.low <= -0.02 <= part.high
+    assert held >= 370  # of 400, at 95 % each
+    alike = [{str(place): 1.0 for place in range(50)}] * 2
+    same = comparison._over_examples("accuracy/clean", (0, 1), alike)
+    assert -0.1 < same.low < 0 < same.high < 0.1
+    assert math.isnan(comparison._over_examples("quality/pgd_ae", (0, 1), alike).low)
+
+
+def test_only_what_pgd_measured_is_called_so(tmp_path):
+    names = ("robust/p50", "m/robust/p50", "smoothed/robust/p50", "robust/accuracy/clean")
+    run(
+        tmp_path, "a", dict.fromkeys(names, 0.5), "experiment=a",
+        resolved={"evaluation.robust.attacks.pgd._target_": "latentrobust.robustness.attacks.PGD"},
+    )  # fmt: skip
+    ((_, found),) = report(tmp_path, list(names)).rows
+    assert {name for name in names if found[name].remark} == {"robust/p50", "m/robust/p50"}
+
+
+def test_fit_accuracy_is_better_high():
+    assert aggregate.is_better_high("fit_accuracy")
+    assert aggregate.is_better_high("adversarial/fit_accuracy")
+    assert not aggregate.is_better_high("fit_loss")
+
+
 def test_methods_that_are_alike_are_seldom_called_different(tmp_path, monkeypatch):
     """Holm keeps the chance of any such call, over all comparisons of a table, below 5 %."""
     monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels' Holm collects garbage, a quarter of a second each
@@ -233,7 +378,7 @@ def test_methods_that_are_alike_are_seldom_called_different(tmp_path, monkeypatc
         members = []
         for _ in range(4):
             values = generator.normal(0.7, 0.02, 5)
-            members.append([aggregate.Finished(tmp_path, {}, {"accuracy/clean": value}, {}, {"seed": seed})
+            members.append([aggregate.Finished(tmp_path, {}, {"accuracy/clean": value}, trained={"seed": seed})
                             for seed, value in enumerate(values)])  # fmt: skip
         rows = [({"row": str(place)}, {"accuracy/clean": aggregate.Interval.of([run.metrics["accuracy/clean"] for run in
                  group])}) for place, group in enumerate(members)]  # fmt: skip

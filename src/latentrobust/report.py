@@ -17,7 +17,7 @@ from latentrobust.refusals import describe_error, is_bad_input
 from latentrobust.reporting import aggregate, tables
 from latentrobust.reporting.comparison import Comparison, among, compare, is_result
 from latentrobust.reporting.figures import write_figure
-from latentrobust.reporting.sweep_page import Shown, varies, write_sweep_page
+from latentrobust.reporting.sweep_page import Shown, varies, warning_rows, write_sweep_page
 from latentrobust.reporting.terminal import print_summary, standard_output
 from latentrobust.run_folder import of_a_run, write_csv, write_text
 from latentrobust.streams import BAD_INPUT, prepare_streams
@@ -57,7 +57,11 @@ def report(
     place = Path(out) if out is not None else folder / "report"
     place.mkdir(parents=True, exist_ok=True)
     write_csv(place / "report.csv", tables.columns(summary))
-    write_text(place / "report.md", tables.under_titles(parts, tables.markdown, "##"))
+    warned = "".join(f"- {line}\n" for line in warning_lines(parts))
+    write_text(
+        place / "report.md",
+        tables.under_titles(parts, tables.markdown, "##") + (f"\nWarnings of the runs:\n\n{warned}" if warned else ""),
+    )
     write_text(place / "report.tex", tables.under_titles(parts, tables.latex, "%"))
     comparisons = compare(summary)
     columns = zip(*(vars(part).values() for part in comparisons), strict=True)
@@ -73,6 +77,11 @@ def report(
             write_figure(picture, place / f"{metric.replace('/', '_')}.png")
     write_sweep_page(place / "sweep.html", folder.resolve().name, shown, summary.left_out)
     return summary
+
+
+def warning_lines(parts: Sequence[aggregate.Summary]) -> list[str]:
+    """What runs warned of about their results, a line each with the row and in how many of its runs."""
+    return [f"{row} ({count} runs): {text}" for part in parts for row, text, count in warning_rows(part)]
 
 
 def _is_one_run(folder: Path) -> bool:
@@ -106,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = aggregate.by_kind(summary, chosen.metric or DEFAULT_METRICS)
     for part in parts:
         print_summary(part, aggregate.title_of(part) if len(parts) > 1 else None, console)
+    for line in warning_lines(parts):
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
     if summary.left_out:
         names = ", ".join(path.name for path in summary.left_out)
         console.print(f"left out (failed, not finished, or repeated later): {names}")

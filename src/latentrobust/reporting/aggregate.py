@@ -33,6 +33,8 @@ LEVEL = 0.95
 LABELS = ("name", "run")  # keys that say what a run is called or which one it repeats: other keys tell more
 FEW = 12  # names of metrics that a message shows
 COMMON = "radius"  # of a set, which a model over that set has too
+OVER_SETS = ("robust", "certified", "certified_image", "smoothed")  # measures that a set's radii belong to
+SAME = 0.01  # share by which radii of equal sets may differ, as learned on another machine
 COARSE = "too coarse to say anything"
 
 
@@ -47,6 +49,8 @@ class Finished:
         configuration: everything that may change a result, by dotted key; numbers as numbers.
         seeds: all seeds, by dotted key.
         written: when its metrics were, in nanoseconds.
+        trained: those of the seeds that what is measured was made with; the others are of its measurement.
+        warnings: about its results.
     """
 
     folder: Path
@@ -55,11 +59,18 @@ class Finished:
     configuration: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, Any] = field(default_factory=dict)
     written: int = 0
+    trained: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
         """Equal for runs of one group, which are draws of the same experiment."""
         return json.dumps(self.configuration, sort_keys=True, default=str)
+
+    @property
+    def draw(self) -> str:
+        """Equal for runs of a group that have measured the same thing: one draw, however often it is measured."""
+        return json.dumps(self.trained, sort_keys=True, default=str)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -78,18 +89,31 @@ class Finished:
 class Interval:
     """Mean of ``count`` values and half the width of its 95 % interval by Student's t; NaN for a single value.
 
-    ``nulls`` further runs have no number there: they diverged. ``remark`` goes behind the text.
+    ``nulls`` further runs have no number there: they diverged; ``missing`` ones lack it. ``remark`` goes behind
+    the text.
     """
 
     mean: float
     half: float
     count: int
     nulls: int = 0
+    missing: int = 0
     remark: str = ""
 
     @classmethod
+    def of_runs(cls, runs: Sequence[Finished], metric: str) -> Interval:
+        """From a group's runs; of several measurements of the same thing, their mean is one value."""
+        values: dict[str, list[float | None]] = {}
+        for run in runs:
+            values.setdefault(run.draw, []).extend([run.metrics[metric]] if metric in run.metrics else [])
+        return replace(
+            cls.of([_mean(found) for found in values.values() if found]),
+            missing=sum(not found for found in values.values()),
+        )
+
+    @classmethod
     def of(cls, values: Sequence[float | None]) -> Interval:
-        """From the values of a group's runs."""
+        """From a value a draw."""
         numbers = [value for value in values if value is not None]
         count, nulls = len(numbers), len(values) - len(numbers)
         mean = float(np.mean(numbers)) if numbers else math.nan
@@ -100,7 +124,7 @@ class Interval:
         return cls(mean, float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread, count, nulls)
 
     def text(self, percent: bool, sign: str = "±") -> str:
-        """``84.21 ± 0.30``, or the mean alone; ``(1 null)`` behind it where a run has no number."""
+        """``84.21 ± 0.30``, or the mean alone; ``(1 null)`` and ``(1 missing)`` behind it where a run has no number."""
         remark = f" ({self.remark})" if self.remark else ""
         if not self.count:
             return f"null{remark}"
@@ -108,7 +132,8 @@ class Interval:
         text = f"{factor * self.mean:{digits}}"
         if not math.isnan(self.half):
             text += f" {sign} {factor * self.half:{small}}"
-        return text + (f" ({self.nulls} null)" if self.nulls else "") + remark
+        text += f" ({self.nulls} null)" if self.nulls else ""
+        return text + (f" ({self.missing} missing)" if self.missing else "") + remark
 
 
 Row = tuple[dict[str, str], dict[str, Interval]]
@@ -176,13 +201,30 @@ def _read(run: Path) -> Finished:
     leaves = _with_measured(loaded)
     seeds = {key: value for key, value in leaves.items() if key.rpartition(".")[2] in SEEDS}
     kept = {key: value for key, value in leaves.items() if key not in seeds}
+    warned = metrics.get("warnings")
     numbers = {
         name: value
         for name, value in metrics.items()
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
     written = (run / "metrics.json").stat().st_mtime_ns
-    return Finished(run, _choices(loaded.get("overrides") or []), numbers, kept, seeds, written)
+    return Finished(
+        run, _choices(loaded.get("overrides") or []), numbers, kept, seeds, written, _trained(loaded, seeds),
+        tuple(map(str, warned)) if isinstance(warned, list) else (),
+    )  # fmt: skip
+
+
+def _trained(configuration: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's seeds that made what it measures: of ``evaluate`` the earlier run's; none of its measures'."""
+    if configuration.get("job_type") == "evaluate":
+        seeds = {key.removeprefix("run."): value for key, value in seeds.items() if key.startswith("run.")}
+    return {key: value for key, value in seeds.items() if not key.startswith("evaluation.")}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are numbers; None where none is."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _with_measured(configuration: dict[str, Any]) -> dict[str, Any]:
@@ -238,12 +280,12 @@ def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequenc
     for group in members:
         found = {}
         for name in metrics:
-            values = [run.metrics[name] for run in group if name in run.metrics]
-            if values:
-                found[name] = Interval.of(values)
-                if len(values) < len(group):
-                    without.setdefault(name, []).extend(run.folder for run in group if name not in run.metrics)
-                if "robust" in name.split("/") and group[0].only_pgd:
+            lacking = [run.folder for run in group if name not in run.metrics]
+            if len(lacking) < len(group):
+                found[name] = Interval.of_runs(group, name)
+                if lacking:
+                    without.setdefault(name, []).extend(lacking)
+                if measure_of(name) == "robust" and group[0].only_pgd:
                     found[name] = replace(found[name], remark="PGD only")
                 if is_coverage(name) and any(too_coarse(run.numbers) for run in group):
                     found[name] = replace(found[name], remark=COARSE)
@@ -350,7 +392,7 @@ def natural_value(value: str) -> tuple[int, float, tuple[list[str | int], str]]:
 def is_better_high(metric: str) -> bool:
     """Whether more of a metric is better."""
     last = metric.rpartition("/")[2]
-    return (is_share(metric) and last != "abstained") or last in ("log_likelihood", "active_units")
+    return (is_share(metric) and last != "abstained") or last in ("log_likelihood", "active_units", "fit_accuracy")
 
 
 def is_coverage(metric: str) -> bool:
@@ -361,8 +403,10 @@ def is_coverage(metric: str) -> bool:
 def is_comparable(summary: Summary, metric: str) -> bool:
     """Whether a metric means the same in all rows: each set has its own tolerance, the worse one the wider.
 
-    Those of rows that have the metric must agree to a tenth.
+    Those of rows that have the metric must agree to a tenth. What is measured over sets means the same over equal ones.
     """
+    if measure_of(metric) in OVER_SETS:
+        return not has_other_sets(summary, metric)
     if not is_coverage(metric):
         return True
     runs = [run for group in summary.members for run in group if metric in run.metrics]
@@ -377,9 +421,30 @@ def is_coarse(summary: Summary, metric: str) -> bool:
     return any(found[metric].remark == COARSE for _, found in summary.rows if metric in found)
 
 
+def has_other_sets(summary: Summary, metric: str) -> bool:
+    """Whether runs of different rows that began with equal seeds measure over sets of different radii.
+
+    Norms of one set are no norms of another, and within a set that has collapsed every model is robust.
+    """
+    radii: dict[str, list[float]] = {}
+    for run in (run for group in summary.members for run in group if metric in run.metrics):
+        if (radius := run.numbers.get(COMMON)) is not None:
+            radii.setdefault(run.draw, []).append(radius)
+    return any(max(found) > (1 + SAME) * min(found) for found in radii.values())
+
+
+def measure_of(metric: str) -> str:
+    """What a metric measures, the first part of its name behind that of a model."""
+    smoothed = metric.startswith("smoothed/robust/")  # hardly a model of that name
+    return "smoothed" if smoothed else _without_model(metric)[0]
+
+
+def _without_model(metric: str) -> list[str]:
+    parts = metric.split("/")
+    return parts[1:] if len(parts) > 1 and parts[1] in OF_A_MODEL else parts  # a model may be called "robust"
+
+
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of examples, to be shown in percent."""
-    parts = metric.split("/")
-    if len(parts) > 1 and parts[1] in OF_A_MODEL:
-        parts = parts[1:]  # a model may be called "robust"
+    parts = _without_model(metric)
     return parts[0] in SHARES and parts[-1] not in NO_SHARES

@@ -9,13 +9,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from latentrobust.reporting.aggregate import Finished, Summary, is_better_high, is_coarse, is_comparable
+from latentrobust.reporting.aggregate import Finished, Summary, is_better_high, is_coarse, is_comparable, is_share
 
 ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best one with the others
 LEAST = 2  # seeds in common
@@ -27,7 +27,9 @@ NO_SPREAD = 1e-9
 Row = Mapping[str, str | None]
 ValueOf = Callable[[Row], float]
 # Keys below data that leave the test examples as they are.
-OF_TRAINING = ("train_size", "train_fraction", "batch_size", "pairs_per_epoch", "resident", "validation_size")
+OF_TRAINING = (
+    "train_size", "train_fraction", "batch_size", "pairs_per_epoch", "resident", "validation_size", "train_light",
+)  # fmt: skip
 # Last parts of metrics' names, and the column of per_example.csv that a metric is the mean of.
 COLUMNS = {"accuracy/clean": "clean", "accuracy/perturbed": "perturbed"}
 
@@ -40,13 +42,15 @@ class Comparison:
         metric: name.
         first: place of one row.
         second: place of the other.
-        over: what is paired: ``seeds`` (Student's t on the differences of runs with equal seeds) or ``examples`` (sign
-            flips and a bootstrap of the differences on equal test examples, means over seeds). Flips that are drawn
+        over: what is paired: ``seeds`` (Student's t on the differences of what was made with equal seeds) or
+            ``examples`` (sign flips of the differences on equal test examples, means over seeds). Flips that are drawn
             tell no p below 2 / 5,000, which many rows would make of every difference a chance: Hoeffding's bound on the
-            share of all flips, 2 exp(−(Σd)² / 2Σd²), is taken where it is smaller.
+            share of all flips, 2 exp(−(Σd)² / 2Σd²), is taken where it is smaller. The interval over examples is a
+            bootstrap's, of shares that of Bonett & Price (Statistical Methods in Medical Research, 2012), who add a
+            difference of +1 and one of −1: where few examples differ, a bootstrap has next to no width.
         pairs: how many.
         difference: mean of first less second.
-        low: end of its 95 % interval; NaN where all seeds have the same difference, of which nothing follows.
+        low: end of its 95 % interval; NaN where all differences are the same, of which nothing follows.
         high: the other end.
         p: of no difference.
         adjusted: the same by Holm, over all comparisons of the metric of this kind.
@@ -141,12 +145,17 @@ def _over_examples(metric: str, pair: tuple[int, int], values: Sequence[Mapping[
     differences = _differences(values)
     if len(differences) < LEAST:
         return None
-    mean, low, high, p = float(differences.mean()), 0.0, 0.0, 1.0
-    if differences.any():
-        drawn = {"n_resamples": RESAMPLES, "batch": 500}
+    mean, low, high, p = float(differences.mean()), math.nan, math.nan, 1.0
+    drawn = {"n_resamples": RESAMPLES, "batch": 500}
+    if is_share(metric):
+        more = np.append(differences, (1.0, -1.0))
+        half = stats.norm.ppf(1 - LEVEL / 2) * more.std() / math.sqrt(len(more))
+        low, high = more.mean() - half, more.mean() + half
+    elif np.ptp(differences) > 0:
         low, high = stats.bootstrap(
             (differences,), np.mean, method="percentile", rng=np.random.default_rng(0), **drawn
         ).confidence_interval
+    if differences.any():
         p = stats.permutation_test(
             (differences,), np.mean, permutation_type="samples", rng=np.random.default_rng(0), **drawn
         ).pvalue
@@ -155,14 +164,14 @@ def _over_examples(metric: str, pair: tuple[int, int], values: Sequence[Mapping[
 
 
 def _by_seeds(first: Sequence[Finished], second: Sequence[Finished], metric: str) -> list[dict[str, float]]:
-    """Means of both rows by the seeds that all of their runs have: a measurement may have one of its own."""
-    keys = set.intersection(*(set(run.seeds) for run in (*first, *second)))
+    """Means of both rows by the seeds of training that all of their runs have."""
+    keys = set.intersection(*(set(run.trained) for run in (*first, *second)))
     rows: list[dict[str, list[float]]] = [{}, {}]
     for found, runs in zip(rows, (first, second), strict=True):
         for run in runs:
             value = run.metrics.get(metric)
             if value is not None and math.isfinite(value):
-                seeds = json.dumps({key: run.seeds[key] for key in keys}, sort_keys=True, default=str)
+                seeds = json.dumps({key: run.trained[key] for key in keys}, sort_keys=True, default=str)
                 found.setdefault(seeds, []).append(value)
     return [{seeds: float(np.mean(values)) for seeds, values in found.items()} for found in rows]
 
@@ -171,8 +180,13 @@ def _same_examples(first: Sequence[Finished], second: Sequence[Finished]) -> boo
     """Whether all runs of two rows were measured on the same test examples, so far as their configurations say."""
     one, other = first[0].configuration, second[0].configuration
     differs = [key for key in one.keys() | other.keys() if key.startswith("data.") and one.get(key) != other.get(key)]
-    splits = {str(run.seeds.get("data.split_seed")) for run in (*first, *second)}
-    return len(splits) == 1 and all(key.rpartition(".")[2] in OF_TRAINING for key in differs)
+    split, *others = (_splits(run) for run in (*first, *second))
+    return all(other == split for other in others) and all(key.rpartition(".")[2] in OF_TRAINING for key in differs)
+
+
+def _splits(run: Finished) -> dict[str, Any]:
+    """Seeds of a run's test examples: of the split, and of a source, as of patches of photographs."""
+    return {key: seed for key, seed in run.seeds.items() if key.startswith("data.") and key != "data.seed"}
 
 
 def _by_example(runs: Sequence[Finished], metric: str) -> dict[str, float]:

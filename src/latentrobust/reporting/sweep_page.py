@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,17 @@ from PIL import Image
 
 import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
-from latentrobust.reporting.aggregate import Summary, is_better_high, is_coarse, is_comparable, is_share, title_of
+from latentrobust.reporting.aggregate import (
+    OVER_SETS,
+    Interval,
+    Summary,
+    is_better_high,
+    is_coarse,
+    is_comparable,
+    is_share,
+    measure_of,
+    title_of,
+)
 from latentrobust.reporting.comparison import Comparison
 from latentrobust.reporting.figures import as_png, plain
 from latentrobust.reporting.tables import cells
@@ -90,6 +101,7 @@ def _kind(kind: Shown, home: Path, title: str) -> dict[str, Any]:
         "rows": _rows(summary),
         "constant": " ".join(f"{key}={value}" for key, value in summary.constant.items()),
         "comparisons": comparison_rows(summary, kind.comparisons),
+        "warnings": warning_rows(summary),
         "figures": [(title, _png(figure), caption) for title, figure, caption in drawn],
         "runs": list(_runs(summary, home)),
     }
@@ -135,16 +147,18 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
         if len(ahead) > 1:
             yield f"{metric}: {len(ahead)} of {len(there)} rows share the {ends} value, {mean}."
             continue
-        against = [part for part in comparisons if part.metric == metric and best in (part.first, part.second)]
-        sure = [part for part in against if part.over == "seeds" and part.is_sure]
-        paired = [part for part in against if part.over == "seeds"]
-        told = (
-            "; there are too few seeds to tell whether that is more than chance"
-            if not paired
-            else f"; ahead of {len(sure)} of {len(paired)} others by more than chance over seeds"
-        )
-        yield f"{metric}: {label_of(summary, best)} has the {most}, {mean}{told}."
+        of = _counted(summary.rows[best][1][metric])
+        told = _told(summary, metric, best, len(there) - 1, comparisons)
+        yield f"{metric}: {label_of(summary, best)} has the {most}, {mean}{of}{told}."
     unlike = [metric for metric in summary.metrics if not is_comparable(summary, metric) and metric not in coarse]
+    over_sets = [metric for metric in unlike if measure_of(metric) in OVER_SETS]
+    unlike = [metric for metric in unlike if metric not in over_sets]
+    if over_sets and len(summary.rows) > 1:
+        yield (
+            f"{', '.join(over_sets)}: not compared, since rows were measured over sets of different radii: a norm in"
+            " one is no norm in another, and within a set that holds nothing every model is robust. Measure the models"
+            " over one set (evaluate run=… from=…)."
+        )
     if unlike and len(summary.rows) > 1:
         yield (
             f"{', '.join(unlike)}: not compared, since each set has its own tolerance (coverage/tolerance), which is"
@@ -158,6 +172,40 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
     for metric, folders in summary.without.items():
         names = ", ".join(folder.name for folder in folders)
         yield f"{metric} is missing in {len(folders)} runs of rows that have it: {names}."
+
+
+def _counted(interval: Interval) -> str:
+    """Where not all runs have a number, how many have."""
+    runs = interval.count + interval.nulls + interval.missing
+    why = f"{interval.nulls} diverged" if interval.nulls else f"{interval.missing} without it"
+    return f", of {interval.count} of {runs} runs ({why})" if runs > interval.count else ""
+
+
+def _told(summary: Summary, metric: str, best: int, others: int, comparisons: Sequence[Comparison]) -> str:
+    """Against how many of the others the best row is ahead by more than chance, on the seeds that both have."""
+    ahead, behind, paired = 0, [], 0
+    for part in comparisons:
+        if part.metric == metric and part.over == "seeds" and best in (part.first, part.second):
+            paired += 1
+            of_best = part.difference if best == part.first else -part.difference
+            if part.is_sure and (of_best > 0) == is_better_high(metric):
+                ahead += 1
+            elif part.is_sure:
+                behind.append(label_of(summary, part.second if best == part.first else part.first))
+    if not paired:
+        return "; there are too few seeds to tell whether that is more than chance"
+    told = f"; ahead of {ahead} of {others} others by more than chance over seeds"
+    told += f" ({others - paired} of them without two seeds in common)" if paired < others else ""
+    return told + (f"; on the seeds that both have it is behind {' and '.join(behind)}" if behind else "")
+
+
+def warning_rows(summary: Summary) -> list[list[str]]:
+    """What runs warned of about their results: the row, the warning, and in how many of the row's runs."""
+    rows = []
+    for place, runs in enumerate(summary.members):
+        found = Counter(warning for run in runs for warning in set(run.warnings))
+        rows += [[label_of(summary, place), text, f"{count} of {len(runs)}"] for text, count in found.items()]
+    return rows
 
 
 def _rows(summary: Summary) -> list[list[Value]]:

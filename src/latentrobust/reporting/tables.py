@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +19,11 @@ def cells(summary: Summary, sign: str = "±") -> tuple[list[str], list[list[str]
     """Column names, and a row of texts a group."""
     heads = [*summary.keys, *(f"{name} %" if is_share(name) else name for name in summary.metrics), "runs"]
     table = []
-    for choices, found in summary.rows:
+    for (choices, found), runs in zip(summary.rows, summary.members, strict=True):
         values = [found[name].text(is_share(name), sign) if name in found else "" for name in summary.metrics]
-        runs = max((interval.count + interval.nulls for interval in found.values()), default=0)
-        table.append([*(choices[key] for key in summary.keys), *values, str(runs)])
+        draws = len({run.draw for run in runs})
+        more = f" ({len(runs)} measurements)" if len(runs) > draws else ""
+        table.append([*(choices[key] for key in summary.keys), *values, f"{draws}{more}"])
     return heads, table
 
 
@@ -65,11 +65,11 @@ def _escaped(text: str) -> str:
 
 
 def columns(summary: Summary) -> dict[str, list[Any]]:
-    """The same as numbers: mean, half width and count a metric, a row a group."""
+    """The same as numbers: mean, half width, count and runs without a number a metric, a row a group."""
     table: dict[str, list[Any]] = {key: [choices[key] for choices, _ in summary.rows] for key in summary.keys}
     for name in summary.metrics:
-        for part in ("mean", "half", "count"):
-            head = {"mean": name, "half": f"{name}/interval95", "count": f"{name}/runs"}[part]
+        for part, end in (("mean", ""), ("half", "/interval95"), ("count", "/runs"), ("nulls", "/null")):
+            head = f"{name}{end}"
             table[head] = [getattr(found[name], part) if name in found else "" for _, found in summary.rows]
     return table
 
@@ -134,7 +134,7 @@ def figure(summary: Summary, x: str, metric: str) -> Figure:
     factor = 100 if is_share(metric) else 1
     for others, points in lines.items():
         places, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-        halves = [0 if math.isnan(i.half) else factor * i.half for i in intervals]
+        halves = [factor * i.half for i in intervals]  # NaN, of a single run, draws no bar
         means = [factor * i.mean for i in intervals]
         axis.errorbar(places, means, halves, marker="o", markersize=3, capsize=2, label=names[others])
     every = [place for points in lines.values() for place, _ in points]
