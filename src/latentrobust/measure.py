@@ -102,6 +102,11 @@ def check_evaluation(
             check_same_images(data, exact)
 
 
+def measures_set(evaluation: DictConfig | Mapping[str, Any]) -> bool:
+    """Whether something of a set, or over one, is measured."""
+    return any(evaluation.get(part) is not None for part in ("quality", "density", "robust", "certify"))
+
+
 def measure(
     cfg: DictConfig,
     shared: Session,
@@ -134,7 +139,9 @@ def measure(
     started = time.perf_counter()
     measuring = _Measuring(cfg, shared, own, perturbations)
     folder, data, trainer = own.path, shared.data, measuring.trainer
-    metrics: dict[str, float] = {"radius": perturbations.ball.radius} if perturbations is not None else {}
+    # Accuracy alone has nothing to do with the set's radius, least of all where a model was trained within another one.
+    over_set = perturbations is not None and (cfg.get("learner") is not None or measures_set(cfg.evaluation))
+    metrics: dict[str, float] = {"radius": perturbations.ball.radius} if over_set and perturbations is not None else {}
     quality: QualityTest | None = None
     if perturbations is not None and cfg.evaluation.get("quality") is not None:
         quality = instantiate(cfg.evaluation.quality, perturbations=perturbations, _convert_="all")

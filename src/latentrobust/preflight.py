@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentrobust.data.module import PairModule
 from latentrobust.errors import InputError, collecting
-from latentrobust.measure import check_evaluation
+from latentrobust.measure import check_evaluation, measures_set
 from latentrobust.perturbation_sets import PerturbationSet, PixelBall
 from latentrobust.precision import bfloat16_is_slow
 from latentrobust.robustness.criteria import Classification, PixelAccuracy
@@ -205,7 +205,8 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
     """Names in ``metrics.json``, with patterns for numbers and for names that depend on the data."""
     if cfg.get("learner") is not None:
         yield from ("fit_seconds", "epochs", "steps")
-    if cfg.get("learner") is not None or cfg.get("perturbation_set") is not None:
+    over_set = cfg.get("perturbation_set") is not None and cfg.get("test", True) and measures_set(cfg.evaluation)
+    if cfg.get("learner") is not None or over_set:
         yield "radius"
     trained = ("fit_seconds", "steps", "fit_accuracy", "fit_loss") if cfg.get("task") is not None else ()
     evaluation = cfg.evaluation if cfg.get("test", True) else {}
@@ -217,7 +218,7 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
         yield from ("bits_per_dim", "round_trip_error")
     measured = ["accuracy/*", "loss/clean", "miou/*", "accuracy_known/*", "mce", "mce/relative"] if evaluation else []
     measured += ["robust/*"] if evaluation.get("robust") is not None else []
-    measured += ["certified/*", "smoothed/*"] if evaluation.get("certify") is not None else []
+    measured += ["certified/*", "certified_image/*", "smoothed/*"] if evaluation.get("certify") is not None else []
     for name in models:
         prefix = f"{name}/" if name else ""
         yield from (f"{prefix}{metric}" for metric in (*trained, *measured))

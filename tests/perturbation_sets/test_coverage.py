@@ -70,12 +70,31 @@ def test_the_interval_holds_for_groups(groups, spread):
     assert naive < holds or not spread
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [[100, 50, 25, 12, 6, 5, 5, 5, 5, 5], [200, *[5] * 39]],
+    ids=["ten of very different sizes", "one large one"],
+)
+def test_the_interval_holds_for_groups_of_unequal_sizes(sizes):
+    """As photographs come: an interval for equal groups holds in 83 % and 74 % of these."""
+    generator = np.random.default_rng(1)
+    groups, holds = np.repeat(np.arange(len(sizes)), sizes), 0
+    for _ in range(400):
+        own = generator.beta(4, 1, len(sizes))
+        covered = (generator.random(len(groups)) < own[groups]).astype(float)
+        low, high = interval(covered, groups)
+        holds += low <= 0.8 <= high
+    assert holds >= 0.94 * 400
+
+
 def test_the_interval_at_its_ends():
     everything = np.ones(100)
     low, high = interval(everything, np.repeat(np.arange(10), 10))
     assert high == 1
     assert low == pytest.approx(0.025 ** (1 / 10)), "ten groups, all covered: an exact interval of ten observations"
     assert interval(1 - everything, np.arange(100))[0] == 0
+    low, _ = interval(everything, np.repeat([0, 1], [90, 10]))
+    assert low == pytest.approx(0.025 ** (0.9**2 + 0.1**2)), "of two groups one has nearly everything"
     low, high = interval(np.array([1.0, 1.0, 0.0]), np.zeros(3))
     assert low < 0.1
     assert high > 0.9, "one group says next to nothing"

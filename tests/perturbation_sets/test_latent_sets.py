@@ -46,6 +46,26 @@ SETS = {
     "labelled_flow": lambda: FlowSet(fully_connected(), "linf", 0.2),
     "vae_gan": lambda: VAEGANSet(vaegan(), "linf", 0.3),
 }
+
+
+def test_a_glow_takes_no_images():
+    net, nothing = glow(), torch.zeros(0, *SHAPE)
+    s = FlowSet(net, "l2", 2.0)
+    assert s.at(nothing).encode(nothing).shape == (0, *SHAPE)
+    assert s.at(nothing).decode(torch.zeros(0, *SHAPE)).shape == (0, *SHAPE)
+    assert s.density(nothing, None, torch.zeros(0, dtype=torch.int64))["bits_per_dim"].shape == (0,)
+
+
+def test_the_density_of_a_labelled_flow_takes_labels_that_it_knows():
+    s, x = FlowSet(fully_connected(), "linf", 0.2), torch.rand(3, *SHAPE)
+    keys = random.example_keys(0, torch.arange(3), 1)
+    for wrong in ([-1, 0, 1], [0, 1, 3]):
+        with pytest.raises(InputError, match="the set knows 3 classes, got labels from"):
+            s.density(x, torch.tensor(wrong), keys)
+    bytes_ = s.density(x, torch.tensor([2, 0, 1], dtype=torch.uint8), keys)
+    torch.testing.assert_close(bytes_, s.density(x, torch.tensor([2, 0, 1]), keys))
+
+
 EACH = pytest.mark.parametrize("name", list(SETS))
 FLOWS = pytest.mark.parametrize("name", [name for name in SETS if name != "vae_gan"])
 

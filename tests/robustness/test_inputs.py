@@ -355,3 +355,25 @@ def test_what_needs_a_set_is_not_left_out_in_silence(parts):
             assert said in lr.assess(model, None, (x, y), **settings).warnings
     for settings in ({}, {"robust": None}):
         assert said not in lr.assess(model, None, (x, y), **settings).warnings
+
+
+class Coarse(nn.Module):
+    """Maps at a quarter of the size, as torchvision and Hugging Face return them."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        bright = torch.nn.functional.avg_pool2d(x[:, :1], 4)
+        return self.make(torch.cat([0.5 - bright, bright - 0.5], 1))
+
+
+@pytest.mark.parametrize("make", [lambda maps: {"aux": 0, "out": maps}, lambda maps: maps], ids=["out", "alone"])
+def test_wrapped_segmenters_give_maps_of_the_images_size(make):
+    model = lr.wrap(Coarse(make), mean=[0.0], std=[1.0], size=[32, 32])
+    x = torch.zeros(2, 1, 16, 16)
+    x[1] = 1
+    y = x[:, 0].long()
+    assert model(x).shape == (2, 2, 16, 16)
+    assert lr.assess(model, data=(x, y), robust=None).value("accuracy/clean") == 1

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from latentrobust import PixelBall, RobustSettings, RTSSet, assess
 from latentrobust.batch import Batch
+from latentrobust.data.corruptions.grid import CorruptionGrid
+from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.reporting.segmentation import maps_under_attack
 from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.maps import intersection_over_union
@@ -12,7 +15,9 @@ from latentrobust.robustness.objectives import Standard
 from latentrobust.robustness.training.base import Unperturbed
 from latentrobust.schedules import PiecewiseLinear
 from latentrobust.tasks.classification import ClassificationTask
+from latentrobust.tasks.corruptions import GridAccuracy
 from latentrobust.tasks.segmentation import SegmentationTask
+from latentrobust.transforms.affine import RotationTranslationScale
 
 
 def scores(predictions, labels, classes):
@@ -82,6 +87,72 @@ def test_maps_of_classes_that_the_data_does_not_name_are_drawn():
     said = {"example": truth, "attacked": truth + 75}
     figure = maps_under_attack(images, said, truth, ["a", "b"], "maps")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "class 75"]
+
+
+def test_all_names_below_a_narrow_figure_are_within_it():
+    names = [f"material number {number}" for number in range(36)]
+    truth = torch.arange(72).reshape(2, 6, 6) % 36
+    images = {"example": torch.rand(2, 3, 6, 6), "attacked": torch.rand(2, 3, 6, 6)}
+    figure = maps_under_attack(images, {"example": truth, "attacked": truth}, truth, names, "maps")
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == 36
+    assert box.x0 >= whole.x0
+    assert box.x1 <= whole.x1
+
+
+class Bright(nn.Module):
+    """Class 1 where a pixel is bright: a turned image has the turned map."""
+
+    def forward(self, x):
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+
+def test_perturbations_that_move_pixels_are_refused_where_each_has_a_class():
+    """They would leave the classes where they were, and a perfect model would be called wrong."""
+    x = torch.rand(4, 1, 8, 8)
+    y = (x[:, 0] > 0.5).long()
+    s = RTSSet((1, 8, 8), degrees=45.0, scale=0.3, shift=2)
+    with pytest.raises(InputError, match="RTSSet moves pixels, and their classes would stay"):
+        assess(Bright(), s, (x, y), robust=RobustSettings(radii=[1.0]))
+    with pytest.raises(InputError, match="RotationTranslationScale moves pixels"):
+        assess(Bright(), data=(x, y), ood={"rts": RotationTranslationScale()}, robust=None)
+    with pytest.raises(InputError, match="RTSSet moves pixels"):
+        SegmentationTask(
+            Bright(), Unperturbed(), Standard(), torch.optim.Adam, PiecewiseLinear([1.0], [0]), s, select_on="clean"
+        )
+    assert assess(Bright(), PixelBall((1, 8, 8), "linf", 0.01), (x, y), robust=None).value("accuracy/clean") == 1
+    assert assess(lambda x: Bright()(x).mean((2, 3)), s, (x, y[:, 0, 0]), robust=None)  # a class per image may move
+
+
+def test_maps_in_which_no_pixel_counts_do_not_spoil_the_accuracy_on_corruptions():
+    x = torch.rand(6, 3, 40, 40)
+    y = (x[:, 0] > 0.5).long()
+    y[2] = -1
+    with pytest.warns(RobustnessWarning, match="elastic_transform moves pixels"):
+        found = assess(
+            lambda x: Bright()(x[:, :1]), data=(x, y), robust=None,
+            corruptions=GridAccuracy(CorruptionGrid(kinds=["brightness", "elastic_transform"], severities=[1])),
+        )  # fmt: skip
+    assert 0.5 < found.value("accuracy/corruption/brightness") < 1
+    assert 0.1 < found.value("mce") < 0.5
+
+
+def test_large_maps_are_measured_a_few_at_once(monkeypatch):
+    """What is held at once are logits of each class and pixel."""
+    monkeypatch.setattr("latentrobust.robustness.assess.VALUES_AT_ONCE", 6 * 20 * 20 * 10)
+    seen = []
+
+    def model(x):
+        seen.append(len(x))
+        return torch.nn.functional.one_hot((x[:, 0] * 9).long(), 10).movedim(-1, 1).float()
+
+    x = torch.rand(15, 1, 20, 20)
+    y = (x[:, 0] * 9).long()
+    y[:, 0, 0] = 9
+    assert assess(model, data=(x, y), robust=None).value("accuracy/clean") == pytest.approx(399 / 400)
+    assert max(seen) == 6
 
 
 def test_labels_below_0_do_not_count_in_a_validation_whichever_they_are(monkeypatch):

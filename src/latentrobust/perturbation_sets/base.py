@@ -162,6 +162,7 @@ class PerturbationSet(nn.Module, ABC):
         image_shape: of one example, e.g. ``(1, 42, 42)``.
         likelihood: whose loss names the ``_nll`` errors.
         needs_label: whether ``at`` needs the labels of its examples.
+        moves_pixels: whether it moves them, so that a class per pixel would no longer be that pixel's.
         data: name of the data it was learned from, or empty.
         latent_norms: mean, std and percentiles of the validation pairs' latent norms, where known.
         coverage: how much of the validation pairs each radius contains, where known.
@@ -179,6 +180,7 @@ class PerturbationSet(nn.Module, ABC):
     """
 
     needs_label = False
+    moves_pixels = False
 
     def __init__(self, image_shape: tuple[int, ...], ball: LatentBall, likelihood: Likelihood = "gaussian") -> None:
         super().__init__()

@@ -196,7 +196,8 @@ def interval(covered: np.ndarray, groups: np.ndarray, confidence: float = CONFID
     """An interval of a proportion whose observations come in groups (Korn & Graubard 1998).
 
     An exact binomial interval with as many observations as would be as precise if they were independent: the variance
-    between groups decides, and a small number of groups widens it.
+    between groups decides, and a small number of groups widens it, as does a group with a large share of the pairs.
+    With shares w of the pairs, groups count as 1 / Σw², which of equal groups is their number.
 
     Args:
         covered: 0 or 1 for each pair, ``[N]``.
@@ -205,12 +206,12 @@ def interval(covered: np.ndarray, groups: np.ndarray, confidence: float = CONFID
     """
     count, share = len(covered), float(covered.mean())
     _, number = np.unique(groups, return_inverse=True)
-    known = int(number.max()) + 1
-    effective = float(known)
+    weights = np.bincount(number) / count
+    known = effective = float(1 / np.square(weights).sum())
     tail = (1 - confidence) / 2
-    if known > 1 and 0 < share < 1:
+    if len(weights) > 1 and 0 < share < 1:
         totals = np.bincount(number, covered - share)
-        variance = known / (known - 1) * float(np.square(totals).sum()) / count**2
+        variance = float((np.square(totals) / (1 - weights)).sum()) / count**2
         effective = share * (1 - share) / max(variance, 1e-300)
         effective *= (stats.t.ppf(1 - tail, count - 1) / stats.t.ppf(1 - tail, known - 1)) ** 2
     effective = min(max(effective, 1.0), float(count))

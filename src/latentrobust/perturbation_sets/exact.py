@@ -115,6 +115,8 @@ class RTSSet(PerturbationSet):
                 [0., 0., 0.]])
     """
 
+    moves_pixels = True
+
     def __init__(
         self,
         image_shape: tuple[Count, ...],

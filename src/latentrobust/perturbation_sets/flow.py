@@ -53,7 +53,14 @@ class FlowSet(PerturbationSet):
         return FlowSetAt(self.network, x, self.ball, y)
 
     def density(self, x: Tensor, y: Tensor | None, keys: Tensor) -> dict[str, Tensor]:
-        """``bits_per_dim`` under noise by keys ``[B]``, and ``round_trip_error`` of the worst pixel; each ``[B]``."""
+        """``bits_per_dim`` under noise by keys ``[B]``, and ``round_trip_error`` of the worst pixel; each ``[B]``.
+
+        Raises:
+            InputError: for labels that the flow does not know.
+        """
+        if self.needs_label and y is not None:
+            check_labels(y, self.network.classes)
+            y = y.long()
         noisy = self.network.dequantize(x, keys)
         back = self.network.decode(self.network.encode(x, y)[0], y)
         return {

@@ -19,7 +19,7 @@ STATEMENTS = {
     "certified_image": ("--", "all pixels of an image at once, with 1 − α"),
 }
 NEWLY_WRONG = (0.85, 0.1, 0.1)
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS, LEGEND_WIDTH = 4, 2.0  # at most, and inches of one
 
 
 def palette(classes: int) -> Tensor:
@@ -69,9 +69,10 @@ def maps_under_attack(
     if -1 in seen:
         handles.append(Patch(color="black", label="does not count"))
     width, height = figure.get_size_inches()
-    lines = -(-len(handles) // LEGEND_COLUMNS)
+    columns = min(LEGEND_COLUMNS, max(1, int(width // LEGEND_WIDTH)))
+    lines = -(-len(handles) // columns)
     figure.set_size_inches(width, height + 0.22 * lines + 0.1)
-    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=7, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
     return figure
 
 

@@ -30,6 +30,9 @@ PATIENCE = 10.0  # seconds that a server gets to answer
 # Last words of curves' names, by which end of them is the better one; of others, the last value counts.
 HIGHER = ("accuracy", "robust", "clean", "perturbed", "miou", "active_units")
 LOWER = ("loss", "reconstruction", "kl", "encoder_ae", "expected_ae", "bits_per_dim", "excess")
+TABLES = (
+    "quality", "accuracy", "accuracy_known", "miou", "robust", "certified", "certified_image", "smoothed", "coverage",
+)  # fmt: skip
 NAMED = 5  # overrides in a run's name, the last ones: that is where sweeps put what they vary
 Goal = Literal["max", "min"]
 
@@ -150,7 +153,7 @@ class RunLogger(WandbLogger):
 
         logged: dict[str, Any] = {STEP: outcome.step}
         logged |= {f"figures/{name}": wandb.Image(figure) for name, figure in outcome.figures.items()}
-        for table in ("quality", "accuracy", "robust", "certified", "smoothed", "coverage"):
+        for table in TABLES:
             rows = [[name, value] for name, value in outcome.metrics.items() if f"/{table}/" in f"/{name}"]
             if rows:
                 logged[f"tables/{table}"] = wandb.Table(columns=["metric", "value"], data=rows)

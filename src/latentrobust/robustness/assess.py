@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["CertifySettings", "Results", "RobustSettings", "assess"]
 
 AT_ONCE = 256  # images measured together, whatever the batches of the data
+VALUES_AT_ONCE = 1 << 24  # and of large ones as many as have so many values, or give so many logits
 EXPECTED = "data must be (x, y) or (x, y, x_tilde), tensors or arrays of one length, batches of them, or a dataset"
 Data = Any  # what EXPECTED says, or one of the package's data modules
 
@@ -216,7 +218,9 @@ def batches(
 ) -> Iterator[Batch]:
     """What is measured, in batches of at most `AT_ONCE`, from any form of data that `assess` takes."""
     if _is_module(data):
-        for index in torch.arange(data.count("test"), device=device).split(AT_ONCE):
+        places = torch.arange(data.count("test"), device=device)
+        one = data.pairs("test", places[:1])
+        for index in places.split(_at_once(one.x, one.labels)):
             batch = data.pairs("test", index)
             yield batch if data.has_pairs else replace(batch, x_tilde=None, offset=None)
         return
@@ -253,8 +257,17 @@ def _parts(data: Any) -> Iterable[Sequence[Tensor]]:
             or len({len(part) for part in batch}) != 1
         ):
             raise InputError(EXPECTED)
-        for start in range(0, len(batch[0]), AT_ONCE):
-            yield [part[start : start + AT_ONCE] for part in batch]
+        step = _at_once(*batch[:2])
+        for start in range(0, len(batch[0]), step):
+            yield [part[start : start + step] for part in batch]
+
+
+def _at_once(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> int:
+    """How many such images are measured together; of maps, each pixel has a logit for each class."""
+    values = math.prod(x.shape[1:])
+    if y.ndim > 2:
+        values = max(values, math.prod(y.shape[1:]) * (int(y.max()) + 1))
+    return min(max(VALUES_AT_ONCE // max(values, 1), 1), AT_ONCE)
 
 
 def _collated(items: list[Any]) -> Any:

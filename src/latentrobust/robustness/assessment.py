@@ -26,10 +26,12 @@ from latentrobust.robustness.attacks.base import Found, worst_of
 from latentrobust.robustness.checks import FEW, one_class, warn_constant
 from latentrobust.robustness.covering import FIRST, CoveringOfBatches
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
+from latentrobust.robustness.inputs import check_stays
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
 
+MOVING = {"elastic_transform"}  # corruptions that move pixels by more than they blur
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 
@@ -174,6 +176,11 @@ class Assessment(nn.Module):
             self.covering = CoveringOfBatches(
                 perturbations, coverage, facts.kinds, facts.few, facts.groups, sizes, seed
             )
+        if facts.per_pixel:
+            check_stays(perturbations, *self.ood.values())
+            for grid in (held_out, corruptions):
+                if grid is not None and (moving := MOVING.intersection(grid.kinds)):
+                    warn(f"{', '.join(sorted(moving))} moves pixels, and their classes stay where they were")
         self.criterion: Criterion = PixelAccuracy() if facts.per_pixel else Classification()
         names = ["clean", "loss", *(["perturbed"] if facts.has_pairs else []), *(f"ood/{name}" for name in self.ood)]
         self.iou = nn.ModuleDict()

@@ -173,6 +173,20 @@ def class_names_of(model: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(model, NAMES, ()))
 
 
+def check_stays(*perturbing: Any) -> None:
+    """Refuse sets and perturbations that would leave maps of classes where the pixels no longer are.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for each in perturbing:
+        if getattr(each, "moves_pixels", False):
+            raise InputError(
+                f"{type(each).__name__} moves pixels, and their classes would stay where they were: with a class per"
+                " pixel, take perturbations that leave each pixel in its place"
+            )
+
+
 def check_class_names(model: nn.Module, names: Sequence[str]) -> None:
     """Refuse data whose classes have other names, or another order, than those that a model was trained on.
 

@@ -23,7 +23,10 @@ from latentrobust.reporting.aggregate import is_share
 from latentrobust.reporting.quality import ROWS, usage
 from latentrobust.run_folder import DONE, has_effect, of_a_run
 
-PICTURES = {"perturbation_set": ("samples.png", "pairs.png"), "model": ("adversarial", "robust_accuracy.png")}
+PICTURES = {
+    "perturbation_set": ("samples.png", "pairs.png", "perturbed.png"),
+    "model": ("adversarial", "robust_accuracy.png"),
+}
 LIMITS = {
     "perturbation_set": (
         "It holds perturbations like those of the pairs that it was learned from, of images like those; of others it"
@@ -38,6 +41,11 @@ LIMITS = {
 }
 
 
+# Of a flow that no pairs were encoded with.
+OF_IMAGES = (
+    "It was learned from single images, and its radius was chosen: it holds images whose latents are near, and says"
+    " nothing of which perturbations occur."
+)
 OF_FLOWS = {
     "bits_per_dim": "Bits per dimension of test images, under the noise of the training; 8 is no knowledge at all.",
     "round_trip_error": "Largest error of a pixel of an image that is encoded and decoded.",
@@ -173,7 +181,7 @@ def card(
         lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     if warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
-    lines += ["## What it does not say", "", *(f"- {limit}" for limit in LIMITS[found.kind]), ""]
+    lines += ["## What it does not say", "", *(f"- {limit}" for limit in _limits(found, description)), ""]
     lines += ["## Use", "", "```python", _usage(found.kind, _needs_label(description)), "```", ""]
     given = [str(line) for line in configuration.get("overrides") or []]
     overrides = " ".join(quote(line) for line in given if has_effect(line.lstrip("+~").partition("=")[0]))
@@ -233,6 +241,14 @@ def _needs_label(description: Mapping[str, Any]) -> bool:
     return description.get("kind") == "vae_gan" or (
         description.get("kind") == "flow" and bool(arguments.get("classes"))
     )
+
+
+def _limits(found: Stored, description: Mapping[str, Any]) -> Sequence[str]:
+    """What does not follow from a set or a model."""
+    limits = LIMITS[found.kind]
+    if found.kind == "perturbation_set" and description.get("kind") == "flow" and not description.get("latent_norms"):
+        return (OF_IMAGES, *limits[1:])
+    return limits
 
 
 def _measured_on(found: Stored, metrics: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class GridAccuracy(nn.Module):
         """Of a table of `values`: ``accuracy/corruption/<kind>``, ``…/severity=<s>``, ``mce``, ``mce/relative``."""
         found: dict[str, float] = {}
         for kind in self.grid.kinds:
-            each = {s: float(table[_column(kind, s)].astype(np.float64).mean()) for s in self.grid.severities}
+            each = {s: _mean(table[_column(kind, s)]) for s in self.grid.severities}
             found[f"accuracy/corruption/{kind}"] = sum(each.values()) / len(each)
             found |= {f"accuracy/corruption/{kind}/severity={s}": value for s, value in each.items()}
         errors = {kind: 1 - found[f"accuracy/corruption/{kind}"] for kind in self.grid.kinds}
@@ -76,6 +77,12 @@ class GridAccuracy(nn.Module):
         if self.baseline is not None:
             found["mce/relative"] = sum(errors[kind] / self.baseline[kind] for kind in errors) / len(errors)
         return found
+
+
+def _mean(column: np.ndarray) -> float:
+    """Of what is known: maps in which no pixel counts have no accuracy."""
+    values = column.astype(np.float64)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
 def _column(kind: str, severity: int) -> str:
@@ -98,5 +105,10 @@ def _baseline(path: Path, grid: CorruptionGrid) -> dict[str, float]:
                 f"evaluation.accuracy.corruptions.baseline: {file} has {kind} at severities {measured}, not"
                 f" {list(grid.severities)}"
             )
-    # A baseline without any error would make every other infinitely worse.
-    return {kind: max(1 - metrics[f"accuracy/corruption/{kind}"], 1e-6) for kind in grid.kinds}
+    accuracies = {kind: metrics.get(f"accuracy/corruption/{kind}") for kind in grid.kinds}
+    if useless := [kind for kind, value in accuracies.items() if value is None or not value < 1]:
+        raise InputError(
+            f"evaluation.accuracy.corruptions.baseline: {file} makes no error on {', '.join(useless)}, or has no number"
+            " there, so that nothing is a multiple of it: leave the baseline out, or these kinds"
+        )
+    return {kind: 1 - value for kind, value in accuracies.items() if value is not None}

@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from latentrobust.data.module import PairData
 from latentrobust.errors import InputError
 from latentrobust.robustness.criteria import PixelAccuracy
+from latentrobust.robustness.inputs import check_stays
 from latentrobust.robustness.maps import intersection_over_union
 from latentrobust.robustness.objectives import Consistency
 from latentrobust.tasks.classification import ClassificationTask
@@ -24,7 +25,7 @@ class SegmentationTask(ClassificationTask):
     The rest is as in `ClassificationTask`.
 
     Raises:
-        InputError: for augmentations and objectives that would move pixels without their labels, or mix them.
+        InputError: for augmentations, objectives and sets that would move pixels without their labels, or mix them.
     """
 
     LOGGED = (*ClassificationTask.LOGGED, "val/miou/perturbed")
@@ -32,6 +33,7 @@ class SegmentationTask(ClassificationTask):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_stays(self.perturbations)
         own = self.augmentation
         if own.before or own.after or own.mixup is not None:
             raise InputError("task.augmentation would leave the maps of classes as they are: use data.joint instead")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class RotationTranslationScale:
     shift: Natural = 7
     whole_pixels: bool = True
     name: str = "rts"
+    moves_pixels: ClassVar[bool] = True
 
     def draw(self, keys: Tensor, image_shape: tuple[int, ...], share: float = 1.0) -> Tensor:
         """Uniform offsets ``[*batch, 4]`` in a share of the bounds for keys ``[*batch]``; images may have any shape."""

@@ -17,6 +17,7 @@ from latentrobust.data.lights.materials import CLASSES, OTHER, to_classes
 from latentrobust.data.lights.scenes import Scenes, SceneSplits, skipped_note
 from latentrobust.data.loader import Indices
 from latentrobust.data.module import PAIRS, PairModule
+from latentrobust.data.pairs.copies import LARGEST
 from latentrobust.errors import InputError
 from latentrobust.keys import Purpose
 from latentrobust.seen import Hashes, hashes_of
@@ -191,10 +192,11 @@ class LightPairs(PairModule):
         return scenes if split == "train" else scenes * len(self._shown)
 
     def _make_hashes(self, split: str) -> Hashes:
-        """Of each scene under the first light."""
+        """Of each scene under every light; of more than 8 GB, which would take too long, under the first one."""
         images, rows = self.stored[split].images, self.rows[split]
-        found = [hashes_of(images[part.to(images.device), 0]) for part in rows.split(64)]
-        return Hashes(np.concatenate(found), np.arange(len(rows)))
+        lights = images.shape[1] if images[0].numel() * len(rows) <= LARGEST else 1
+        found = [hashes_of(images[part.to(images.device), :lights].flatten(0, 1)) for part in rows.split(16)]
+        return Hashes(np.concatenate(found), np.arange(len(rows)).repeat(lights))
 
     def pairs(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """The pairs ``index [B]`` of a split, on the index's device; validation and test go light by light.

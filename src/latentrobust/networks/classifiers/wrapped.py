@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from latentrobust.graphs import recording
 
 Outputs = Literal["logits", "probabilities"]
 ROUNDING = 1e-2  # of probabilities in half precision
+NAMES = ("logits", "out")  # the second in models of torchvision that tell a class for each pixel
 LEAST = 1e-12  # below it, probabilities have no logarithm worth having
 
 
@@ -22,7 +24,8 @@ class Wrapped(nn.Module):
     """A model behind what its images need, before what its answers need; made by `wrap`.
 
     Images ``[B, C, H, W]`` in [0, 1] are resized, made to have as many channels as ``mean``, and standardised; of the
-    answer the logits ``[B, classes]`` of the chosen classes are taken.
+    answer the logits ``[B, classes]`` of the chosen classes are taken. Maps ``[B, classes, h, w]`` that are smaller
+    than the images, or larger, are resized to theirs (bilinear).
     """
 
     mean: Tensor
@@ -57,6 +60,7 @@ class Wrapped(nn.Module):
             InputError: for an answer that is no tensor of logits, lacks a class, or is said to be of probabilities and
                 is not.
         """
+        sides = tuple(x.shape[-2:])
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
         if len(self.mean):
@@ -64,6 +68,8 @@ class Wrapped(nn.Module):
                 x = x.expand(-1, len(self.mean), -1, -1)
             x = (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
         logits = _logits(self.model(x))
+        if logits.dim() == 4 and math.prod(logits.shape[-2:]) > 1 and tuple(logits.shape[-2:]) != sides:
+            logits = F.interpolate(logits, sides, mode="bilinear", align_corners=False)
         if self.outputs == "probabilities":
             if not self._looked and _has_values(logits):
                 _check_probabilities(logits)
@@ -77,9 +83,9 @@ class Wrapped(nn.Module):
 
 
 def _logits(answer: Any) -> Tensor:
-    """The logits in what a model returns: itself, its ``logits``, or the first of several."""
-    if isinstance(answer, dict) and "logits" in answer:
-        answer = answer["logits"]
+    """The logits in what a model returns: itself, its ``logits`` or ``out``, or the first of several."""
+    if isinstance(answer, Mapping) and (named := [name for name in NAMES if name in answer]):
+        answer = answer[named[0]]
     elif hasattr(answer, "logits"):
         answer = answer.logits
     elif isinstance(answer, tuple | list) and answer:
@@ -118,7 +124,8 @@ def wrap(
     """Anybody's classifier as a module from images in [0, 1] to logits.
 
     Args:
-        model: from standardised images of its own size to logits ``[B, K]``, or to something with ``logits`` in it.
+        model: from standardised images of its own size to logits ``[B, K]``, or maps of them, or to
+            something with ``logits`` or ``out`` in it.
         mean: per channel, with ``std``: what its training standardised images with; None where it took [0, 1]. Grey
             images become as many channels as there are means.
         std: per channel.

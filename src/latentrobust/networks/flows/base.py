@@ -131,7 +131,7 @@ class FlowNetwork(nn.Module, ABC):
     def log_density(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """``log p(x)`` ``[B]`` in nats, of images as points of [0, 1]ⁿ."""
         z, log_det = self.encode(x, y)
-        return log_det - (z.square().flatten(1).sum(1) + z[0].numel() * math.log(2 * math.pi)) / 2
+        return log_det - (z.square().flatten(1).sum(1) + math.prod(z.shape[1:]) * math.log(2 * math.pi)) / 2
 
     def bits_per_dim(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Negative log-likelihood ``[B]`` of images with 256 levels, given with noise (`dequantize`), in bits a value.

@@ -140,11 +140,14 @@ class Glow(FlowNetwork):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         logits, of_logit = self.preprocess(self.widened(x))
+        if not len(x):  # of nothing, pixel_unshuffle leaves the shape
+            return logits, of_logit
         z, log_det = self.flow(F.pixel_unshuffle(logits, 2))
         return F.pixel_shuffle(z, 2), of_logit + log_det
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: D102
-        logits = F.pixel_shuffle(self.flow.inverse(F.pixel_unshuffle(self.widened(z), 2)), 2)
+        z = self.widened(z)
+        logits = F.pixel_shuffle(self.flow.inverse(F.pixel_unshuffle(z, 2)), 2) if len(z) else z
         return self.narrowed(self.preprocess.inverse(logits))
 
     def dequantize(self, x: Tensor, keys: Tensor) -> Tensor:
