@@ -17,7 +17,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from latentrobust import measure, stages
 from latentrobust.errors import InputError
@@ -123,6 +123,12 @@ def test_what_a_run_is_said_to_measure_and_to_log_is_what_it_does(whole):
         cfg.optimized_metric = name
         with pytest.raises(InputError, match="this run measures"):
             check_optimized_metric(cfg, ["standard", "augmentation", "adversarial", "smoothing"])
+    bare = OmegaConf.merge(cfg, {"optimized_metric": "radius"})
+    check_optimized_metric(bare, ["standard"])
+    with open_dict(bare):
+        bare.learner, bare.evaluation = None, {"accuracy": {}}  # nothing is measured over the set
+    with pytest.raises(InputError, match="this run measures"):
+        check_optimized_metric(bare, ["standard"])
     for folder, patterns, prefix in (
         (whole.folder, CVAELearner.LOGGED, ""),
         (whole.folder / "models" / "adversarial", ClassificationTask.LOGGED, "adversarial-"),

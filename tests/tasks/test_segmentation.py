@@ -1,10 +1,13 @@
 """Scores of maps of classes, against loops over pixels."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from latentrobust import PixelBall, RobustSettings, RTSSet, assess
+from latentrobust import CertifySettings, PixelBall, RobustSettings, RTSSet, assess
 from latentrobust.batch import Batch
 from latentrobust.data.corruptions.grid import CorruptionGrid
 from latentrobust.errors import InputError, RobustnessWarning
@@ -153,6 +156,27 @@ def test_large_maps_are_measured_a_few_at_once(monkeypatch):
     y[:, 0, 0] = 9
     assert assess(model, data=(x, y), robust=None).value("accuracy/clean") == pytest.approx(399 / 400)
     assert max(seen) == 6
+
+
+def test_radii_at_which_no_map_can_be_certified_as_a_whole_are_named():
+    """The noise level is chosen so that one pixel reaches them; all 64 share α."""
+    x = torch.rand(2, 1, 8, 8)
+    y = (x[:, 0] > 2).long()
+    settings = CertifySettings(radii=[0.05, 0.5], n=1000, adaptive=False)
+
+    def model(x):
+        return torch.cat([x * 0 + 1, x * 0], 1)
+
+    ball = PixelBall((1, 8, 8), "l2", 1.0)
+    with pytest.warns(
+        RobustnessWarning, match=r"all 64 pixels .* certified_image is 0 at 0\.5 \(sigma=(0\.\d+) "
+    ) as said:
+        found = assess(model, ball, (x, y), robust=None, certify=settings)
+    assert found.value("certified_image", radius=0.5) == 0
+    assert found.value("certified", radius=0.5) == found.value("certified_image", radius=0.05) == 1
+    sigma = float(re.search(r"sigma=(0\.\d+)", str(said[0].message))[1])
+    again = assess(model, ball, (x, y), robust=None, certify=dataclasses.replace(settings, sigma=1.01 * sigma))
+    assert again.value("certified_image", radius=0.5) == 1
 
 
 def test_labels_below_0_do_not_count_in_a_validation_whichever_they_are(monkeypatch):

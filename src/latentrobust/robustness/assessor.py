@@ -19,7 +19,7 @@ from latentrobust.keys import Purpose
 from latentrobust.perturbation_sets.ascent import frozen
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.robustness.attacks import PGD, Attack, Found, WorstOf, latent_autoattack
-from latentrobust.robustness.certificates import CertificateTable, ImageCertificates, PixelCertificates
+from latentrobust.robustness.certificates import ALL_PIXELS, CertificateTable, ImageCertificates, PixelCertificates
 from latentrobust.robustness.criteria import PixelAccuracy, answer, criterion_for
 from latentrobust.robustness.journal import CertificateJournal, checksum, fingerprint
 from latentrobust.robustness.progress import Progress
@@ -201,6 +201,8 @@ class Assessor:
                 if per_pixel
                 else ImageCertificates(self.sigma, self.targets, attacked=certify.attack_steps > 0)
             )
+            if isinstance(self.certificate_table, PixelCertificates) and self.certificate_table.together:
+                self._warn_out_of_reach(self.certificate_table)
         self._journal_path = journal
 
     def _noise(self, certify: CertifySettings) -> float:
@@ -220,6 +222,17 @@ class Assessor:
                 stacklevel=4,
             )
         return certify.sigma
+
+    def _warn_out_of_reach(self, certificates: PixelCertificates) -> None:
+        """A noise level is chosen for a pixel on its own; for all at once α is shared."""
+        pixels = math.prod(self.perturbations.image_shape[1:])
+        reach = certificates.reach(pixels)[ALL_PIXELS]
+        if beyond := [radius for radius in self.targets if radius > reach * (1 + 1e-6)]:
+            warn(
+                f"all {pixels} pixels of an image at once can be certified within {reach:.3g}, whatever the model:"
+                f" certified_image is 0 at {', '.join(f'{radius:.4g}' for radius in beyond)} (sigma="
+                f"{certificates.sigma * max(beyond) / reach:.3g} would reach that, at the price of noisier images)"
+            )
 
     @property
     def robust_columns(self) -> list[str]:

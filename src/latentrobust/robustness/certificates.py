@@ -16,6 +16,7 @@ from latentrobust.robustness.smoothing import ABSTAIN, Certificate, level_for
 from latentrobust.robustness.statistics import Procedure, certified_radius, lower_bound
 
 POINTS = 33  # of the curve of certified accuracy of pixels
+ALL_PIXELS = "all pixels of an image at once"  # one of the two statements about maps
 
 
 class CertificateTable(Protocol):
@@ -114,7 +115,7 @@ class PixelCertificates:
         if self.together:
             ((total, alpha),) = self.procedure.looks
             bound = lower_bound(total, total, alpha / pixels)
-            found["all pixels of an image at once"] = float(certified_radius(bound, self.sigma))
+            found[ALL_PIXELS] = float(certified_radius(bound, self.sigma))
         return found
 
     @property
