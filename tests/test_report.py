@@ -353,6 +353,25 @@ def test_intervals_of_shares_over_examples_hold_where_few_differ():
     assert math.isnan(comparison._over_examples("quality/pgd_ae", (0, 1), alike).low)
 
 
+def test_examples_of_a_group_are_flipped_together(tmp_path):
+    """Ten objects of twenty photographs each: two models that differ by chance on objects are not called different."""
+    generator = np.random.default_rng(5)
+    sure = 0
+    for _ in range(40):
+        luck = np.repeat(generator.integers(0, 2, (2, 10)), 20, axis=1)  # a model is right on all photographs, or none
+        for name, right in zip("ab", luck, strict=True):
+            place = tmp_path / name
+            if not place.exists():
+                run(tmp_path, name, {"accuracy/clean": 0.5}, f"experiment={name}")
+            rows = "".join(f"{number},x,{value},{number // 20}\n" for number, value in enumerate(right))
+            (place / "per_example.csv").write_text("index,kind,clean,group\n" + rows)
+        (part,) = [part for part in compare(report(tmp_path)) if part.over == "examples"]
+        assert part.pairs == 10
+        assert part.difference == pytest.approx((luck[0] - luck[1]).mean())
+        sure += part.p < 0.05
+    assert sure <= 5
+
+
 def test_only_what_pgd_measured_is_called_so(tmp_path):
     names = ("robust/p50", "m/robust/p50", "smoothed/robust/p50", "robust/accuracy/clean")
     run(

@@ -644,3 +644,17 @@ def test_each_process_measures_what_it_was_given(tmp_path):
     assert again.metrics == alone.metrics
     assert again.metrics["robust/examples"] == 5
     assert again.per_example["accuracy"]["index"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_examples_in_groups_are_counted_as_groups(tmp_path):
+    """Twelve objects of ten images each: an interval for 120 images would be three times too narrow."""
+    x = torch.rand(160, *SHAPE)
+    split = ["train"] * 20 + ["validation"] * 20 + ["test"] * 120
+    own = latentrobust.pairs(x, x * 0.9, y=np.arange(160) % 2, group=np.arange(160) // 10, split=split)
+    robust = RobustSettings(attacks={"pgd": PGD(steps=1)}, radii=[0.1], examples=15)
+    results = assess(Linear(), ball("l2", 1.0), own.as_data(), robust=robust)
+    assert (results.metrics["accuracy/groups"], results.metrics["robust/groups"]) == (12, 2)
+    assert len(np.unique(results.per_example["accuracy"]["group"])) == 12
+    alone = assess(Linear(), ball("l2", 1.0), (x, torch.arange(160) % 2), robust=robust)
+    assert "accuracy/groups" not in alone.metrics
+    assert "group" not in alone.per_example["accuracy"]

@@ -48,7 +48,7 @@ class Comparison:
             share of all flips, 2 exp(−(Σd)² / 2Σd²), is taken where it is smaller. The interval over examples is a
             bootstrap's, of shares that of Bonett & Price (Statistical Methods in Medical Research, 2012), who add a
             difference of +1 and one of −1: where few examples differ, a bootstrap has next to no width.
-        pairs: how many.
+        pairs: how many; of examples that come in groups, how many of these, which are flipped as a whole.
         difference: mean of first less second.
         low: end of its 95 % interval; NaN where all differences are the same, of which nothing follows.
         high: the other end.
@@ -85,7 +85,7 @@ def compare(summary: Summary) -> list[Comparison]:
             first, second = (summary.members[place] for place in pair)
             of_seeds.append(_over_seeds(metric, pair, _by_seeds(first, second, metric)))
             if _same_examples(first, second):
-                of_examples.append(_over_examples(metric, pair, [examples[place] for place in pair]))
+                of_examples.append(_over_examples(metric, pair, [examples[place] for place in pair], _groups(first)))
         for tried in (of_seeds, of_examples):
             parts = [part for part in tried if part is not None]
             if parts:
@@ -141,15 +141,23 @@ def _over_seeds(metric: str, pair: tuple[int, int], values: Sequence[Mapping[str
     return Comparison(metric, *pair, "seeds", len(differences), mean, float(low), float(high), p)
 
 
-def _over_examples(metric: str, pair: tuple[int, int], values: Sequence[Mapping[str, float]]) -> Comparison | None:
+def _over_examples(
+    metric: str, pair: tuple[int, int], values: Sequence[Mapping[str, float]], groups: Mapping[str, str] | None = None
+) -> Comparison | None:
     differences = _differences(values)
+    if groups:
+        own = [groups.get(name, name) for name in values[0] if name in values[1]]
+        _, numbers = np.unique(own, return_inverse=True)
+        # As large as their mean over groups is that over examples.
+        differences = np.bincount(numbers, differences) * (numbers.max() + 1) / len(differences) if own else differences
     if len(differences) < LEAST:
         return None
     mean, low, high, p = float(differences.mean()), math.nan, math.nan, 1.0
     drawn = {"n_resamples": RESAMPLES, "batch": 500}
     if is_share(metric):
         more = np.append(differences, (1.0, -1.0))
-        half = stats.norm.ppf(1 - LEVEL / 2) * more.std() / math.sqrt(len(more))
+        quantile = stats.t.ppf(1 - LEVEL / 2, len(more) - 1) if groups else stats.norm.ppf(1 - LEVEL / 2)
+        half = quantile * more.std() / math.sqrt(len(more))
         low, high = more.mean() - half, more.mean() + half
     elif np.ptp(differences) > 0:
         low, high = stats.bootstrap(
@@ -182,6 +190,17 @@ def _same_examples(first: Sequence[Finished], second: Sequence[Finished]) -> boo
     differs = [key for key in one.keys() | other.keys() if key.startswith("data.") and one.get(key) != other.get(key)]
     split, *others = (_splits(run) for run in (*first, *second))
     return all(other == split for other in others) and all(key.rpartition(".")[2] in OF_TRAINING for key in differs)
+
+
+def _groups(runs: Sequence[Finished]) -> dict[str, str]:
+    """The group of each test example by its index, where there are any."""
+    path = runs[0].folder / "per_example.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", errors="replace") as file:
+        reader = csv.DictReader(file)
+        column = next((name for name in reader.fieldnames or () if name.rpartition("/")[2] == "group"), None)
+        return {row["index"]: row[column] for row in reader if row.get(column)} if column is not None else {}
 
 
 def _splits(run: Finished) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _only_pgd(tests: Mapping[str, MeasuredModel]) -> bool:
 
 
 def _count(test: MeasuredModel, key: str) -> int:
-    """Of images behind a share: several pairs of one image do not make it surer."""
+    """Of images behind a share: several pairs of one image do not make it surer, nor several images of one group."""
     if test.held_out is not None and "held_out" in test.tables:  # of the first images, as a rule
         asked = ("accuracy/ood", *(f"accuracy/ood/{kind}" for kind in test.held_out.grid.kinds))
         if key in asked:
@@ -144,11 +144,19 @@ def _count(test: MeasuredModel, key: str) -> int:
     table = {"robust": "robust", "certified": "certified", "smoothed": "certified"}.get(
         key.partition("/")[0], "accuracy"
     )
-    return len(test.tables[table]["index"]) if table in test.tables else 0
+    if table not in test.tables:
+        return 0
+    examples, groups = test.tables[table]["index"], test.tables["accuracy"].get("group")
+    if groups is not None:
+        return len(np.unique(groups[np.isin(test.tables["accuracy"]["index"], examples)]))
+    return len(examples)
 
 
 def _cell(test: MeasuredModel, key: str, value: float | None) -> Cell:
-    """A share of images in percent with its 95 % interval by Wilson; shares of pixels, not being independent, bare."""
+    """A share of images in percent with its 95 % interval by Wilson; shares of pixels, not being independent, bare.
+
+    Images that come in groups count as that many groups: the interval is too wide where those of a group differ.
+    """
     if value is None or math.isnan(value) or key.partition("/")[0] not in SHARES or key == "certified/draws":
         return value
     count = _count(test, key)

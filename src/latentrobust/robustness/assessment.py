@@ -32,6 +32,7 @@ from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
 
 MOVING = {"elastic_transform"}  # corruptions that move pixels by more than they blur
+GROUPED = ("accuracy", "robust", "certified")  # tables of examples
 SHOWN = 8  # examples whose adversarial images are kept for figures
 
 
@@ -330,12 +331,26 @@ class Assessment(nn.Module):
             tables["robust"] = self.stays.table()
         if self.certificates is not None:
             tables["certified"] = self.certificates.table()
+        metrics |= self._grouped(tables)
         return Results(
             [*entries_of(metrics), *self.radius_entries(tables)],
             tables,
             subsets=self._subsets(tables),
             only_pgd=self.robust is not None and self.robust.only_pgd,
         )
+
+    def _grouped(self, tables: Mapping[str, Table]) -> dict[str, float]:
+        """How many groups were measured, where some have several examples, which are not independent of each other.
+
+        The table of accuracies gets the group of each example.
+        """
+        table = tables["accuracy"]
+        groups = self.facts.groups.numpy()[table["index"]] if len(self.facts.groups) else table["index"]
+        if len(np.unique(groups)) == len(np.unique(table["index"])):
+            return {}
+        table["group"] = groups
+        parts = {part: np.isin(table["index"], tables[part]["index"]) for part in GROUPED if part in tables}
+        return {f"{part}/groups": float(len(np.unique(groups[known]))) for part, known in parts.items()}
 
     def radius_entries(self, tables: Mapping[str, Table]) -> list[Entry]:
         """What attacks and certificates left at each radius, of the tables that `compute` returns."""

@@ -377,6 +377,7 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
         count = metrics.get(f"{'certified' if measured == 'smoothed' else measured}/examples")
         if not count or "miou/clean" in metrics:
             return ""
+        count = metrics.get(f"{'certified' if measured == 'smoothed' else measured}/groups", count)
         low, high = proportion_confint(metrics[name] * count, count, method="wilson")
     return f" [{100 * low:.0f}, {100 * high:.0f}]"
 
