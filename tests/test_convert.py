@@ -197,7 +197,7 @@ def test_classifiers_become_models(tmp_path, name, key, prefix, arguments):
         (["--network", "mnist_fc", "--radius", "3", "--data", "mnist"], "--data is for classifiers"),
         (
             ["--network", "mnist_fc", "--radius", "3", "--image-shape", "1", "28", "28"],
-            "--image-shape is for classifiers",
+            "--image-shape is for classifiers and flows",
         ),
         (["--network", "wide_resnet", "--argument", "depth=[10"], "--argument needs name=value"),
         (["--network", "unet", "--radius", "3", "--argument", "latents=[-1,1,1,1,1]"], "latents"),
@@ -232,12 +232,23 @@ def test_published_flows_become_sets_of_their_own_size(tmp_path, capsys, golden,
     parallel = {"model": {f"module.{name}": value for name, value in state.items()}}
     torch.save(parallel if wrapped else state, tmp_path / "f.pt")
     main([str(tmp_path / "f.pt"), str(tmp_path / "set"), "--network", network, "--radius", "0.5", "--norm", "linf"])
-    assert "perturbation set" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "perturbation set" in said
+    assert "--image-shape C H W states another" in said
     perturbations = load_perturbation_set(tmp_path / "set")
     assert (perturbations.ball.norm, perturbations.ball.radius) == ("linf", 0.5)
     x, y = wave((2, *perturbations.image_shape), 0.05, 1), torch.tensor([3, 7])
     np.testing.assert_allclose(perturbations.at(x, y).z.flatten(1), GOLDEN[f"{golden}.z"].reshape(2, -1), atol=2e-4)
     assert bool(perturbations.network.initialized)
+
+
+def test_the_size_of_a_glows_images_can_be_said(tmp_path, capsys):
+    """Its weights fit images of any size."""
+    torch.save(published_state("glow"), tmp_path / "f.pt")
+    options = [str(tmp_path / "f.pt"), str(tmp_path / "set"), "--network", "glow", "--radius", "1"]
+    main([*options, "--image-shape", "3", "16", "64"])
+    assert "is taken" not in capsys.readouterr().out
+    assert load_perturbation_set(tmp_path / "set").image_shape == (3, 16, 64)
 
 
 def test_other_weights_than_a_flows_are_refused(tmp_path, capsys):

@@ -429,15 +429,32 @@ def test_named_radii_and_certificates_are_compared_over_examples(tmp_path):
         for seed in range(4):
             place, better = tmp_path / f"{name}{seed}", int(name == "b")
             metrics = {"robust/p50": 0.5, "robust/eps=1": 0.5, "robust/eps=2": 0.25, "certified/eps=1": 0.5}
-            (place / "metrics.json").write_text(json.dumps({**metrics, "certified/p25": 0.5}))
             (place / "per_example.csv").write_text(
                 "index,kind,robust/pgd/eps=1,robust/pgd/eps=2,certified/prediction,certified/label,certified/radius\n"
                 f"0,a,1,0,3,3,2\n1,a,{better},1,3,3,{0.5 + better}\n2,a,0,1,3,{2 + better},1.5\n3,a,,,,,\n"
             )
-    for metric in ("robust/p50", "certified/p25", "certified/eps=1"):
+            (place / "metrics.json").write_text(json.dumps({**metrics, "certified/p25": 0.5, "smoothed/clean": 0.5}))
+    for metric in ("robust/p50", "certified/p25", "certified/eps=1", "smoothed/clean"):
         found = {(part.first, part.second, part.over): part for part in compare(report(tmp_path, [metric]))}
         assert found[0, 1, "examples"].pairs == 3
-        assert found[0, 1, "examples"].difference == pytest.approx(-1 / 3 if metric == "robust/p50" else -2 / 3)
+        expected = {"robust/p50": -1 / 3, "smoothed/clean": -1 / 3}.get(metric, -2 / 3)
+        assert found[0, 1, "examples"].difference == pytest.approx(expected), metric
+
+
+def test_certificates_of_maps_are_compared_over_images(tmp_path):
+    """Shares of an image's pixels lie in columns by statement and radius; an image without a pixel counts nowhere."""
+    for name, better in (("a", 0.0), ("b", 0.25)):
+        metrics = {"m/smoothed/clean": 0.5, "m/certified/p25": 0.4, "m/certified/eps=1": 0.4}
+        metrics |= {"m/certified_image/p25": 0.3, "m/certified_image/eps=1": 0.3}
+        run(tmp_path, name, metrics, f"experiment={name}")
+        (tmp_path / name / "per_example.csv").write_text(
+            "index,kind,m/certified/right,m/certified/certified/eps=1,m/certified/certified_image/eps=1\n"
+            f"0,a,{0.5 + better},{0.25 + better},0.25\n1,a,0.5,0.5,{0.25 + better}\n2,a,nan,nan,nan\n"
+        )
+    for metric in ("m/smoothed/clean", "m/certified/p25", "m/certified_image/p25", "m/certified/eps=1"):
+        (found,) = [part for part in compare(report(tmp_path, [metric])) if part.over == "examples"]
+        assert found.pairs == 2, metric
+        assert found.difference == pytest.approx(-0.125), metric
 
 
 @pytest.mark.parametrize(

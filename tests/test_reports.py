@@ -268,7 +268,7 @@ def test_a_report_explains_the_statements_that_were_made(together):
 
 
 def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
-    metrics = {"quality/pgd_ae": 0.001, "quality/no_change": 0.08}
+    metrics = {"quality/pgd_ae": 0.001, "quality/no_change": 0.08, "seen/set": 0.0}
     unmeasured = SimpleNamespace(metrics=metrics, perturbations=SimpleNamespace(data=""), coverage=None)
     assert in_short(unmeasured, {}) == [
         "The set comes to within 0.001 (mean squared error) of an unseen perturbation, which differs from the image"
@@ -292,6 +292,9 @@ def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():
         part.metrics = {**part.metrics, "seen/set": 0.5}
         assert "unseen" not in in_short(part, {})[0]
         assert "a perturbation (50%" in in_short(part, {})[0] or "of perturbations (50%" in in_short(part, {})[0]
+        del part.metrics["seen/set"]  # nobody knows
+        assert "unseen" not in in_short(part, {})[0]
+        assert "test perturbation" in in_short(part, {})[0]
     coarse = SimpleNamespace(
         metrics={**covered.metrics, "coverage/tolerance": 0.08}, perturbations=covered.perturbations, coverage=object()
     )

@@ -231,7 +231,7 @@ def test_a_card_says_what_was_measured_and_its_limits(run, tmp_path):
 
 def test_a_card_does_not_speak_of_coverage_where_the_report_does_not(run, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
-    coarse = {"coverage/tolerance": 0.13, "quality/no_change": 0.054, "coverage/p50": 1.0}
+    coarse = {"coverage/tolerance": 0.13, "quality/no_change": 0.054, "coverage/p50": 1.0, "seen/set": 0.0}
     (run / "metrics.json").write_text(json.dumps(metrics | coarse))
     main(["card", str(run), str(tmp_path / "shared"), "--licence", "cc-by-4.0"])
     card = (tmp_path / "shared" / "README.md").read_text()
@@ -250,9 +250,28 @@ def test_a_card_does_not_call_known_images_unseen(run, tmp_path):
         assert f"On test images, of which {share} were also learned from" in card
         assert "unseen images" not in card
     metrics["plain/accuracy/clean"] = 0.5
-    (run / "metrics.json").write_text(json.dumps(metrics | known))
-    main(["card", str(run), str(tmp_path / "plain"), "--licence", "mit", "--model", "plain"])
-    assert "On test images, which nothing was learned from" in (tmp_path / "plain" / "README.md").read_text()
+    for name, share, expected in (
+        ("plain", {"plain/seen/model": 0.0}, "On test images, which nothing was learned from;"),
+        ("unknown", {}, "On test images; in brackets"),
+    ):
+        (run / "metrics.json").write_text(json.dumps(metrics | known | share))
+        main(["card", str(run), str(tmp_path / name), "--licence", "mit", "--model", "plain"])
+        assert expected in (tmp_path / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("norm", "certified"), [("l2", True), ("linf", False)])
+def test_a_card_of_a_model_over_an_exact_set_says_its_radius(run, tmp_path, norm, certified):
+    """Certificates around an ℓ∞ ball are of ℓ2 radii, which “full” does not say."""
+    shutil.rmtree(run / "perturbation_set")
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"perturbation_set: {{_target_: latentrobust.PixelBall, norm: {norm}, radius: 0.5}}\n")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, "radius": 0.5, "robust/robust/full": 0.25}))
+    main(["card", str(run), str(tmp_path / "model"), "--licence", "mit", "--model", "robust"])
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Right after these attacks within ε = 0.5. |" in card
+    line = next(line for line in card.splitlines() if line.startswith("| certified/full"))
+    assert (" within ε = 0.5" in line) == certified
 
 
 def test_a_card_says_first_that_a_set_is_of_no_use(run, tmp_path):

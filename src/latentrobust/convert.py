@@ -91,27 +91,12 @@ def _convert(chosen: argparse.Namespace) -> str:
         ("--norm", chosen.norm, flows.NETWORKS, "flows"),
         ("--likelihood", asked_likelihood, cvae.NETWORKS, "CVAEs"),
         ("--data", asked_data, classifiers.CLASSIFIERS, "classifiers"),
-        ("--image-shape", chosen.image_shape, classifiers.CLASSIFIERS, "classifiers"),
+        ("--image-shape", chosen.image_shape, (*classifiers.CLASSIFIERS, *flows.NETWORKS), "classifiers and flows"),
     ):
         if value is not None and chosen.network not in networks:
             raise InputError(f"{option} is for {of}, and {chosen.network} is none of them")
     if chosen.network in cvae.NETWORKS or chosen.network in flows.NETWORKS:
-        if chosen.radius is not None and not (chosen.radius > 0 and math.isfinite(chosen.radius)):
-            raise InputError(f"--radius must be positive and finite; got {chosen.radius}")
-        if chosen.radius is None and not chosen.calibrate:
-            raise InputError("a set needs a radius: give --radius, or --calibrate data=… to take it from pairs")
-        data = _data(chosen.calibrate) if chosen.calibrate else None
-        where = (chosen.checkpoint, chosen.network, chosen.radius or 1.0)
-        perturbations: PerturbationSet
-        if chosen.network in flows.NETWORKS:
-            perturbations = import_flow(*where, chosen.norm or "l2", **arguments)
-        else:
-            perturbations = import_checkpoint(*where, chosen.likelihood or "bernoulli", **arguments)
-        if data is not None:
-            calibrate(perturbations.requires_grad_(False), data)
-            if chosen.radius is not None:
-                perturbations.set_radius(chosen.radius)
-        return f"perturbation set: {save_perturbation_set(perturbations, chosen.out)}"
+        return _convert_set(chosen, arguments)
     if chosen.radius is not None or chosen.calibrate:
         raise InputError(f"--radius and --calibrate are for perturbation sets; {chosen.network} is a classifier")
     model = import_classifier(chosen.checkpoint, chosen.network, chosen.data, **arguments)
@@ -124,6 +109,32 @@ def _convert(chosen: argparse.Namespace) -> str:
         )
     classes = _classes(model, image_shape, chosen.network)
     return f"model: {save_model(model, chosen.out, image_shape=image_shape, classes=classes, data='')}"
+
+
+def _convert_set(chosen: argparse.Namespace, arguments: dict[str, Any]) -> str:
+    if chosen.radius is not None and not (chosen.radius > 0 and math.isfinite(chosen.radius)):
+        raise InputError(f"--radius must be positive and finite; got {chosen.radius}")
+    if chosen.radius is None and not chosen.calibrate:
+        raise InputError("a set needs a radius: give --radius, or --calibrate data=… to take it from pairs")
+    data = _data(chosen.calibrate) if chosen.calibrate else None
+    where = (chosen.checkpoint, chosen.network, chosen.radius or 1.0)
+    perturbations: PerturbationSet
+    if chosen.network in flows.NETWORKS:
+        if chosen.image_shape is not None:
+            arguments.setdefault("image_shape", chosen.image_shape)
+        perturbations = import_flow(*where, chosen.norm or "l2", **arguments)
+        if "image_shape" not in arguments:
+            print(
+                f"image shape: {'×'.join(map(str, perturbations.image_shape))} is taken, for the weights do not say"
+                " it; --image-shape C H W states another"
+            )
+    else:
+        perturbations = import_checkpoint(*where, chosen.likelihood or "bernoulli", **arguments)
+    if data is not None:
+        calibrate(perturbations.requires_grad_(False), data)
+        if chosen.radius is not None:
+            perturbations.set_radius(chosen.radius)
+    return f"perturbation set: {save_perturbation_set(perturbations, chosen.out)}"
 
 
 def _classes(model: nn.Module, image_shape: tuple[int, ...], network: str) -> int:
@@ -189,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         " mean and standard deviation are not in the checkpoint",
     )  # fmt: skip
     parser.add_argument(
-        "--image-shape", nargs=3, type=int, metavar=("C", "H", "W"), help="of the images that a classifier takes, where"
-        " neither its configuration nor its network says it",
+        "--image-shape", nargs=3, type=int, metavar=("C", "H", "W"), help="of the images that a classifier or a"
+        " flow takes, where neither its configuration nor its network says it",
     )  # fmt: skip
     parser.add_argument(
         "--argument", action="append", default=[], metavar="NAME=VALUE",

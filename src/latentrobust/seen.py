@@ -122,7 +122,7 @@ def seen_by(module: nn.Module) -> Seen | None:
     return found
 
 
-def share_seen(module: nn.Module, asked: Callable[[], Hashes | None], what: str) -> float:
+def share_seen(module: nn.Module, asked: Callable[[], Hashes | None], what: str) -> float | None:
     """Which share of the examples a set or model was made with, of which there is a warning.
 
     Args:
@@ -132,14 +132,16 @@ def share_seen(module: nn.Module, asked: Callable[[], Hashes | None], what: str)
         what: the set or model in words.
 
     Returns:
-        0 also where nobody knows, and where so few are known as data sets have twice.
+        0 also where so few are known as data sets have twice; None where nobody knows.
     """
     seen = seen_by(module)
     hashes = asked() if seen is not None else None
     if seen is None or hashes is None:
-        return 0.0
+        return None
     known, count = seen.known(hashes)
-    share = known / max(count, 1)
+    if not count:
+        return None
+    share = known / count
     if known < FEW or share <= SHARE:
         return 0.0
     warn(

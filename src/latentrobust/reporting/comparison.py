@@ -31,7 +31,7 @@ OF_TRAINING = (
     "train_size", "train_fraction", "batch_size", "pairs_per_epoch", "resident", "validation_size", "train_light",
 )  # fmt: skip
 # Last parts of metrics' names, and the column of per_example.csv that a metric is the mean of.
-COLUMNS = {"accuracy/clean": "clean", "accuracy/perturbed": "perturbed"}
+COLUMNS = {"accuracy/clean": "clean", "accuracy/perturbed": "perturbed", "smoothed/clean": "certified/right"}
 
 
 @dataclass(frozen=True)
@@ -234,19 +234,10 @@ def _examples(run: Finished, metric: str) -> Iterator[tuple[str, float]]:
 
 def _value_of(metric: str, names: Sequence[str], metrics: Mapping[str, float | None]) -> ValueOf | None:
     """What a row of ``per_example.csv`` says of the example's part in a metric; NaN where it says nothing."""
-    if (named := re.fullmatch(r"(.*?)certified/([^/]+)", metric)) is not None:
-        start, eps = f"{named[1]}certified/", _eps(metrics, f"{named[1]}certified/", named[2])
-        if eps is None or not {f"{start}{name}" for name in ("label", "prediction", "radius")} <= set(names):
-            return None
-        least = float(eps.removeprefix("eps=")) * (1 - ROUNDING)
-
-        def certified(row: Row) -> float:
-            label, prediction, radius = (
-                _number(row.get(f"{start}{name}")) for name in ("label", "prediction", "radius")
-            )
-            return float(label == prediction and radius >= least) if math.isfinite(label) else math.nan
-
-        return certified
+    if (named := re.fullmatch(r"(.*?)(certified/[^/]+|smoothed/clean)", metric)) is not None:
+        start = f"{named[1]}certified/"
+        if {f"{start}{name}" for name in ("label", "prediction", "radius")} <= set(names):
+            return _certified(start, named[2], metrics)
     columns = _columns(metric, names, metrics)
 
     def least_of(row: Row) -> float:
@@ -254,6 +245,20 @@ def _value_of(metric: str, names: Sequence[str], metrics: Mapping[str, float | N
         return min(values) if all(map(math.isfinite, values)) else math.nan
 
     return least_of if columns else None
+
+
+def _certified(start: str, what: str, metrics: Mapping[str, float | None]) -> ValueOf | None:
+    """Whether the smoothed model is right on an example, and certified at a radius if one is named."""
+    eps = "eps=0" if what == "smoothed/clean" else _eps(metrics, start, what.rpartition("/")[2])
+    if eps is None:
+        return None
+    least = float(eps.removeprefix("eps=")) * (1 - ROUNDING)
+
+    def certified(row: Row) -> float:
+        label, prediction, radius = (_number(row.get(f"{start}{name}")) for name in ("label", "prediction", "radius"))
+        return float(label == prediction and radius >= least) if math.isfinite(label) else math.nan
+
+    return certified
 
 
 def _number(text: str | None) -> float:
@@ -287,6 +292,9 @@ def _columns(metric: str, names: Sequence[str], metrics: Mapping[str, float | No
     if metric.startswith("quality/"):
         name = metric.removeprefix("quality/")
         return [name] if name in names else []
+    if (named := re.fullmatch(r"((?:.*?/)?)(certified|certified_image)/([^/]+)", metric)) is not None:  # of maps
+        eps = _eps(metrics, f"{named[1]}{named[2]}/", named[3])
+        return [name for name in names if name == f"{named[1]}certified/{named[2]}/{eps}"]
     if (named := re.fullmatch(r"((?:.*?/)?)robust/([^/]+)", metric)) is not None:
         start = f"{named[1]}robust/"
         eps = _eps(metrics, start, named[2])

@@ -86,8 +86,8 @@ def _rows(tests: Mapping[str, MeasuredModel], metrics: Mapping[str, float]) -> l
     found += [(key, title, [metrics.get(_prefix(name) + key) for name in tests]) for key, title in scalars.items()]
     for (statement, radius), title in _certified_titles(tests).items():
         found.append((statement, title, [value_at(test.entries, statement, radius) for test in tests.values()]))
-    draws = "certified/draws"
-    found.append((draws, "draws per image to certify", [metrics.get(_prefix(name) + draws) for name in tests]))
+    draws, title = "certified/draws", "draws per image to certify, after those that choose the class"
+    found.append((draws, title, [metrics.get(_prefix(name) + draws) for name in tests]))
     return [
         [title, *(_cell(test, key, value) for test, value in zip(tests.values(), values, strict=True))]
         for key, title, values in found

@@ -149,9 +149,10 @@ def _coverage(test: MeasuredSet, metrics: Mapping[str, float]) -> str:
     centre = ""
     if found.centre is not None:
         centre = f" Its centre alone, with no offset, is as near to {found.centre:.0%} of them."
-    known = "examples that nothing was learned from"
-    if "seen/set" in metrics:
-        known = f"examples, {metrics['seen/set']:.0%} of which it was learned from or selected on"
+    seen = metrics.get("seen/set")  # None where nobody knows what it was learned from
+    known = "the test data" if seen is None else "examples that nothing was learned from"
+    if seen:
+        known = f"examples, {seen:.0%} of which it was learned from or selected on"
     return (
         f"At this radius the set contains {share:.0%} [{low:.0%}, {high:.0%}] of the perturbations of"
         f" {known}, to within {each}: measured on {measured}, with a 95 % interval."

@@ -74,9 +74,10 @@ def share_of_set(perturbations: PerturbationSet | None, radius: float) -> str:
 def _of_set(test: MeasuredSet) -> str:
     metrics, learned = test.metrics, test.perturbations.data
     start = f"The set{f' learned from {learned}' if learned else ''}"
-    known = f" ({metrics['seen/set']:.0%} of the images are among those it knows)" if "seen/set" in metrics else ""
-    new = "perturbation" if known else "unseen perturbation"
-    one = f"a{'' if known else 'n'} {new}{known}"
+    share = metrics.get("seen/set")  # None where nobody knows what it was learned from
+    known = f" ({share:.0%} of the images are among those it knows)" if share else ""
+    new = "test perturbation" if share is None else "perturbation" if known else "unseen perturbation"
+    one = f"a{'n' if new.startswith('unseen') else ''} {new}{known}"
     if test.coverage is None or "coverage/radius" not in metrics:
         return (
             f"{start} comes to within {metrics['quality/pgd_ae']:.2g} (mean squared error) of {one},"

@@ -162,7 +162,10 @@ def _measured(
     shares = {name: share_seen(part, asked, f"the {name}") for name, part in known.items()}
     return replace(
         results,
-        entries=[*results.entries, *(Entry(f"seen/{name}", share) for name, share in shares.items() if share)],
+        entries=[
+            *results.entries,
+            *(Entry(f"seen/{name}", share) for name, share in shares.items() if share is not None),
+        ],
     )
 
 

@@ -216,17 +216,22 @@ def _what(found: Stored, description: Mapping[str, Any], metrics: Mapping[str, f
         text += f" **{reason}**"
     if "coverage/radius" in metrics and too_coarse(metrics):
         text += (
-            " It is too coarse to say which share of unseen perturbations it contains: contained would be what is"
-            f" within {metrics['coverage/tolerance']:.2g} (mean squared error; by default twice what its encoder is"
-            f" off), and they differ from the image itself by {metrics['quality/no_change']:.2g}."
+            f" It is too coarse to say which share of {_new(metrics)}perturbations it contains: contained would be"
+            f" what is within {metrics['coverage/tolerance']:.2g} (mean squared error; by default twice what its"
+            f" encoder is off), and they differ from the image itself by {metrics['quality/no_change']:.2g}."
         )
     elif "coverage/radius" in metrics:
-        images = "test images" if "seen/set" in metrics else "unseen images"
+        images = f"{_new(metrics) or 'test '}images"
         text += (
             f" It contains {100 * metrics['coverage/radius']:.0f} %{_interval(metrics, 'coverage/radius')} of the"
             f" perturbations of {images}, to within the tolerance that its coverage states."
         )
     return text
+
+
+def _new(metrics: Mapping[str, float]) -> str:
+    """What test images are to a set, if that is known."""
+    return "unseen " if metrics.get("seen/set") == 0 else ""
 
 
 def _norm(description: Mapping[str, Any]) -> str:
@@ -254,11 +259,13 @@ def _limits(found: Stored, description: Mapping[str, Any]) -> Sequence[str]:
 def _measured_on(found: Stored, metrics: Mapping[str, float]) -> str:
     """What the figures are of."""
     is_set = found.kind != "model"
-    share = metrics.get("seen/set" if is_set else f"{found.prefix}seen/model", 0.0)
-    was = f"of which {share:.0%} were also learned from or selected on" if share else "which nothing was learned from"
+    share = metrics.get("seen/set" if is_set else f"{found.prefix}seen/model")
+    was = f", of which {share:.0%} were also learned from or selected on" if share else ""
+    if share == 0:
+        was = ", which nothing was learned from"
     has_pairs = is_set and any(name.startswith("quality/") for name in metrics)
     images = "pairs" if has_pairs and not share else "images"
-    return f"On test {images}, {was}; in brackets, where there are some, 95 % intervals."
+    return f"On test {images}{was}; in brackets, where there are some, 95 % intervals."
 
 
 def _of_pixels(found: Stored, metrics: Mapping[str, float]) -> bool:
@@ -357,10 +364,15 @@ def _radii(
 ) -> dict[str, float]:
     """What radii by name are in that set; empty for certificates around ℓ∞ balls, whose radii are others."""
     folder = _set_of(run, configuration)
-    description: Any = {} if folder is None else read_json(folder / CONFIG)
-    if folder is None or (description.get("norm") == "linf" and not of_attacks):
+    # An exact set is its configuration alone.
+    description: Any = (configuration.get("perturbation_set") or {}) if folder is None else read_json(folder / CONFIG)
+    norm = description.get("norm", None if folder is None else "l2")
+    if norm != "l2" and not of_attacks:
         return {}
-    return {**(description.get("latent_norms") or {}), "full": metrics.get("radius", float(description["radius"]))}
+    radii = dict(description.get("latent_norms") or {})
+    if isinstance(full := metrics.get("radius", description.get("radius")), int | float):
+        radii["full"] = float(full)
+    return radii
 
 
 def _shares(metrics: Mapping[str, float]) -> list[str]:

@@ -55,7 +55,7 @@ class DensityTest(pl.LightningModule):
         self.perturbations: FlowSet = perturbations
         self.history, self.seed = dict(history or {}), seed
         self.values = PairValues(["bits_per_dim", "round_trip_error"])
-        self._seen = 0.0
+        self._seen: float | None = None
         self.metrics: dict[str, float] = {}
         self.per_example: dict[str, np.ndarray] = {}
 
@@ -92,7 +92,7 @@ class DensityTest(pl.LightningModule):
             "bits_per_dim": float(table["bits_per_dim"].astype(np.float64).mean()),
             "round_trip_error": float(table["round_trip_error"].max()),
         }
-        if self._seen:
+        if self._seen is not None:
             self.metrics["seen/set"] = self._seen
         if (reason := judged(self.metrics)) is not None:
             warn(f"about the set: {reason}")

@@ -86,7 +86,7 @@ class QualityTest(pl.LightningModule):
         self.coverage: Coverage | None = None
         self.coverage_by_kind: dict[str, Coverage] = {}
         self._kinds: tuple[str, ...] = ()
-        self._seen = 0.0
+        self._seen: float | None = None
 
     def results(self) -> dict[str, Any]:
         """What was found: containers, numbers and arrays."""
@@ -189,7 +189,7 @@ class QualityTest(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Gather values over processes and make the metrics."""
         self.metrics = {"radius": self.perturbations.ball.radius}
-        if self._seen:
+        if self._seen is not None:
             self.metrics["seen/set"] = self._seen
         means = self.values.compute()
         table = self.values.table()

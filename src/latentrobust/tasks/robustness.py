@@ -97,7 +97,7 @@ class ModelTest(pl.LightningModule):
         self.adversarial: Found | None = None
         self.adversarial_of: tuple[torch.Tensor, torch.Tensor] | None = None
         self.criterion: Criterion = Classification()
-        self._seen = 0.0
+        self._seen: float | None = None
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
@@ -162,7 +162,7 @@ class ModelTest(pl.LightningModule):
         assert self.assessment is not None
         found = self.assessment.compute()
         self.entries, self.metrics, self.tables = found.entries, dict(found.metrics), dict(found.per_example)
-        if self._seen:
+        if self._seen is not None:
             self.metrics["seen/model"] = self._seen
         self.adversarial = self.assessment.adversarial
         self.adversarial_of = self.assessment.adversarial_of
