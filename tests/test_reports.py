@@ -30,6 +30,7 @@ from latentrobust.reporting import aggregate, figures, tables
 from latentrobust.reporting.density import _least, curve, interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
 from latentrobust.reporting.models import _certified_titles, _count, _flattered, _promise, _robust_titles, _verdicts
+from latentrobust.reporting.outcome import curves_of
 from latentrobust.reporting.quality import _coverage, _verdict, usage
 from latentrobust.reporting.summary import in_short
 from latentrobust.reporting.terminal import print_changes, print_quality
@@ -265,6 +266,16 @@ def test_a_report_explains_the_statements_that_were_made(together):
     said = _promise({"": test})
     assert "A pixel's certificate holds with probability 1 − α for that pixel alone" in said
     assert ("all pixels of an image at once" in said) == together
+
+
+def test_charts_of_loggers_show_both_statements_about_maps():
+    test = measured_model()
+    test.entries += [Entry(name, share, radius=radius) for name, share, radius in (
+        ("certified", 0.5, 1.0), ("certified_image", 0.25, 2.0), ("certified_image", 0.375, 1.0),
+    )]  # fmt: skip
+    charts = curves_of({"": test})
+    assert charts["certified accuracy"] == {"model": [(1.0, 0.5)]}
+    assert charts["certified accuracy, all pixels of an image at once"] == {"model": [(1.0, 0.375), (2.0, 0.25)]}
 
 
 def test_the_first_lines_say_what_was_learned_and_how_safe_the_models_are():

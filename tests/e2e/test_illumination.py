@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentrobust import load_model, load_perturbation_set
 from latentrobust.errors import InputError
@@ -82,13 +83,18 @@ def test_a_stored_segmenter_is_found_again_and_measured_the_same(run, chain):
 
 
 def test_a_row_with_a_fixed_light_is_trained_over_the_set(run, chain):
-    metrics = run(
+    finished = run(
         "fixed", *TWIN, "method=adversarial", *TINY, f"from={chain.folder}",
         "data.train_light=1", "data.ignore_other=true", "model.channels=[4,8,8]", "trainer.max_epochs=1",
         "trainer.check_val_every_n_epoch=1", "task.attack_every_n_epochs=1", "task.attack_examples=2",
         "evaluation/robust=paper",
         "evaluation.robust.attacks.pgd.steps=2", "evaluation.robust.examples=2", "objective=trades",
-    ).metrics  # fmt: skip
+        "logger=tensorboard",
+    )  # fmt: skip
+    metrics = finished.metrics
+    board = EventAccumulator(str(finished.folder / "tensorboard"), {"images": 0})
+    board.Reload()
+    assert len(board.Images("val/adversarial")) == 1  # what the validation attack found, as maps
     assert "accuracy_known/clean" not in metrics  # nothing else counts
     assert 0 <= metrics["robust/full"] <= metrics["robust/p75"] <= metrics["robust/p50"] <= 1
 

@@ -67,6 +67,7 @@ def curves_of(tests: Mapping[str, MeasuredModel]) -> dict[str, Curves]:
     titles = {
         "robust": "accuracy under attack",
         "certified": "certified accuracy",
+        "certified_image": "certified accuracy, all pixels of an image at once",
         "smoothed/robust": "accuracy of the smoothed model under attack",
     }
     found: dict[str, Curves] = {}

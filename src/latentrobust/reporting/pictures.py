@@ -15,6 +15,7 @@ from latentrobust.data.module import PairData
 from latentrobust.modules import batches_trained
 from latentrobust.reporting import figures
 from latentrobust.reporting.loggers import log_figures, that_shows
+from latentrobust.reporting.segmentation import maps_under_attack
 from latentrobust.robustness.criteria import logits_of
 
 
@@ -53,13 +54,17 @@ class ValidationPictures(pl.Callback):
                         found["val/reconstructions"] = figures.pairs_and_reconstructions(perturbations, pairs)
                     found["val/draws"] = figures.samples(perturbations, pairs, self.draws)
                 return found
-        elif getattr(module, "attacks_now", False) and not data.per_pixel:
-            return {"val/adversarial": self._adversarial(module, pairs)}
+        elif getattr(module, "attacks_now", False):
+            return {"val/adversarial": self._adversarial(module, pairs, data)}
         return {}
 
-    def _adversarial(self, module: Any, pairs: Batch) -> Figure:
-        images = module.worst_found(pairs).images[0]
+    def _adversarial(self, module: Any, pairs: Batch, data: PairData) -> Figure:
+        images, title = module.worst_found(pairs).images[0], "What the validation attack finds"
         with torch.no_grad():
-            said = logits_of(module.model, images).argmax(1).tolist()
-        outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said, strict=True)]
-        return figures.adversarial_rows(pairs.x.cpu(), images.cpu(), outcomes, "What the validation attack finds")
+            said = logits_of(module.model, images).argmax(1).cpu()
+            if data.per_pixel:
+                shown = {"example": pairs.x.cpu(), "attacked": images.cpu()}
+                maps = {"example": logits_of(module.model, pairs.x).argmax(1).cpu(), "attacked": said}
+                return maps_under_attack(shown, maps, pairs.labels.cpu(), data.class_names, title)
+        outcomes = [f"{true} → {other}" for true, other in zip(pairs.labels.tolist(), said.tolist(), strict=True)]
+        return figures.adversarial_rows(pairs.x.cpu(), images.cpu(), outcomes, title)
