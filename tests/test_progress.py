@@ -25,10 +25,13 @@ class Counting(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.log("train/loss", 3.0, on_step=False, on_epoch=True)
-        return 3.0 + 0 * self.weight
+        self.of_step = {"loss": torch.tensor(3.0)}
+        return 12.0 + 0 * self.weight  # what is differentiated may be a sum
 
     def validation_step(self, batch, batch_idx):
         self.log("val/accuracy/clean", 0.75)
+        if self.current_epoch < 2:
+            self.log("val/accuracy/robust", 0.25)
 
     def test_step(self, batch, batch_idx):
         pass
@@ -64,15 +67,27 @@ def shown(tmp_path, width, **options):
 def test_the_bar_says_what_is_trained_counts_from_one_and_shows_the_loss(tmp_path):
     lines = shown(tmp_path, 140, accumulate_grad_batches=2)
     assert any(re.match(r"twin: epoch 2 of 4 .*4/4 .* loss: 3 *$", line) for line in lines), lines
+    assert any(re.match(r"twin: epoch [34] of 4 .* loss: 3 clean: 0.75 robust: 0.25 *$", line) for line in lines)
+    # The second validation did not attack.
     assert any(re.match(r"twin: epoch 4 of 4 .*4/4 .* loss: 3 clean: 0.75 *$", line) for line in lines), lines
+    narrower = shown(tmp_path, 110)
+    assert any(re.match(r"twin: epoch [34] of 4 .* loss: 3 clean: 0.75 *$", line) for line in narrower), narrower
+    assert not any("robust" in line for line in narrower)
     assert any(line.startswith("probe: measured") for line in lines), lines
     assert not any("epoch 0" in line or "v_num" in line for line in lines)
 
 
-def test_in_a_narrow_terminal_the_bar_is_one_row(tmp_path):
-    lines = [line.strip() for line in shown(tmp_path, 80)]
+@pytest.mark.parametrize("width", [50, 60, 70, 80, 95])
+def test_in_a_narrow_terminal_the_bar_is_one_row(tmp_path, width):
+    lines = [line.strip() for line in shown(tmp_path, width)]
     assert any(re.match(r"twin: epoch 4 of 4 .*4/4 .* loss: 3$", line) for line in lines), lines
     assert all(line.startswith(("twin: ", "probe: ")) for line in lines if line), lines
+
+
+def test_epochs_end_where_the_last_step_does(tmp_path, capsys):
+    run(tmp_path, Diary("twin", speaks=True), enable_progress_bar=False, max_steps=5, accumulate_grad_batches=2)
+    said = [line.split(",")[0].split(": ")[1] for line in capsys.readouterr().out.splitlines() if "epoch" in line]
+    assert said == ["epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
 
 
 def test_lines_do_not_say_the_values_of_an_earlier_validation_again(tmp_path, capsys, caplog):
@@ -82,7 +97,7 @@ def test_lines_do_not_say_the_values_of_an_earlier_validation_again(tmp_path, ca
     lines = [re.sub(r", about \d:\d\d left", "", line) for line in said]
     assert lines == [
         "twin: epoch 1 of 4: train/loss 3",
-        "twin: epoch 2 of 4: train/loss 3, val/accuracy/clean 0.75",
+        "twin: epoch 2 of 4: train/loss 3, val/accuracy/clean 0.75, val/accuracy/robust 0.25",
         "twin: epoch 3 of 4: train/loss 3",
         "twin: epoch 4 of 4: train/loss 3, val/accuracy/clean 0.75",
     ]

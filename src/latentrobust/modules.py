@@ -73,12 +73,16 @@ class Scheduled(pl.LightningModule):
         optimizer: called with the parameters; its learning rate is the peak.
         scheduler: the factor of the peak learning rate at a moment.
         cuda_graphs: whether what can be recorded of a step on a GPU is (`latentrobust.graphs`).
+
+    Attributes:
+        of_step: what the last step's loss was, by name, per image; for a bar.
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Schedule, cuda_graphs: bool = True) -> None:
         super().__init__()
         self.make_optimizer, self.learning_rate = optimizer, LearningRate(scheduler)
         self.cuda_graphs = cuda_graphs
+        self.of_step: dict[str, Tensor] = {}
 
     def records(self) -> bool:
         """Whether steps are to be recorded now: on one GPU, in a precision whose losses are not scaled."""

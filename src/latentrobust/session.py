@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Session:
         for bar in bars:
             if isinstance(bar, StageBar):
                 bar.title = title
-        speaks = bool(bars) and not sys.stdout.isatty() and "ipykernel" not in sys.modules
+        speaks = bool(bars) and not sys.stdout.isatty() and not is_in_notebook()
         if speaks:
             callbacks = [callback for callback in callbacks if callback not in bars]
         # Not "auto": Apple's GPUs, which Lightning would take, have no float64.
@@ -143,6 +144,11 @@ def session(cfg: DictConfig, configuration: dict[str, Any], data: PairModule | N
     finally:
         settle()
         shared.close()
+
+
+def is_in_notebook() -> bool:
+    """Whether output goes to a notebook that can show bars: Rich's need ipywidgets there."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
 
 
 def is_shared(trainer: DictConfig) -> bool:

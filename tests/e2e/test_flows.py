@@ -157,6 +157,28 @@ def test_augmentations_train(run, name):
     assert found.metrics["accuracy/clean"] == pytest.approx(accuracy_by_hand(found), abs=1e-6)
 
 
+TWICE = "+trainer.accumulate_grad_batches=2"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("loss", ["experiment=mnist/linf_fc", *DIGITS, "data/perturbation=linf", "learner.network.hidden=16", TWICE]),
+        ("bits_per_dim", [*FLOW, TWICE]),
+        ("loss", ["experiment=fashion_mnist/vae_gan", *DIGITS, "learner.network.channels=2"]),
+        ("loss", [*LENET, TWICE]),
+    ],
+)
+def test_bars_get_the_loss_that_is_logged(run, name, options, request):
+    """What is differentiated is a sum over a batch, or over pixels, or divided among accumulated batches."""
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false", "report=false"]
+    place = f"bar_{request.node.callspec.id}"
+    (module,) = run(place, *options, *short).modules
+    assert list(module.of_step) == [name]
+    logged = module.trainer.callback_metrics[f"train/{name}"]
+    assert float(module.of_step[name]) == pytest.approx(float(logged), rel=1e-5)
+
+
 def test_vae_gans_and_training_on_their_manifold(run):
     gan = run(
         "gan",

@@ -399,6 +399,26 @@ def test_everything_is_measured_by_default_whatever_brings_the_data():
     assert torch.equal(torch.get_rng_state(), before)  # a loader of ours draws nothing from it
 
 
+def test_images_that_do_not_fit_are_measured_in_parts(caplog):
+    class Cramped(nn.Module):
+        most = 100
+
+        def forward(self, x):
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("too many")
+            return torch.stack([x.flatten(1).mean(1), 1 - x.flatten(1).mean(1)], 1)
+
+    x, y = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 2
+    whole = assess(Cramped(), None, (x, y)).metrics
+    Cramped.most = 4
+    assert assess(Cramped(), None, (x, y)).metrics == whole
+    said = {record.getMessage() for record in caplog.records if "do not fit into memory" in record.getMessage()}
+    assert said == {"9 images at once do not fit into memory: going on with 4 (data.batch_size)"}
+    Cramped.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        assess(Cramped(), None, (x, y))
+
+
 def test_a_model_is_measured_without_a_set_too():
     x, y = data(30)
     found = assess(Linear(), data=(x, y), ood={"noise": UniformNoise(0.3)})

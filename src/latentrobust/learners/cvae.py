@@ -148,6 +148,7 @@ class CVAELearner(Scheduled):
         values |= {"train/kl": kl}
         self.log_means(values, len(batch.index))
         self.log_rate(beta=beta)
+        self.of_step = {"loss": values["train/loss"]}
         # DDP averages over processes, and Lightning over accumulated batches.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
 

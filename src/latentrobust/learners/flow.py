@@ -149,6 +149,7 @@ class FlowLearner(Scheduled):
         self.train_bits.update(bits.detach(), size)
         self.log("train/bits_per_dim", self.train_bits, on_step=False, on_epoch=True, batch_size=size)
         self.log_rate()
+        self.of_step = {"bits_per_dim": bits.detach()}
         return bits * (math.prod(self.network.image_shape) * math.log(2) * self.share_of_step(batch_idx))
 
     def _loss(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor]:

@@ -130,6 +130,7 @@ class VAEGANLearner(pl.LightningModule):
             "train/loss": loss, "train/kl": kl.mean(), "train/absolute_error": error.mean() / max(self.beta, 1e-12),
             "train/discriminator": of_judges,
         }  # fmt: skip
+        self.of_step = {"loss": loss.detach()}
         self.log_dict(
             {name: value.detach() for name, value in values.items()},
             on_step=False, on_epoch=True, batch_size=len(y), sync_dist=True,

@@ -25,7 +25,7 @@ from latentrobust.robustness.assessor import Assessor, CertifySettings, RobustSe
 from latentrobust.robustness.attacks.base import Found, worst_of
 from latentrobust.robustness.checks import FEW, one_class, warn_constant
 from latentrobust.robustness.covering import FIRST, CoveringOfBatches
-from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answer, cross_entropy
+from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answers, cross_entropy
 from latentrobust.robustness.inputs import check_stays
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
@@ -267,7 +267,7 @@ class Assessment(nn.Module):
     def _logits(self, images: Tensor, y: Tensor, half: str) -> Tensor:
         """What the model makes of images; maps are also counted for the intersection over union."""
         with frozen(self.model), torch.no_grad():
-            logits = answer(self.model, images).float()
+            logits = answers(self.model, images).float()
         self.criterion.check(logits, y)
         if half in self.iou:
             self.iou[half].update(logits.argmax(1), y.clamp_min(-1))  # type: ignore[operator]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentrobust.errors import InputError
+from latentrobust.robustness.memory import halved
 
 
 def class_margins(logits: Tensor, y: Tensor) -> Tensor:
@@ -75,6 +76,22 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
             " latentrobust.wrap(model) takes them out of what it returns"
         )
     return logits
+
+
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """`answer`, of fewer images at once where they do not fit into memory; for models whose images are independent."""
+    start, size, found = 0, len(images), []
+    while start < len(images):
+        try:
+            found.append(answer(model, images[start : start + size]))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        else:
+            start += size
+            continue
+        size = halved(size, "data.batch_size")
+    return torch.cat(found)
 
 
 def _reason(error: Exception) -> str:

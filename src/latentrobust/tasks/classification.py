@@ -239,6 +239,7 @@ class ClassificationTask(Scheduled):
             metric.update(value, weight)
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=len(batch.index))
         self.log_rate()
+        self.of_step = {"loss": loss.detach()}
         return loss * self.share_of_step(batch_idx)
 
     def _augmented(self, batch: Batch, keys: Tensor) -> Batch:
