@@ -310,6 +310,39 @@ def test_robustness_over_sets_that_seeds_tell_apart_alone_is_compared(tmp_path):
     assert "robust/p50: experiment=b has the most" in page(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "metric", "are_compared"),
+    [
+        # Rows without a seed in common, whose radii are far apart; and some that lie among each other.
+        ({"seed": 0, "radius": 6.3}, {"seed": 10, "radius": 0.02}, "robust/p50", False),
+        ({"seed": 0, "radius": 6.3, "apart": 0.5}, {"seed": 10, "radius": 6.5}, "robust/p50", True),
+        # One learned its set, the other took one.
+        ({"radius": 6.3, "learner.seed": 0}, {"radius": 0.02}, "robust/p50", False),
+        ({"radius": 6.3, "learner.seed": 0}, {"radius": 6.3}, "robust/p50", True),
+        # A radius that is given says nothing of the set; what it was learned with does.
+        ({"radius": 2.0, "learner.beta": 1}, {"radius": 2.0, "learner.beta": 9}, "robust/p50", False),
+        # Norms of one set are the same whatever its radius is; that itself is not.
+        ({"radius": 0.1, "perturbation_set.norm": "linf", "perturbation_set.radius": 0.1},
+         {"radius": 0.2, "perturbation_set.norm": "linf", "perturbation_set.radius": 0.2}, "robust/eps=0.02", True),
+        ({"radius": 0.1, "perturbation_set.norm": "linf", "perturbation_set.radius": 0.1},
+         {"radius": 0.2, "perturbation_set.norm": "linf", "perturbation_set.radius": 0.2}, "robust/full", False),
+        ({"radius": 0.1, "perturbation_set.norm": "linf", "perturbation_set.radius": 0.1},
+         {"radius": 0.2, "perturbation_set.norm": "l2", "perturbation_set.radius": 0.2}, "robust/eps=0.02", False),
+    ],
+)  # fmt: skip
+def test_what_is_measured_over_sets_is_compared_where_they_are_the_same(tmp_path, first, second, metric, are_compared):
+    for name, row in (("a", first), ("b", second)):
+        for seed in range(3):
+            metrics = {"radius": row["radius"] + row.get("apart", 0) * seed, metric: 0.5 + 0.1 * (name == "b")}
+            resolved = {key: value for key, value in row.items() if "." in key}
+            resolved |= {"learner.seed": seed} if "learner.seed" in row else {}
+            run(
+                tmp_path, f"{name}{seed}", metrics, f"experiment={name}", seed=row.get("seed", 0) + seed,
+                resolved=resolved,
+            )  # fmt: skip
+    assert (f"{metric}: experiment=b has the most" in page(tmp_path, metrics=[metric])) == are_compared
+
+
 def test_a_row_of_which_runs_have_diverged_says_so_where_it_leads(tmp_path):
     for seed in range(5):
         value = None if seed > 1 else 0.85 + 0.01 * seed

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -422,15 +423,52 @@ def is_coarse(summary: Summary, metric: str) -> bool:
 
 
 def has_other_sets(summary: Summary, metric: str) -> bool:
-    """Whether runs of different rows that began with equal seeds measure over sets of different radii.
+    """Whether different rows measure over sets of different radii, or that were learned otherwise.
 
     Norms of one set are no norms of another, and within a set that has collapsed every model is robust.
     """
-    radii: dict[str, list[float]] = {}
-    for run in (run for group in summary.members for run in group if metric in run.metrics):
-        if (radius := run.numbers.get(COMMON)) is not None:
-            radii.setdefault(run.draw, []).append(radius)
-    return any(max(found) > (1 + SAME) * min(found) for found in radii.values())
+    rows = [[run for run in group if metric in run.metrics] for group in summary.members]
+    return any(_have_other_sets(*pair, metric) for pair in itertools.combinations(filter(None, rows), 2))
+
+
+def _have_other_sets(first: Sequence[Finished], second: Sequence[Finished], metric: str) -> bool:
+    one, other = (_of_both(rows[0].configuration) for rows in (first, second))
+    if any(key.startswith("learner.") and one[key] != other[key] for key in one.keys() & other.keys()):
+        return True
+    if "/full" not in metric and _are_one_set(one, other):
+        return False
+    # Where seeds are shared, sets of different seeds may differ; else all may.
+    keys = set.intersection(*(set(run.trained) for run in (*first, *second)))
+    radii: list[dict[str, list[float]]] = [{}, {}]
+    for found, runs in zip(radii, (first, second), strict=True):
+        for run in runs:
+            if (radius := run.numbers.get(COMMON)) is not None:
+                found.setdefault(json.dumps([str(run.trained[key]) for key in sorted(keys)]), []).append(radius)
+    if common := radii[0].keys() & radii[1].keys():
+        both = [(*radii[0][seeds], *radii[1][seeds]) for seeds in common]
+        return any(max(found) > (1 + SAME) * min(found) for found in both)
+    own, others = (list(itertools.chain(*found.values())) for found in radii)
+    apart = own and others and ((1 + SAME) * max(own) < min(others) or (1 + SAME) * max(others) < min(own))
+    return bool(apart)
+
+
+def _of_both(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's, and that of the run that it measures where it says nothing itself."""
+    start = "run."
+    earlier = {key.removeprefix(start): value for key, value in configuration.items() if key.startswith(start)}
+    return earlier | {key: value for key, value in configuration.items() if not key.startswith(start)}
+
+
+def _are_one_set(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations have one exact or stored set but for its radius, so that its norms mean the same."""
+    if any(key.startswith("learner.") for key in (*one, *other)):
+        return False
+    own, others = (
+        {key: value for key, value in found.items() if key == "from" or key.startswith("perturbation_set.")}
+        for found in (one, other)
+    )
+    radius = "perturbation_set.radius"
+    return bool(own) and {**own, radius: None} == {**others, radius: None}
 
 
 def measure_of(metric: str) -> str:
