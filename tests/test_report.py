@@ -405,6 +405,56 @@ def test_examples_of_a_group_are_flipped_together(tmp_path):
     assert sure <= 5
 
 
+@pytest.mark.parametrize("lacking", ["a", "b"])
+def test_a_run_of_before_there_were_groups_does_not_hide_them(tmp_path, lacking):
+    for name, right in (("a", [1, 0] * 10), ("b", [1] * 20)):
+        run(tmp_path, name, {"accuracy/clean": 0.5}, f"experiment={name}")
+        rows = [f"{number},x,{value},{number // 2}" for number, value in enumerate(right)]
+        if name == lacking:
+            rows = [row.rpartition(",")[0] for row in rows]
+        heads = "index,kind,clean" + ("" if name == lacking else ",group")
+        (tmp_path / name / "per_example.csv").write_text("\n".join([heads, *rows]) + "\n")
+    (part,) = [part for part in compare(report(tmp_path)) if part.over == "examples"]
+    assert part.pairs == 10
+
+
+def test_intervals_of_shares_end_where_shares_do(tmp_path):
+    for name, right in (("a", 1), ("b", 0)):
+        run(tmp_path, name, {"accuracy/clean": float(right)}, f"experiment={name}")
+        rows = "".join(f"{number},x,{right}\n" for number in range(20))
+        (tmp_path / name / "per_example.csv").write_text("index,kind,clean\n" + rows)
+    (part,) = [part for part in compare(report(tmp_path)) if part.over == "examples"]
+    assert 0.5 < part.low < 1
+    assert part.high == 1
+
+
+def test_a_measurement_without_a_number_is_not_hidden_by_another_of_the_same_model(tmp_path):
+    for seed in range(2):
+        run(tmp_path / "t", str(seed), {"accuracy/clean": 0.9}, "experiment=a", seed=seed)
+        for number, value in enumerate((0.5, None)):
+            resolved = {"run": str(tmp_path / "t" / str(seed)), "job_type": "evaluate"}
+            run(tmp_path / "m", f"{seed}-{number}", {"robust/p50": value}, seed=number, resolved=resolved)
+    ((_, found),) = report(tmp_path / "m").rows
+    assert found["robust/p50"].text(percent=True) == "50.00 ± 0.00 (2 null)"
+
+
+def test_all_reasons_why_runs_have_no_number_are_said(tmp_path):
+    for seed in range(6):
+        own = {"accuracy/perturbed": 0.1} if seed > 4 else {"accuracy/clean": None if seed > 1 else 0.9}
+        run(tmp_path, f"a{seed}", own, "experiment=a", seed=seed)
+        run(tmp_path, f"b{seed}", {"accuracy/clean": 0.5}, "experiment=b", seed=seed)
+    assert "of 2 of 6 runs (3 diverged, 1 without it)" in page(tmp_path)
+
+
+def test_warnings_are_listed_in_one_order(tmp_path):
+    said = [f"number {number}" for number in range(20)]
+    for name in "ab":
+        run(tmp_path, name, {"accuracy/clean": 0.5, "warnings": said}, f"experiment={name}")
+    report(tmp_path)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert sorted(said, key=lambda line: text.index(f"{line}\n")) == said
+
+
 def test_only_what_pgd_measured_is_called_so(tmp_path):
     names = ("robust/p50", "m/robust/p50", "smoothed/robust/p50", "robust/accuracy/clean")
     run(

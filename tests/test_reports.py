@@ -378,7 +378,10 @@ def test_the_interval_of_a_held_out_corruption_is_of_the_images_that_were_asked(
     grid = SimpleNamespace(kinds=("spatter", "saturate"))
     tables = {"accuracy": {"index": np.arange(9)}, "held_out": {"index": np.array([0, 1, 0, 1])}}
     test = SimpleNamespace(held_out=SimpleNamespace(grid=grid), tables=tables)
-    assert [_count(test, f"accuracy/{name}") for name in ("clean", "ood", "ood/spatter", "ood/uniform")] == [9, 2, 2, 9]
+    names = ("clean", "ood", "ood/spatter", "ood/uniform")
+    assert [_count(test, f"accuracy/{name}") for name in names] == [9, 2, 2, 9]
+    tables["accuracy"]["group"] = np.arange(9) // 3
+    assert [_count(test, f"accuracy/{name}") for name in names] == [3, 1, 1, 3]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def measure(
     if trainer.is_global_zero:
         shared.save()
         shown = ShownData(data)
-        if per_example := per_example_table(quality, density, tests, data.kinds):
+        if per_example := per_example_table(quality, density, tests, data):
             write_csv(folder / "per_example.csv", per_example)  # what was measured first, then pictures of it
         write_metrics(folder, metrics, warnings)
         sections = report_sections(folder, shown, metrics, quality, density, tests)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from latentrobust.data.module import PairData
 from latentrobust.reporting.density import density_section
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.html import Section, write_report
@@ -65,9 +66,12 @@ def write_run_report(
 
 
 def per_example_table(
-    quality: QualityTest | None, density: DensityTest | None, tests: Mapping[str, ModelTest], kinds: Sequence[str]
+    quality: QualityTest | None, density: DensityTest | None, tests: Mapping[str, ModelTest], data: PairData
 ) -> dict[str, list[Any]]:
-    """One table over everything: a row per example and kind, blank where something was not measured."""
+    """One table over everything: a row per example and kind, blank where something was not measured.
+
+    Where groups have several of the examples, a column says which one each is of.
+    """
     tables = [("", part.per_example) for part in (quality, density) if part is not None]
     for name, test in tests.items():
         prefix = f"{name}/" if name else ""
@@ -75,12 +79,15 @@ def per_example_table(
         parts |= {"held_out": "ood/", "corruptions": "corruption/"}
         tables += [(f"{prefix}{parts[part]}", table) for part, table in test.tables.items()]
     rows = sorted({pair for _, table in tables for pair in _rows(table)})
-    columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [kinds[row[1]] for row in rows]}
+    columns: dict[str, list[Any]] = {"index": [row[0] for row in rows], "kind": [data.kinds[row[1]] for row in rows]}
+    examples = sorted(set(columns["index"]))
+    if len(examples) > len(set((groups := data.groups("test"))[examples].tolist())):
+        columns["group"] = groups[columns["index"]].tolist()
     place = {row: number for number, row in enumerate(rows)}
     for prefix, table in tables:
         where = [place[row] for row in _rows(table)]
         for name, values in table.items():
-            if name in ("index", "kind") or name.startswith("curve/"):  # points of figures
+            if name in ("index", "kind", "group") or name.startswith("curve/"):  # points of figures
                 continue
             column: list[Any] = [""] * len(rows)
             for number, value in zip(where, values.tolist(), strict=True):

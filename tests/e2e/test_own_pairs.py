@@ -1,5 +1,6 @@
 """From somebody's folder to a set, a model, its report: by the commands, and by the same steps in Python."""
 
+import csv
 import json
 import os
 import random
@@ -21,6 +22,8 @@ from latentrobust.data.pairs.formulas import FormulaPairs
 from latentrobust.data.pairs.given import GivenPairs
 from latentrobust.errors import InputError
 from latentrobust.networks.cvae import build
+from latentrobust.report import report
+from latentrobust.reporting.comparison import compare
 from latentrobust.robustness.attacks import PGD
 from latentrobust.runs import evaluate, train
 from latentrobust.seen import Hashes, hashes_of, seen_by
@@ -205,6 +208,25 @@ def test_a_set_and_a_model_measured_on_pairs_that_they_know_are_not_said_to_be_m
     assert f"of the perturbations of examples, {share} of which it was learned from" in report
     assert "unseen" not in report
     assert "nothing was learned from" not in report
+
+
+def test_tests_between_sets_know_which_examples_are_of_one_object(tmp_path):
+    """Pairs of one object are flipped together in comparisons of sets too."""
+    x = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x=x, x_tilde=x // 2, group=np.arange(60) // 3)
+    for beta in (1, 2):
+        train(
+            compose_in_process(
+                "train", "data=pairs", f"data.root={tmp_path}/own.npz", *QUICK, "report=false",
+                f"learner.beta.values=[0,0.01,{beta},{beta}]",
+                "learner/network=mnist_fc", f"paths.output_dir={tmp_path}/runs/{beta}",
+            )
+        )  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "runs" / "1" / "per_example.csv").open()))
+    groups = {row["group"] for row in rows}
+    assert 2 <= len(groups) < len({row["index"] for row in rows})
+    found = [part for part in compare(report(tmp_path / "runs")) if part.metric == "quality/encoder_ae"]
+    assert {part.pairs for part in found if part.over == "examples"} == {len(groups)}
 
 
 def test_a_tuned_set_that_was_gone_on_with_knows_what_it_began_as(tmp_path):

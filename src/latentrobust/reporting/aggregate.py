@@ -90,8 +90,8 @@ class Finished:
 class Interval:
     """Mean of ``count`` values and half the width of its 95 % interval by Student's t; NaN for a single value.
 
-    ``nulls`` further runs have no number there: they diverged; ``missing`` ones lack it. ``remark`` goes behind
-    the text.
+    ``nulls`` runs (or measurements of some) have no number there: they diverged; ``missing`` ones lack it. ``remark``
+    goes behind the text.
     """
 
     mean: float
@@ -109,6 +109,7 @@ class Interval:
             values.setdefault(run.draw, []).extend([run.metrics[metric]] if metric in run.metrics else [])
         return replace(
             cls.of([_mean(found) for found in values.values() if found]),
+            nulls=sum(value is None for found in values.values() for value in found),
             missing=sum(not found for found in values.values()),
         )
 

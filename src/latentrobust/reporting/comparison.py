@@ -85,7 +85,9 @@ def compare(summary: Summary) -> list[Comparison]:
             first, second = (summary.members[place] for place in pair)
             of_seeds.append(_over_seeds(metric, pair, _by_seeds(first, second, metric)))
             if _same_examples(first, second):
-                of_examples.append(_over_examples(metric, pair, [examples[place] for place in pair], _groups(first)))
+                of_examples.append(
+                    _over_examples(metric, pair, [examples[place] for place in pair], _groups([*first, *second]))
+                )
         for tried in (of_seeds, of_examples):
             parts = [part for part in tried if part is not None]
             if parts:
@@ -158,7 +160,7 @@ def _over_examples(
         more = np.append(differences, (1.0, -1.0))
         quantile = stats.t.ppf(1 - LEVEL / 2, len(more) - 1) if groups else stats.norm.ppf(1 - LEVEL / 2)
         half = quantile * more.std() / math.sqrt(len(more))
-        low, high = more.mean() - half, more.mean() + half
+        low, high = max(more.mean() - half, -1.0), min(more.mean() + half, 1.0)
     elif np.ptp(differences) > 0:
         low, high = stats.bootstrap(
             (differences,), np.mean, method="percentile", rng=np.random.default_rng(0), **drawn
@@ -193,14 +195,13 @@ def _same_examples(first: Sequence[Finished], second: Sequence[Finished]) -> boo
 
 
 def _groups(runs: Sequence[Finished]) -> dict[str, str]:
-    """The group of each test example by its index, where there are any."""
-    path = runs[0].folder / "per_example.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
-        column = next((name for name in reader.fieldnames or () if name.rpartition("/")[2] == "group"), None)
-        return {row["index"]: row[column] for row in reader if row.get(column)} if column is not None else {}
+    """The group of each test example by its index, as any of the runs has it: earlier versions wrote none."""
+    for path in (run.folder / "per_example.csv" for run in runs):
+        if path.is_file():
+            with path.open(newline="", errors="replace") as file:
+                if found := {row["index"]: row["group"] for row in csv.DictReader(file) if row.get("group")}:
+                    return found
+    return {}
 
 
 def _splits(run: Finished) -> dict[str, Any]:

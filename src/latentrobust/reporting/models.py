@@ -140,13 +140,18 @@ def _count(test: MeasuredModel, key: str) -> int:
     if test.held_out is not None and "held_out" in test.tables:  # of the first images, as a rule
         asked = ("accuracy/ood", *(f"accuracy/ood/{kind}" for kind in test.held_out.grid.kinds))
         if key in asked:
-            return len(np.unique(test.tables["held_out"]["index"]))
+            return _independent(test, np.unique(test.tables["held_out"]["index"]))
     table = {"robust": "robust", "certified": "certified", "smoothed": "certified"}.get(
         key.partition("/")[0], "accuracy"
     )
     if table not in test.tables:
         return 0
-    examples, groups = test.tables[table]["index"], test.tables["accuracy"].get("group")
+    return _independent(test, test.tables[table]["index"])
+
+
+def _independent(test: MeasuredModel, examples: np.ndarray) -> int:
+    """How many examples, or groups of some, there are."""
+    groups = test.tables["accuracy"].get("group")
     if groups is not None:
         return len(np.unique(groups[np.isin(test.tables["accuracy"]["index"], examples)]))
     return len(examples)

@@ -177,8 +177,9 @@ def _sentences(summary: Summary, comparisons: Sequence[Comparison]) -> Iterator[
 def _counted(interval: Interval) -> str:
     """Where not all runs have a number, how many have."""
     runs = interval.count + interval.nulls + interval.missing
-    why = f"{interval.nulls} diverged" if interval.nulls else f"{interval.missing} without it"
-    return f", of {interval.count} of {runs} runs ({why})" if runs > interval.count else ""
+    why = [f"{interval.nulls} diverged"] if interval.nulls else []
+    why += [f"{interval.missing} without it"] if interval.missing else []
+    return f", of {interval.count} of {runs} runs ({', '.join(why)})" if why else ""
 
 
 def _told(summary: Summary, metric: str, best: int, others: int, comparisons: Sequence[Comparison]) -> str:
@@ -203,7 +204,7 @@ def warning_rows(summary: Summary) -> list[list[str]]:
     """What runs warned of about their results: the row, the warning, and in how many of the row's runs."""
     rows = []
     for place, runs in enumerate(summary.members):
-        found = Counter(warning for run in runs for warning in set(run.warnings))
+        found = Counter(warning for run in runs for warning in dict.fromkeys(run.warnings))
         rows += [[label_of(summary, place), text, f"{count} of {len(runs)}"] for text, count in found.items()]
     return rows
 
