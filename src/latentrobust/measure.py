@@ -84,6 +84,8 @@ def check_evaluation(
         data.setup()
         for grid in grids:
             grid.setup(data)
+    if models:
+        _check_moving(parts["accuracy"] or {}, data)
     if perturbations is not None:
         with collecting(inherit=False):  # said again, with the model's name, when it is measured
             Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
@@ -100,6 +102,18 @@ def check_evaluation(
         exact = instantiate(evaluation.quality.exact, _convert_="all")
         if exact is not None and writes():
             check_same_images(data, exact)
+
+
+def _check_moving(accuracy: Mapping[str, Any], data: PairModule) -> None:
+    """Refuse perturbations that would leave maps of classes where the pixels no longer are."""
+    moving = [name for name, each in (accuracy.get("ood") or {}).items() if getattr(each, "moves_pixels", False)]
+    if moving and writes():
+        data.prepare_data()
+        if data.per_pixel:
+            raise InputError(
+                f"evaluation.accuracy.ood.{moving[0]} moves pixels, and their classes would stay where they were: leave"
+                f" it out (evaluation.accuracy.ood.{moving[0]}=null), for data {data.name} has a class per pixel"
+            )
 
 
 def measures_set(evaluation: DictConfig | Mapping[str, Any]) -> bool:

@@ -67,6 +67,12 @@ def test_the_chain_learns_trains_attacks_certifies_and_reports(chain):
     assert "No certificate can reach farther than its draws allow" in report
 
 
+def test_what_would_move_pixels_is_refused_before_anything_is_learned(run):
+    moving = "+evaluation.accuracy.ood.turned._target_=latentrobust.transforms.affine.RotationTranslationScale"
+    with pytest.raises(InputError, match=r"evaluation\.accuracy\.ood\.turned moves pixels"):
+        run("moving", "experiment=synthetic_illumination/chain", *TINY, *NETWORK, *FEW, *EPOCHS, moving)
+
+
 def test_a_stored_segmenter_is_found_again_and_measured_the_same(run, chain):
     model = load_model(chain.folder / "models" / "smoothing")
     assert model(torch.rand(1, 3, 16, 24)).shape == (1, 36, 16, 24)

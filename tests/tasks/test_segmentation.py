@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from latentrobust import CertifySettings, PixelBall, RobustSettings, RTSSet, ass
 from latentrobust.batch import Batch
 from latentrobust.data.corruptions.grid import CorruptionGrid
 from latentrobust.errors import InputError, RobustnessWarning
+from latentrobust.networks.cvae import build
+from latentrobust.perturbation_sets.cvae import CVAESet
 from latentrobust.reporting.segmentation import maps_under_attack
+from latentrobust.robustness.attacks import PGD
 from latentrobust.robustness.criteria import PixelAccuracy
 from latentrobust.robustness.maps import intersection_over_union
 from latentrobust.robustness.objectives import Standard
@@ -127,6 +131,34 @@ def test_perturbations_that_move_pixels_are_refused_where_each_has_a_class():
         )
     assert assess(Bright(), PixelBall((1, 8, 8), "linf", 0.01), (x, y), robust=None).value("accuracy/clean") == 1
     assert assess(lambda x: Bright()(x).mean((2, 3)), s, (x, y[:, 0, 0]), robust=None)  # a class per image may move
+    assert assess(Bright(), s, (x, y), robust=None).value("accuracy/clean") == 1  # nothing is measured over the set
+
+
+@pytest.mark.parametrize(("options", "warned"), [({"warps": 1}, True), ({"warps": 0}, False)])
+def test_learned_sets_that_can_move_pixels_are_warned_about_where_each_has_a_class(options, warned):
+    network = build("structured", image_shape=(1, 16, 16), latent=4, blur=False, light=2, residual=0, **options)
+    s = CVAESet(network.eval(), "gaussian", 1.0)
+    x = torch.rand(2, 1, 16, 16)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assess(Bright(), s, (x, (x[:, 0] > 0.5).long()), robust=RobustSettings(attacks={"pgd": PGD(steps=1)}))
+    assert any("can move pixels (warps)" in str(each.message) for each in said) == warned
+
+
+@pytest.mark.parametrize(
+    ("given", "is_right"),
+    [(lambda y: y.to(torch.uint16), True), (lambda y: y.double(), False), (lambda y: y.bool(), False),
+     (lambda y: torch.where(y > 0, torch.nan, 0.0), False), (lambda y: y.numpy().astype(str), False)],
+)  # fmt: skip
+def test_maps_of_any_type_are_measured_or_refused_in_a_line(given, is_right):
+    x = torch.rand(4, 1, 8, 8)
+    y = given((x[:, 0] > 0.5).long())
+    x = x if isinstance(y, torch.Tensor) else x.numpy()
+    if is_right:
+        assert assess(Bright(), data=(x, y), robust=None).value("accuracy/clean") == 1
+    else:
+        with pytest.raises(InputError):
+            assess(Bright(), data=(x, y), robust=None)
 
 
 def test_maps_in_which_no_pixel_counts_do_not_spoil_the_accuracy_on_corruptions():

@@ -269,8 +269,16 @@ def _at_once(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> int:
     """How many such images are measured together; of maps, each pixel has a logit for each class."""
     values = math.prod(x.shape[1:])
     if y.ndim > 2:
-        values = max(values, math.prod(y.shape[1:]) * (int(y.max()) + 1))
+        values = max(values, math.prod(y.shape[1:]) * (_largest(y) + 1))
     return min(max(VALUES_AT_ONCE // max(values, 1), 1), AT_ONCE)
+
+
+def _largest(y: Tensor | np.ndarray) -> int:
+    """The largest class, of labels that nobody has checked yet; 0 where there is none."""
+    if isinstance(y, Tensor):
+        y = (y.detach().double() if y.dtype.is_floating_point else y.detach()).cpu().numpy()
+    largest = float(y.max()) if y.size and y.dtype.kind in "buif" else 0.0
+    return max(int(largest), 0) if math.isfinite(largest) else 0
 
 
 def _collated(items: list[Any]) -> Any:

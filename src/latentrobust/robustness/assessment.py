@@ -26,7 +26,7 @@ from latentrobust.robustness.attacks.base import Found, worst_of
 from latentrobust.robustness.checks import FEW, one_class, warn_constant
 from latentrobust.robustness.covering import FIRST, CoveringOfBatches
 from latentrobust.robustness.criteria import Classification, Criterion, PixelAccuracy, answers, cross_entropy
-from latentrobust.robustness.inputs import check_stays
+from latentrobust.robustness.inputs import can_move, check_stays
 from latentrobust.robustness.results import Entry, Results, Table, entries_of
 from latentrobust.transforms import random
 from latentrobust.transforms.perturbation import Perturbation
@@ -178,7 +178,13 @@ class Assessment(nn.Module):
                 perturbations, coverage, facts.kinds, facts.few, facts.groups, sizes, seed
             )
         if facts.per_pixel:
-            check_stays(perturbations, *self.ood.values())
+            over = any(part is not None for part in (robust, certify, coverage))
+            check_stays(perturbations if over else None, *self.ood.values())
+            if over and perturbations is not None and can_move(perturbations):
+                warn(
+                    "the set's network can move pixels (warps), and their classes stay where they were: what attacks"
+                    " find may be right where a pixel has gone; learn the set with learner.network.warps=0 and field=0"
+                )
             for grid in (held_out, corruptions):
                 if grid is not None and (moving := MOVING.intersection(grid.kinds)):
                     warn(f"{', '.join(sorted(moving))} moves pixels, and their classes stay where they were")

@@ -187,6 +187,11 @@ def check_stays(*perturbing: Any) -> None:
             )
 
 
+def can_move(perturbations: nn.Module) -> bool:
+    """Whether a learned set has parts that move pixels, however little they were taught to."""
+    return any(getattr(part, "moves_pixels", False) for part in perturbations.modules())
+
+
 def check_class_names(model: nn.Module, names: Sequence[str]) -> None:
     """Refuse data whose classes have other names, or another order, than those that a model was trained on.
 

@@ -40,6 +40,8 @@ class Encoder(nn.Module):
 class SpatialTransformer(nn.Module):
     """Warps the condition by an affine map read off the latent map: ``(x, map [B, side²]) -> [B, 1, H, W]``."""
 
+    moves_pixels = True
+
     def __init__(self, side: int) -> None:
         super().__init__()
         # The first entry has no weights: it keeps the numbering of the published checkpoints.

@@ -103,6 +103,7 @@ class Warps(nn.Module):
         field: points each way of the grid that the displacement is smooth between; 0 for none.
     """
 
+    moves_pixels = True
     identity: Tensor
 
     def __init__(self, warps: int, field: int) -> None:
