@@ -620,6 +620,66 @@ def test_files_of_the_user_s_own_may_be_chosen(composed, tmp_path):
     assert (cfg.learner.network.name, cfg.learner.network.hidden) == ("mnist_fc", 7)
 
 
+@pytest.mark.parametrize(
+    ("said", "place", "value"),
+    [
+        (["experiment=digits/rts", "trainer=debug"], "trainer.max_epochs", 2),
+        (["experiment=digits/rts", "trainer=debug", "trainer.max_epochs=3"], "trainer.max_epochs", 3),
+        (["experiment=digits/rts", "trainer=cpu"], "trainer.max_epochs", 24),
+        (["experiment=cifar10c/set", "learner=demo"], "learner.network.residual", 0),
+        (["experiment=cifar10c/set", "learner=demo"], "learner.network.image_shape", [3, 32, 32]),
+        (["experiment=cifar10c/set", "learner=flow"], "learner._target_", "latentrobust.learners.flow.FlowLearner"),
+        (["experiment=cifar10c/set", "learner=flow", "learner/network=glow"], "learner.network.name", "glow"),
+        (["experiment=cifar10c/set", "learner/network=glow", "learner=flow"], "learner.network.name", "glow"),
+        (["experiment=cifar10c/set", "learner=demo", "learner.radius=p50"], "learner.radius", "p50"),
+        (["experiment=mnist/model", "from=x", "method=adversarial_la", "training_perturbation=adversarial"],
+         "training_perturbation.radius", None),
+        (["experiment=mnist/model", "from=x", "method=data_augmentation", "training_perturbation=curriculum",
+          "training_perturbation@training_perturbation.perturbation=n_fgsm",
+          "training_perturbation.perturbation.radius=p50"],
+         "training_perturbation.perturbation.radius", "p50"),
+        (["experiment=mnist/model", "from=x", "method=data_augmentation", "training_perturbation=curriculum",
+          "training_perturbation@training_perturbation.perturbation=n_fgsm"],
+         "training_perturbation.perturbation._target_", "latentrobust.robustness.training.FastAdversarial"),
+        (["experiment=cifar10c/model", "size=small", "from=x", "method=data_augmentation",
+          "evaluation/accuracy=default"], "evaluation.accuracy.held_out", None),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_chooses_is_that_of_its_file(composed, said, place, value):
+    """Whatever an experiment has written for what it chooses itself."""
+    assert OmegaConf.select(composed("train", "paths.output_dir=x", *said), place) == value
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("evaluation=robust/paper", "evaluation/robust=paper"), ("data=perturbation/rts", "data/pert")]
+)
+def test_a_part_of_a_group_that_is_taken_for_the_group_is_told_so(composed, said, told):
+    with pytest.raises(InputError, match=f"there is no {said}: did you mean {told}"):
+        composed("train", said, "paths.output_dir=x")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("method=adversarial", "is of one model, and this run has several"),
+        ("training_perturbation=adversarial", "would do nothing: each of the models"),
+        ("task.select_on=robust", "models.standard.task.select_on=robust"),
+    ],
+)
+def test_what_would_reach_none_of_several_models_is_refused(composed, said, told):
+    cfg = composed("train", "experiment=demo", said, "paths.output_dir=x")
+    with pytest.raises(InputError, match=re.escape(told)):
+        list(variants(cfg))
+
+
+def test_debugging_is_of_each_model(composed):
+    cfg = composed("train", "experiment=demo", "debug=limit", "paths.output_dir=x")
+    assert {variant.trainer.max_epochs for _, variant in variants(cfg)} == {2}
+    cfg = composed("train", "experiment=demo", "debug=limit", "models.smoothing.trainer.max_epochs=3",
+                   "paths.output_dir=x")  # fmt: skip
+    assert {name: variant.trainer.max_epochs for name, variant in variants(cfg)}["smoothing"] == 3
+
+
 def test_to_measure_nothing_is_refused(composed):
     cfg = composed("evaluate", "perturbation_set=trained", "perturbation_set.path=x", "evaluation=null")
     as_measured(cfg)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -68,7 +71,8 @@ def run_app(
         with interruptible():
             arguments = sys.argv[1:] if expand is None else expand(sys.argv[1:])
             sys.argv = [sys.argv[0], *readable(arguments)]
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+            with _shown_as_it_runs():
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         if failures:
             raise failures[0]
     except KeyboardInterrupt as interrupt:
@@ -85,6 +89,22 @@ def run_app(
         )
     finally:
         sys.argv = given
+
+
+@contextmanager
+def _shown_as_it_runs() -> Iterator[None]:
+    """``--cfg job`` shows what a job would get: Hydra prints what it has composed, before `settle`."""
+    original = Hydra.get_sanitized_cfg
+
+    def settled(self: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
+        shown = original(self, cfg, cfg_type)
+        if cfg_type == "job":
+            written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+            settle(shown, [str(line) for line in written], left_out())
+        return shown
+
+    with patch.object(Hydra, "get_sanitized_cfg", settled):
+        yield
 
 
 def _name_the_job(name: str, error: Exception) -> None:

@@ -70,8 +70,7 @@ def check_evaluation(
     evaluation = cfg.evaluation
     parts_of = ("quality", "density", "accuracy", "robust", "certify")
     wanted = [part for part in parts_of if evaluation.get(part) is not None]
-    if models and not set(wanted) - {"quality", "density"}:
-        raise InputError("this evaluation measures sets, not models: choose evaluation=model or all")
+    _check_measures(wanted, models)
     if unknown := sorted(set(evaluation.get("certified_models") or ()) - set(models)):
         raise InputError(f"evaluation.certified_models names {', '.join(unknown)}; there are {', '.join(models)}")
     parts = {
@@ -102,6 +101,16 @@ def check_evaluation(
         exact = instantiate(evaluation.quality.exact, _convert_="all")
         if exact is not None and writes():
             check_same_images(data, exact)
+
+
+def _check_measures(wanted: Sequence[str], models: Sequence[str]) -> None:
+    """Refuse an evaluation that has nothing to measure, or leaves out what is measured anyway."""
+    if models and not set(wanted) - {"quality", "density"}:
+        raise InputError("this evaluation measures sets, not models: choose evaluation=model or all")
+    if models and "accuracy" not in wanted:
+        raise InputError("evaluation.accuracy=null: the accuracy of models is always measured; leave that out")
+    if not models and not {"quality", "density"} & set(wanted):
+        raise InputError("this evaluation measures models, and there is none: choose evaluation=set, or test=false")
 
 
 def _check_moving(accuracy: Mapping[str, Any], data: PairModule) -> None:

@@ -17,14 +17,16 @@ from latentrobust.errors import InputError
 from latentrobust.run_folder import LATEST
 
 CHOICE = re.compile(  # of a file whose numbers are to be taken
-    r"\+?(?P<group>scheduler|optimizer|learner/network|evaluation/robust)(?:@(?P<place>[\w.]+))?"
-    r"""=(?P<quote>['"]?)(?P<name>[\w/]+)(?P=quote)"""
+    r"\+?(?P<group>scheduler|optimizer|learner/network|learner|training_perturbation|evaluation/robust|evaluation/accuracy"
+    r"""|trainer)(?:@(?P<place>[\w.]+))?=(?P<quote>['"]?)(?P<name>[\w/]+)(?P=quote)"""
 )
+OPTION = re.compile(r"""\+?(?P<group>[\w/]+)(?:@(?P<place>[\w.]+))?=(?P<quote>['"]?)(?P<name>[\w/]+)(?P=quote)""")
 LEFT_OUT = object()  # the value of a key that the command line takes away
 FLAGS = {  # of Hydra's
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--"),
 }
+PARTED = ("evaluation", "data", "learner")  # groups whose folders are groups of their own
 EMPTY_FOLDER = re.compile(r"\+{0,2}(paths\.\w+_dir|paths\.root|hydra\.\w+\.dir)=(?:''|\"\")?")
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
 
@@ -41,6 +43,9 @@ def undashed(arguments: Sequence[str]) -> Sequence[str]:
         if (empty := EMPTY_FOLDER.fullmatch(argument)) is not None:  # of a variable that is not set, say
             raise InputError(f"{empty[1]} is empty: name a folder")
         flag, _, value = argument.partition("=")
+        group, sub, option = flag.lstrip("+"), *value.partition("/")[::2]
+        if group in PARTED and option and (CONF / group / sub).is_dir():
+            raise InputError(f"there is no {group}={value}: did you mean {group}/{sub}={option}?")
         if flag.startswith("--") and flag not in FLAGS:
             raise InputError(f"there is no flag {flag}; options are written {flag[2:]}={value or '…'}, without dashes")
     return arguments
@@ -108,11 +113,18 @@ def null_groups(overrides: Sequence[str], nulls: Sequence[str]) -> dict[str, str
 def _null_measures(arguments: Sequence[str]) -> dict[str, str]:
     """What ``evaluation=NAME`` leaves out and nothing else here names: an experiment's own choice would stay."""
     chosen = [argument.partition("=")[2] for argument in arguments if argument.startswith("evaluation=")]
-    path = CONF / "evaluation" / f"{chosen[-1] if chosen else ''}.yaml"
-    if not path.is_file():
+    if not chosen or _is_null(f"evaluation={chosen[-1]}"):
         return {}
-    defaults: Any = OmegaConf.load(path).defaults
-    parts = [part for line in defaults for part, option in dict(line).items() if option is None]
+    path = CONF / "evaluation" / f"{chosen[-1]}.yaml"
+    if path.is_file():
+        defaults: Any = OmegaConf.load(path).defaults
+        parts = [part for line in defaults for part, option in dict(line).items() if option is None]
+    elif (own := _of_file("evaluation", chosen[-1])) is not None:  # of the user's
+        parts = [
+            part.name for part in sorted((CONF / "evaluation").iterdir()) if part.is_dir() and part.name not in own
+        ]
+    else:
+        return {}
     named = [re.split("[=@]", argument.lstrip("+~"))[0].replace("/", ".") for argument in arguments]
     keys = {f"evaluation.{part}": f"evaluation/{part}=null" for part in parts}
     return {
@@ -160,14 +172,15 @@ def leave_out(cfg: DictConfig, groups: Mapping[str, str]) -> None:
 
 
 def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Make a schedule, an optimiser, a learner's network or attacks that the command line chooses those of their file.
+    """Make what the command line chooses of the groups of `CHOICE` what their files say.
 
     In place, while Hydra is initialised. Experiments write numbers over those that they choose themselves, which would
     otherwise stand in any other one. The size of a network's images stays, and so do the radii and the number of
-    examples of attacks.
+    examples of attacks. Of a trainer, what it says besides the default one counts.
     """
-    for override in overrides:
-        if (found := CHOICE.fullmatch(override)) is None or _is_null(override):
+    choices = [found for line in overrides if (found := CHOICE.fullmatch(line)) is not None and not _is_null(line)]
+    for found in sorted(choices, key=lambda found: _place(found).count(".")):  # what holds others first
+        if found["group"] == "training_perturbation" and found["place"]:  # a part: what holds it says its radius
             continue
         if (chosen := _of_file(found["group"], found["name"])) is None:
             continue
@@ -175,10 +188,31 @@ def take_chosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
             parts = {
                 f"evaluation.robust.attacks.{name}": attack for name, attack in (chosen.get("attacks") or {}).items()
             }
+        elif found["group"] == "trainer":
+            _take_trainer(cfg, chosen, overrides)
+            continue
         else:
-            parts = {found["place"] or found["group"].replace("/", "."): chosen}
+            parts = {_place(found): chosen}
         for place, part in parts.items():
             _take(cfg, place, part, overrides)
+
+
+def _take_trainer(cfg: DictConfig, chosen: DictConfig, overrides: Sequence[str]) -> None:
+    """Put what a trainer's file says besides the default one, and what the command line says."""
+    usual = _of_file("trainer", "default")
+    said: Any = OmegaConf.to_container(chosen, resolve=False)
+    known: Any = OmegaConf.to_container(usual, resolve=False) if usual is not None else {}
+    for name, value in said.items():
+        if name not in known or value != known[name]:
+            OmegaConf.update(cfg, f"trainer.{name}", value, merge=False, force_add=True)
+    for key, value in said_of("trainer", overrides):
+        if value is not LEFT_OUT and not (key == "trainer" and isinstance(value, str)):
+            OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+
+
+def _place(found: re.Match[str]) -> str:
+    """Where a file of a group is put."""
+    return found["place"] or found["group"].replace("/", ".")
 
 
 def _take(cfg: DictConfig, place: str, chosen: DictConfig, overrides: Sequence[str]) -> None:
@@ -186,16 +220,37 @@ def _take(cfg: DictConfig, place: str, chosen: DictConfig, overrides: Sequence[s
     node = OmegaConf.select(cfg, place)
     if not isinstance(node, DictConfig):
         return
-    if "image_shape" in node and "image_shape" in chosen:
-        chosen.image_shape = node._get_node("image_shape")
+    for own, new in ((node, chosen), (node.get("network"), chosen.get("network"))):
+        if isinstance(own, DictConfig) and isinstance(new, DictConfig) and {"image_shape"} <= own.keys() & new.keys():
+            new.image_shape = own._get_node("image_shape")  # the images stay as they are
+    nested = _nested(cfg, place, overrides)
     with open_dict(cfg):
         OmegaConf.update(cfg, place, chosen, merge=False)
+        for part, own_choice in nested:
+            OmegaConf.update(cfg, part, own_choice, merge=False)
         for key, value in said_of(place, overrides):
+            if key == place and isinstance(value, str):  # the choice itself
+                continue
             holder, _, last = key.rpartition(".")
             if value is LEFT_OUT:
                 OmegaConf.select(cfg, holder).pop(last, None)
             else:
                 OmegaConf.update(cfg, key, value, merge=True)
+
+
+def _nested(cfg: DictConfig, place: str, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+    """What the command line chooses for parts of a place, such as ``learner/network=resnet`` of the learner."""
+    parts: list[tuple[str, DictConfig]] = []
+    for line in overrides:
+        found = OPTION.fullmatch(line)
+        if found is None or not _place(found).startswith(f"{place}.") or _is_null(line):
+            continue
+        node = OmegaConf.select(cfg, _place(found))
+        if (chosen := _of_file(found["group"], found["name"])) is None and isinstance(node, DictConfig):
+            chosen = _unresolved(node)  # as Hydra has found it
+        if chosen is not None:
+            parts.append((_place(found), chosen))
+    return parts
 
 
 def _of_file(group: str, name: str) -> DictConfig | None:
@@ -207,7 +262,12 @@ def _of_file(group: str, name: str) -> DictConfig | None:
     found = OmegaConf.select(chosen, f"{group}/{name}".rpartition("/")[0].replace("/", "."))
     if not isinstance(found, DictConfig):  # its first line names a package
         return None
-    return OmegaConf.create(OmegaConf.to_container(found, resolve=False))  # type: ignore[return-value]
+    return _unresolved(found)
+
+
+def _unresolved(node: DictConfig) -> DictConfig:
+    """A copy that is nobody's part, references and all."""
+    return OmegaConf.create(OmegaConf.to_container(node, resolve=False))  # type: ignore[return-value]
 
 
 def said_of(place: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:

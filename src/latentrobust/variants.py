@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from latentrobust.configuration import CONF
 from latentrobust.errors import InputError
 from latentrobust.overrides import LEFT_OUT, said_of
 from latentrobust.values import check_values
@@ -38,6 +39,8 @@ def merged_variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     if not cfg.get("models"):
         yield "", cfg
         return
+    overrides = said_by(cfg)
+    _check_reaches_a_model(cfg, overrides)
     for name, changes in cfg.models.items():
         if not re.fullmatch(r"\w[\w .+-]*", str(name)):  # it becomes a folder's name
             raise InputError(f"models.{name}: a model's name consists of letters, digits, spaces and any of _ . + -")
@@ -58,14 +61,67 @@ def merged_variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
                 variant[key] = change if replace else OmegaConf.merge(variant[key], change)
             variant.models = {}
             variant.paths.output_dir = str(Path(cfg.paths.output_dir) / "models" / str(name))
-            _keep_callbacks(cfg, variant, str(name))
+            _keep_callbacks(variant, str(name), overrides)
+            _keep_debug(variant, str(name), overrides)
         yield str(name), variant
 
 
-def _keep_callbacks(cfg: DictConfig, variant: DictConfig, name: str) -> None:
-    """What the command line says of all callbacks holds for a model's own too, but for what the set alone logs."""
+def said_by(cfg: DictConfig) -> list[str]:
+    """What the command line changed, as it was written."""
     written: Any = OmegaConf.to_container(cfg.get("overrides") or OmegaConf.create([]), resolve=False)
-    overrides = [str(line) for line in written]
+    return [str(line) for line in written]
+
+
+def _check_reaches_a_model(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse what the command line says of models and each of them says otherwise: it would do nothing.
+
+    A trainer is also the set's.
+    """
+    names = ", ".join(map(str, cfg.models))
+    first = next(iter(cfg.models))
+    for line in overrides:
+        key, _, value = line.lstrip("+~").partition("=")
+        place = key.partition("@")[2] or key.replace("/", ".")
+        start = place.partition(".")[0]
+        if place == "method" and value != "null":
+            raise InputError(
+                f"{line} is of one model, and this run has several ({names}), each trained in its own way: change one"
+                f" of them, as by models.{first}.task.… or training_perturbation@models.{first}.training_perturbation=…"
+            )
+        if start not in (*REPLACED, "task"):
+            continue
+        if all(_says(changes, place, start) for changes in cfg.models.values()):
+            raise InputError(
+                f"{line} would do nothing: each of the models ({names}) has its own. Say it of those that it is meant"
+                f" for: {line.replace(place, f'models.{first}.{place}', 1) if '/' not in key else f'models.{first}.…'}"
+            )
+
+
+def _says(changes: DictConfig, place: str, start: str) -> bool:
+    """Whether a model has its own value in a place."""
+    if start in REPLACED:
+        return start in changes
+    node = OmegaConf.select(changes, place, default=None)
+    return node is not None and not isinstance(node, DictConfig)
+
+
+def _keep_debug(variant: DictConfig, name: str, overrides: Sequence[str]) -> None:
+    """What ``debug=…`` says of training holds for each model."""
+    chosen = [line.partition("=")[2] for line in overrides if line.startswith("debug=")]
+    path = CONF / "debug" / f"{chosen[-1] if chosen else ''}.yaml"
+    if not path.is_file():
+        return
+    own = {key for key, _ in said_of(f"models.{name}.trainer", overrides)} | {
+        f"models.{name}.{key}" for key, _ in said_of("trainer", overrides)
+    }
+    debug: Any = OmegaConf.load(path)
+    for option, value in (debug.get("trainer") or {}).items():
+        if f"models.{name}.trainer.{option}" not in own:
+            OmegaConf.update(variant, f"trainer.{option}", value, force_add=True)
+
+
+def _keep_callbacks(variant: DictConfig, name: str, overrides: Sequence[str]) -> None:
+    """What the command line says of all callbacks holds for a model's own too, but for what the set alone logs."""
     own = [key for key, _ in said_of(f"models.{name}.callbacks", overrides)]
     for key, value in said_of("callbacks", overrides):
         there = f"models.{name}.{key}"

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from latentrobust import dashboard
-from latentrobust.configuration import stored
+from latentrobust.configuration import CONF, stored
 from latentrobust.sweeping.jobs import fingerprint
 
 from ..conftest import SMALL, compose_in_process
@@ -92,6 +92,18 @@ def test_what_was_refused_takes_nothing_of_an_earlier_run_along(tmp_path):
     assert "poisson" in here.stderr  # the folder that one stands in is there still
 
 
+@pytest.mark.parametrize(("name", "kept"), [("mine", {"accuracy"}), ("more", {"quality"})])
+def test_an_evaluation_of_the_user_s_own_leaves_out_what_it_does_not_have(tmp_path, name, kept):
+    place = tmp_path / "own" / "evaluation"
+    place.mkdir(parents=True)
+    (place / "mine.yaml").write_text((CONF / "evaluation" / "accuracy_only.yaml").read_text())
+    (place / "more.yaml").write_text("defaults: [set, _self_]\n")
+    options = ["--config-dir", "own", "experiment=demo", f"evaluation={name}", "--cfg", "job", "-p", "evaluation"]
+    shown = OmegaConf.create(command("train", *options, cwd=tmp_path).stdout)
+    parts = ("quality", "density", "accuracy", "robust", "certify")
+    assert {part for part in parts if shown.get(part) is not None} == kept
+
+
 def test_a_logger_may_be_left_out(tmp_path):
     done = command(
         "train", *TINY, "logger.csv=null", "test=false", f"paths.output_dir={tmp_path / 'run'}", cwd=tmp_path
@@ -142,6 +154,12 @@ def test_without_a_terminal_lines_say_how_far_a_training_is(tmp_path):
 
 
 def test_resolved_configuration_can_be_printed(tmp_path):
+    shown = command(
+        "train", "--cfg", "job", "experiment=demo", "optimizer@task.optimizer=sgd", "evaluation=accuracy_only",
+        "logger=null", cwd=tmp_path,
+    )  # fmt: skip
+    shown = OmegaConf.create(shown.stdout)  # as it would run
+    assert (shown.task.optimizer.lr, shown.evaluation.quality, shown.logger) == (0.1, None, None)
     done = command("train", "--cfg", "job", "--resolve", "experiment=mnist/rts/paper", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "epochs:" in done.stdout

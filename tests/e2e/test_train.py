@@ -331,6 +331,27 @@ def test_a_finished_folder_is_not_overwritten(run, capsys):
     assert torch.equal(same.perturbations.at(x).decode(u), first.perturbations.at(x).decode(u))
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("evaluation/robust=autoattack", "evaluation/robust=autoattack is about a model, and nothing here trains one"),
+        ("objective=trades", "objective=trades is about a model"),
+    ],
+)
+def test_what_is_about_models_is_refused_where_a_set_is_learned(run, said, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        run("refused", said)
+
+
+def test_an_evaluation_of_models_is_refused_where_a_set_is_learned(tmp_path):
+    cfg = compose_in_process(
+        "train", "experiment=digits/rts", "evaluation=model", "print_config=false", "callbacks.progress=null",
+        f"paths.output_dir={tmp_path}/refused",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="measures models, and there is none: choose evaluation=set, or test=false"):
+        train(cfg)
+
+
 def test_overwriting_moves_the_earlier_run_aside(run, finished):
     first = run("again")
     before = contents(first.folder)
