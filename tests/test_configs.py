@@ -658,6 +658,11 @@ def test_a_part_of_a_group_that_is_taken_for_the_group_is_told_so(composed, said
         composed("train", said, "paths.output_dir=x")
 
 
+def test_options_in_folders_are_no_parts(composed):
+    cfg = composed("train", "experiment=cifar10c/set", "data=cifar10c/small", "paths.output_dir=x")
+    assert cfg.data.name == composed("train", "experiment=cifar10c/set", "size=small", "paths.output_dir=x").data.name
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [

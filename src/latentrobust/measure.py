@@ -86,6 +86,7 @@ def check_evaluation(
     if models:
         _check_moving(parts["accuracy"] or {}, data)
     if perturbations is not None:
+        _check_images(evaluation, perturbations, data)
         with collecting(inherit=False):  # said again, with the model's name, when it is measured
             Assessor(nn.Identity(), perturbations, parts["robust"], parts["certify"])
     if perturbations is not None and evaluation.get("density") is not None:
@@ -111,6 +112,14 @@ def _check_measures(wanted: Sequence[str], models: Sequence[str]) -> None:
         raise InputError("evaluation.accuracy=null: the accuracy of models is always measured; leave that out")
     if not models and not {"quality", "density"} & set(wanted):
         raise InputError("this evaluation measures models, and there is none: choose evaluation=set, or test=false")
+
+
+def _check_images(evaluation: DictConfig, perturbations: PerturbationSet, data: PairModule) -> None:
+    """Refuse to measure over a set for images of another shape."""
+    if measures_set(evaluation) and writes():
+        data.prepare_data()
+        data.setup()
+        check_same_images(data, perturbations)
 
 
 def _check_moving(accuracy: Mapping[str, Any], data: PairModule) -> None:

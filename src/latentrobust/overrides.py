@@ -26,7 +26,10 @@ FLAGS = {  # of Hydra's
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--"),
 }
-PARTED = ("evaluation", "data", "learner")  # groups whose folders are groups of their own
+PARTED = {  # groups, and those of their folders that are groups of their own
+    "evaluation": ("accuracy", "certify", "density", "quality", "robust"), "data": ("perturbation",),
+    "learner": ("network",),
+}  # fmt: skip
 EMPTY_FOLDER = re.compile(r"\+{0,2}(paths\.\w+_dir|paths\.root|hydra\.\w+\.dir)=(?:''|\"\")?")
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
 
@@ -44,7 +47,7 @@ def undashed(arguments: Sequence[str]) -> Sequence[str]:
             raise InputError(f"{empty[1]} is empty: name a folder")
         flag, _, value = argument.partition("=")
         group, sub, option = flag.lstrip("+"), *value.partition("/")[::2]
-        if group in PARTED and option and (CONF / group / sub).is_dir():
+        if option and sub in PARTED.get(group, ()):
             raise InputError(f"there is no {group}={value}: did you mean {group}/{sub}={option}?")
         if flag.startswith("--") and flag not in FLAGS:
             raise InputError(f"there is no flag {flag}; options are written {flag[2:]}={value or '…'}, without dashes")
@@ -116,13 +119,12 @@ def _null_measures(arguments: Sequence[str]) -> dict[str, str]:
     if not chosen or _is_null(f"evaluation={chosen[-1]}"):
         return {}
     path = CONF / "evaluation" / f"{chosen[-1]}.yaml"
-    if path.is_file():
-        defaults: Any = OmegaConf.load(path).defaults
-        parts = [part for line in defaults for part, option in dict(line).items() if option is None]
+    loaded: Any = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    defaults = loaded.get("defaults") or []
+    if defaults and all(isinstance(line, DictConfig) for line in defaults):
+        parts = [part for line in defaults for part, option in line.items() if option is None]
     elif (own := _of_file("evaluation", chosen[-1])) is not None:  # of the user's
-        parts = [
-            part.name for part in sorted((CONF / "evaluation").iterdir()) if part.is_dir() and part.name not in own
-        ]
+        parts = [part for part in PARTED["evaluation"] if part not in own]
     else:
         return {}
     named = [re.split("[=@]", argument.lstrip("+~"))[0].replace("/", ".") for argument in arguments]

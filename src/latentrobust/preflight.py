@@ -28,6 +28,7 @@ from latentrobust.robustness.inputs import check_class_names
 from latentrobust.run_folder import NAMED_BY_TIME, writes
 from latentrobust.session import Session, is_shared
 from latentrobust.tasks.classification import check_fit
+from latentrobust.tasks.quality import check_same_images
 from latentrobust.variants import variants
 
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
@@ -50,6 +51,8 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
         if writes():  # one process: data may have to be downloaded first
             shared.data.prepare_data()
             shared.data.setup()
+            if perturbations is not None and trains:
+                check_same_images(shared.data, perturbations)
         names, network = [], None
         if cfg.get("learner") is not None:
             learner = instantiate(_to_begin(cfg), _convert_="all")

@@ -97,7 +97,7 @@ def test_an_evaluation_of_the_user_s_own_leaves_out_what_it_does_not_have(tmp_pa
     place = tmp_path / "own" / "evaluation"
     place.mkdir(parents=True)
     (place / "mine.yaml").write_text((CONF / "evaluation" / "accuracy_only.yaml").read_text())
-    (place / "more.yaml").write_text("defaults: [set, _self_]\n")
+    (place / "more.yaml").write_text("defaults: [set, _self_]\n")  # the same in a checkout's own conf/ is read so too
     options = ["--config-dir", "own", "experiment=demo", f"evaluation={name}", "--cfg", "job", "-p", "evaluation"]
     shown = OmegaConf.create(command("train", *options, cwd=tmp_path).stdout)
     parts = ("quality", "density", "accuracy", "robust", "certify")

@@ -281,6 +281,12 @@ def test_catastrophic_overfitting_is_one_line_on_the_command_line(tmp_path):
     assert (tmp_path / "out" / "FAILED").is_file()
 
 
+def test_a_set_for_other_images_is_refused_before_the_run_begins(run, tmp_path):
+    with pytest.raises(InputError, match="the perturbation set is for"):
+        run("other", "perturbation_set.image_shape=[1,30,30]")
+    assert {path.name for path in (tmp_path / "other").iterdir()} <= {"config.yaml", "FAILED", "app.log"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
