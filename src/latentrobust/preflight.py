@@ -219,7 +219,10 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
         yield from ("quality/*", "latent_norm/*", "coverage/*", "exact/quality/*")
     if evaluation.get("density") is not None:
         yield from ("bits_per_dim", "round_trip_error")
+    if evaluation.get("quality") is not None or evaluation.get("density") is not None:
+        yield "seen/set"
     measured = ["accuracy/*", "loss/clean", "miou/*", "accuracy_known/*", "mce", "mce/relative"] if evaluation else []
+    measured += ["seen/model"] if evaluation else []
     measured += ["robust/*"] if evaluation.get("robust") is not None else []
     measured += ["certified/*", "certified_image/*", "smoothed/*"] if evaluation.get("certify") is not None else []
     for name in models:

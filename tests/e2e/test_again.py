@@ -99,7 +99,7 @@ def test_what_the_new_command_says_takes_the_place_of_what_the_old_one_said(made
     assert "data=mnist" in found
     assert not {"data=digits", "data.test_size=12", "evaluation.robust.examples=6"} & set(found)
     assert "data/perturbation=linf" not in found  # of the data that are no more
-    assert {"evaluation.certify.n=40", "from=set", "method=smoothing", "name=mnist/paper/smoothing/evaluate"} <= set(
+    assert {"evaluation.certify.n=40", "from=set", "method=smoothing", "name=digits/paper/smoothing/evaluate"} <= set(
         found
     )
     assert [part for part in found if part.startswith("model")] == ["model=trained", f"model.path={made}/model"]

@@ -135,7 +135,7 @@ def test_without_a_terminal_lines_say_how_far_a_training_is(tmp_path):
     done = command("train", *shown, "trainer.max_epochs=2", "test=false", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("mnist/linf_fc in ")
+    assert lines[0].startswith("digits/linf_fc in ")
     assert any(line.endswith("learner.network.hidden: 16") for line in lines)
     assert not any(line.strip().startswith("_target_") for line in lines)  # the rest is in config.yaml
     epochs = [line for line in lines if line.startswith("set: epoch ")]
@@ -144,8 +144,8 @@ def test_without_a_terminal_lines_say_how_far_a_training_is(tmp_path):
     )
     assert epochs[1].startswith("set: epoch 2 of 2: ")
     # The newest run of a name can be called so.
-    (run,) = [path for path in (tmp_path / "outputs/mnist/linf_fc").iterdir() if not path.is_symlink()]
-    latest = tmp_path / "outputs/mnist/linf_fc/latest"
+    (run,) = [path for path in (tmp_path / "outputs/digits/linf_fc").iterdir() if not path.is_symlink()]
+    latest = tmp_path / "outputs/digits/linf_fc/latest"
     assert latest.is_symlink()
     assert latest.resolve() == run
     again = command("train", *TINY, "test=false", cwd=tmp_path)
@@ -218,7 +218,7 @@ def test_a_sweep_gives_complete_folders_separate_runs_and_one_table(tmp_path):
         metrics = json.loads((sweep / job / "metrics.json").read_text())
         assert summary["quality/pgd_ae"] == pytest.approx(metrics["quality/pgd_ae"])
         assert summary["trainer/global_step"] == metrics["steps"]  # final values, right of their curves
-        assert runs[int(job)].display_name.startswith("mnist/linf_fc: ")
+        assert runs[int(job)].display_name.startswith("digits/linf_fc: ")
         assert f"seed={int(job) + 1}, and " in runs[int(job)].display_name
         # The x axis of every curve is the training step, and its best value stands beside the last one.
         defined = {record.metric.name or record.metric.glob_name: record.metric for record in records
@@ -449,7 +449,7 @@ def test_training_on_two_processes_finishes(tmp_path):
     odd = ["data.validation=5", "data.train_size=70"]
     done = command("train", *TINY, *odd, "data.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    runs = [path for path in (tmp_path / "outputs" / "mnist" / "linf_fc").iterdir() if not path.is_symlink()]
+    runs = [path for path in (tmp_path / "outputs" / "digits" / "linf_fc").iterdir() if not path.is_symlink()]
     assert len(runs) == 1
     assert (runs[0] / "DONE").is_file()
     assert len(list(csv.DictReader((runs[0] / "per_example.csv").open()))) == 8

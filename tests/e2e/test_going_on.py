@@ -352,7 +352,7 @@ def test_torchrun_makes_one_folder(tmp_path):
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    (folder,) = [path for path in (tmp_path / "outputs" / "mnist" / "linf_fc").iterdir() if not path.is_symlink()]
+    (folder,) = [path for path in (tmp_path / "outputs" / "digits" / "linf_fc").iterdir() if not path.is_symlink()]
     assert (folder / "DONE").is_file()
 
 

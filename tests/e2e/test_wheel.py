@@ -44,7 +44,7 @@ def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
         cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(list(elsewhere.glob("outputs/mnist/linf_fc/20*/DONE"))) == 1
+    assert len(list(elsewhere.glob("outputs/digits/linf_fc/20*/DONE"))) == 1
 
 
 def test_console_scripts_are_installed():

@@ -234,3 +234,10 @@ def test_what_somebody_s_module_raises_is_named(tmp_path, monkeypatch):
             InputError, match=f"model.source={name}.Net cannot be imported .*(ZeroDivision|Syntax)Error"
         ):
             own_model(f"{name}.Net")
+
+
+def test_a_model_that_answers_with_classes_is_told_so():
+    """Whole numbers cannot be resized, nor have a gradient."""
+    model = latentrobust.wrap(lambda x: x[:, :, ::2, ::2].mul(3).long())
+    with pytest.raises(InputError, match="must return logits, got whole numbers"):
+        model(torch.rand(2, 3, 8, 8))

@@ -68,6 +68,8 @@ class Wrapped(nn.Module):
                 x = x.expand(-1, len(self.mean), -1, -1)
             x = (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
         logits = _logits(self.model(x))
+        if not logits.is_floating_point():
+            raise InputError(f"the model must return logits, got whole numbers ({logits.dtype}): classes, it seems")
         if logits.dim() == 4 and math.prod(logits.shape[-2:]) > 1 and tuple(logits.shape[-2:]) != sides:
             logits = F.interpolate(logits, sides, mode="bilinear", align_corners=False)
         if self.outputs == "probabilities":
