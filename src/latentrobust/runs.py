@@ -34,7 +34,7 @@ from latentrobust.sizes import take_sizes
 from latentrobust.stages import given_set, is_given, learn_set, train_model
 from latentrobust.tasks import store as models_store
 from latentrobust.values import check_values
-from latentrobust.variants import REPLACED, said_by, variants
+from latentrobust.variants import REPLACED, check_reaches_a_model, said_by, variants
 
 OF_MODELS = (*REPLACED, "evaluation/robust", "evaluation/certify")  # groups that say nothing of a set
 
@@ -128,7 +128,8 @@ def train(cfg: DictConfig) -> Run:
 
 
 def _check_choices(cfg: DictConfig, trains: bool) -> None:
-    """Refuse choices about models where none is trained, and models of which something is not chosen."""
+    """Refuse choices about models where none is trained or which reach none, and models that lack one."""
+    check_reaches_a_model(cfg)
     if trains and isinstance(cfg.task, DictConfig) and "_target_" not in cfg.task and cfg.get("method") is not None:
         raise InputError(f"method={cfg.method} says how a model is trained, and nothing here trains one: drop it")
     for line in [] if trains else said_by(cfg):

@@ -40,7 +40,6 @@ def merged_variants(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         yield "", cfg
         return
     overrides = said_by(cfg)
-    _check_reaches_a_model(cfg, overrides)
     for name, changes in cfg.models.items():
         if not re.fullmatch(r"\w[\w .+-]*", str(name)):  # it becomes a folder's name
             raise InputError(f"models.{name}: a model's name consists of letters, digits, spaces and any of _ . + -")
@@ -72,14 +71,19 @@ def said_by(cfg: DictConfig) -> list[str]:
     return [str(line) for line in written]
 
 
-def _check_reaches_a_model(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse what the command line says of models and each of them says otherwise: it would do nothing.
+def check_reaches_a_model(cfg: DictConfig) -> None:
+    """Refuse what the command line says of models and each of several says otherwise: it would do nothing.
 
     A trainer is also the set's.
+
+    Raises:
+        InputError: naming the first of it.
     """
+    if not cfg.get("models"):
+        return
     names = ", ".join(map(str, cfg.models))
     first = next(iter(cfg.models))
-    for line in overrides:
+    for line in said_by(cfg):
         key, _, value = line.lstrip("+~").partition("=")
         place = key.partition("@")[2] or key.replace("/", ".")
         start = place.partition(".")[0]

@@ -28,7 +28,7 @@ from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import NAME, Job, Sweep, fingerprint
 from latentrobust.values import check_values
-from latentrobust.variants import variants
+from latentrobust.variants import check_reaches_a_model, variants
 
 
 class FixedJobs(Callback):
@@ -108,6 +108,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
             as_measured(cfg)  # as the job will store it
         composed.append(cfg)
         check_values(cfg)
+        check_reaches_a_model(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
         own = [line for line in overrides if not line.startswith(("paths.output_dir=", "paths.overwrite=", "launcher"))]
