@@ -429,11 +429,20 @@ def has_other_sets(summary: Summary, metric: str) -> bool:
     Norms of one set are no norms of another, and within a set that has collapsed every model is robust.
     """
     rows = [[run for run in group if metric in run.metrics] for group in summary.members]
-    return any(_have_other_sets(*pair, metric) for pair in itertools.combinations(filter(None, rows), 2))
+    made = [(found, _about_its_set(found[0].configuration)) for found in rows if found]  # once a row, not once a pair
+    return any(
+        _have_other_sets(first, second, one, other, metric)
+        for (first, one), (second, other) in itertools.combinations(made, 2)
+    )
 
 
-def _have_other_sets(first: Sequence[Finished], second: Sequence[Finished], metric: str) -> bool:
-    one, other = (_of_both(rows[0].configuration) for rows in (first, second))
+def _have_other_sets(
+    first: Sequence[Finished],
+    second: Sequence[Finished],
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    metric: str,
+) -> bool:
     if any(key.startswith("learner.") and one[key] != other[key] for key in one.keys() & other.keys()):
         return True
     if "/full" not in metric and _are_one_set(one, other):
@@ -453,11 +462,12 @@ def _have_other_sets(first: Sequence[Finished], second: Sequence[Finished], metr
     return bool(apart)
 
 
-def _of_both(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's, and that of the run that it measures where it says nothing itself."""
-    start = "run."
+def _about_its_set(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run says of its set, or the run that it measures where it says nothing itself."""
+    start, own = "run.", ("learner.", "perturbation_set.", "from")
     earlier = {key.removeprefix(start): value for key, value in configuration.items() if key.startswith(start)}
-    return earlier | {key: value for key, value in configuration.items() if not key.startswith(start)}
+    both = earlier | {key: value for key, value in configuration.items() if not key.startswith(start)}
+    return {key: value for key, value in both.items() if key.startswith(own)}
 
 
 def _are_one_set(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
