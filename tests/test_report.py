@@ -20,7 +20,7 @@ from statsmodels.stats.multitest import multipletests
 
 from latentrobust.errors import InputError, RobustnessWarning
 from latentrobust.report import main, report
-from latentrobust.reporting import aggregate, comparison, tables
+from latentrobust.reporting import aggregate, comparable, comparison, finished, metric_names, tables
 from latentrobust.reporting.comparison import among, compare
 from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.reporting.terminal import print_summary
@@ -71,17 +71,17 @@ def test_intervals_are_students_over_seeds(tmp_path):
 def test_equal_numbers_have_no_spread():
     found = aggregate.Interval.of([0.1, 0.1, 0.1])
     assert found.half == 0
-    assert aggregate.is_share("model/coverage/radius")
+    assert metric_names.is_share("model/coverage/radius")
     for name in ("tolerance", "groups", "pairs"):
-        assert not aggregate.is_share(f"coverage/{name}")
+        assert not metric_names.is_share(f"coverage/{name}")
 
 
 @pytest.mark.parametrize("model", ["", "a/", "robust/", "smoothed/"])
 def test_shares_are_told_by_their_own_names_not_by_the_model_s(model):
     for name in ("accuracy/clean", "robust/p50", "robust/pgd/eps=1", "smoothed/robust/p50", "certified/full"):
-        assert aggregate.is_share(f"{model}{name}")
+        assert metric_names.is_share(f"{model}{name}")
     for name in ("loss/clean", "smoothed/sigma", "certified/draws", "fit_seconds", "fit_accuracy", "steps"):
-        assert not aggregate.is_share(f"{model}{name}")
+        assert not metric_names.is_share(f"{model}{name}")
 
 
 def test_values_that_differ_are_never_printed_alike(tmp_path):
@@ -466,9 +466,9 @@ def test_only_what_pgd_measured_is_called_so(tmp_path):
 
 
 def test_fit_accuracy_is_better_high():
-    assert aggregate.is_better_high("fit_accuracy")
-    assert aggregate.is_better_high("adversarial/fit_accuracy")
-    assert not aggregate.is_better_high("fit_loss")
+    assert metric_names.is_better_high("fit_accuracy")
+    assert metric_names.is_better_high("adversarial/fit_accuracy")
+    assert not metric_names.is_better_high("fit_loss")
 
 
 def test_methods_that_are_alike_are_seldom_called_different(tmp_path, monkeypatch):
@@ -480,7 +480,7 @@ def test_methods_that_are_alike_are_seldom_called_different(tmp_path, monkeypatc
         members = []
         for _ in range(4):
             values = generator.normal(0.7, 0.02, 5)
-            members.append([aggregate.Finished(tmp_path, {}, {"accuracy/clean": value}, trained={"seed": seed})
+            members.append([finished.Finished(tmp_path, {}, {"accuracy/clean": value}, trained={"seed": seed})
                             for seed, value in enumerate(values)])  # fmt: skip
         rows = [({"row": str(place)}, {"accuracy/clean": aggregate.Interval.of([run.metrics["accuracy/clean"] for run in
                  group])}) for place, group in enumerate(members)]  # fmt: skip
@@ -678,13 +678,13 @@ def test_coverages_to_unlike_tolerances_are_not_compared(tmp_path):
     assert "coverage/radius: not compared, since some sets are too coarse" in page
     assert {path.name for path in (tmp_path / "report").glob("*.png")} == {"quality_pgd_ae.png"}
     assert "99.90 ± 0.25 (too coarse to say anything)" in (tmp_path / "report" / "report.md").read_text()
-    alike = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
-    assert aggregate.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")
+    alike = [run_ for run_ in finished.find_runs(tmp_path)[0] if run_.metrics["coverage/tolerance"] == 0.04]
+    assert comparable.is_comparable(aggregate.summarise(alike, ["*"]), "coverage/radius")
     run(tmp_path, "unknown", {"coverage/radius": 0.9}, "learner.spread=1", seed=9)  # of an earlier version
-    (unknown,) = [run_ for run_ in aggregate.find_runs(tmp_path)[0] if "coverage/tolerance" not in run_.metrics]
+    (unknown,) = [run_ for run_ in finished.find_runs(tmp_path)[0] if "coverage/tolerance" not in run_.metrics]
     for runs in ([unknown, *alike], [*alike, unknown]):
-        assert not aggregate.is_comparable(aggregate.summarise(runs, ["*"]), "coverage/radius")
-    assert aggregate.is_comparable(aggregate.summarise([unknown], ["*"]), "coverage/radius")
+        assert not comparable.is_comparable(aggregate.summarise(runs, ["*"]), "coverage/radius")
+    assert comparable.is_comparable(aggregate.summarise([unknown], ["*"]), "coverage/radius")
 
 
 @pytest.mark.parametrize(("unchanged", "is_coarse"), [(0.03, True), (0.05, False)])

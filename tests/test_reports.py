@@ -29,6 +29,7 @@ from latentrobust.perturbation_sets.quality import pgd_error
 from latentrobust.reporting import aggregate, figures, tables
 from latentrobust.reporting.density import _least, curve, interpolations
 from latentrobust.reporting.figures import image_rows, write_figure
+from latentrobust.reporting.finished import find_runs
 from latentrobust.reporting.models import _certified_titles, _count, _flattered, _promise, _robust_titles, _verdicts
 from latentrobust.reporting.outcome import curves_of
 from latentrobust.reporting.quality import _coverage, _verdict, usage
@@ -87,7 +88,7 @@ def test_robust_accuracies_of_pgd_alone_are_labelled(tmp_path):
     for name, target in (("one", "PGD"), ("two", "latent_autoattack")):
         resolved = {"evaluation.robust.attacks.it._target_": f"latentrobust.robustness.attacks.{target}", "name": name}
         leave_run(tmp_path, name, {"robust/full": 0.5, "accuracy/clean": 0.9}, resolved=resolved)
-    runs, _ = aggregate.find_runs(tmp_path)
+    runs, _ = find_runs(tmp_path)
     text = tables.markdown(aggregate.summarise(runs, ["*"]))
     assert text.count("50.00 (PGD only)") == 1
     assert text.count("50.00") == 2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latentrobust.errors import InputError
 from latentrobust.refusals import describe_error, is_bad_input
-from latentrobust.reporting import aggregate, tables
+from latentrobust.reporting import aggregate, finished, tables
 from latentrobust.reporting.comparison import Comparison, among, compare, is_result
 from latentrobust.reporting.figures import write_figure
 from latentrobust.reporting.sweep_page import Shown, varies, warning_rows, write_sweep_page
@@ -50,7 +50,7 @@ def report(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    runs, left_out = aggregate.find_runs(folder)
+    runs, left_out = finished.find_runs(folder)
     summary = aggregate.summarise(runs, metrics, left_out)
     parts = aggregate.by_kind(summary, metrics)
     axes = tables.axes_of(parts, x)

@@ -32,7 +32,7 @@ from latentrobust.networks import classifiers, cvae
 from latentrobust.perturbation_sets import CVAESet
 from latentrobust.perturbation_sets.store import load_perturbation_set, save_perturbation_set
 from latentrobust.perturbation_sets.stored import read_checkpoint
-from latentrobust.reporting.aggregate import find_runs
+from latentrobust.reporting.finished import find_runs
 from latentrobust.robustness.journal import CertificateJournal
 from latentrobust.tasks.store import load_model, save_model
 

@@ -2,88 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from scipy import stats
 
-from latentrobust.errors import InputError, one_line, warn
+from latentrobust.errors import InputError
 from latentrobust.files import natural
 from latentrobust.perturbation_sets.judgement import too_coarse
-from latentrobust.run_folder import DONE, EARLIER, effects, flat, has_effect, number_or_text, of_a_run, own_places
+from latentrobust.reporting.finished import Finished
+from latentrobust.reporting.metric_names import is_coverage, measure_of
+from latentrobust.run_folder import number_or_text
 
-SEEDS = ("seed", "split_seed")  # last parts of keys that a group's runs may differ in
-# Parts of metrics' names that are given in percent.
-SHARES = (
-    "accuracy", "accuracy_known", "miou", "robust", "certified", "certified_image", "smoothed", "coverage",
-)  # fmt: skip
-# Last parts of names that share those beginnings.
-NO_SHARES = ("tolerance", "draws", "examples", "queries", "groups", "pairs", "sigma")
-OF_A_MODEL = (*SHARES, "loss", "fit_accuracy", "fit_loss", "fit_seconds", "steps")  # what a model's name stands before
 LEVEL = 0.95
 LABELS = ("name", "run")  # keys that say what a run is called or which one it repeats: other keys tell more
 FEW = 12  # names of metrics that a message shows
 COMMON = "radius"  # of a set, which a model over that set has too
-OVER_SETS = ("robust", "certified", "certified_image", "smoothed")  # measures that a set's radii belong to
-SAME = 0.01  # share by which radii of equal sets may differ, as learned on another machine
 COARSE = "too coarse to say anything"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run.
-
-    Attributes:
-        folder: of the run.
-        choices: what its command line chose, as text, seeds and places left out.
-        metrics: final ones; None where one was not a number.
-        configuration: everything that may change a result, by dotted key; numbers as numbers.
-        seeds: all seeds, by dotted key.
-        written: when its metrics were, in nanoseconds.
-        trained: those of the seeds that what is measured was made with; the others are of its measurement.
-        warnings: about its results.
-    """
-
-    folder: Path
-    choices: dict[str, str]
-    metrics: dict[str, float | None]
-    configuration: dict[str, Any] = field(default_factory=dict)
-    seeds: dict[str, Any] = field(default_factory=dict)
-    written: int = 0
-    trained: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def identity(self) -> str:
-        """Equal for runs of one group, which are draws of the same experiment."""
-        return json.dumps(self.configuration, sort_keys=True, default=str)
-
-    @property
-    def draw(self) -> str:
-        """Equal for runs of a group that have measured the same thing: one draw, however often it is measured."""
-        return json.dumps(self.trained, sort_keys=True, default=str)
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The metrics that are numbers."""
-        return {name: value for name, value in self.metrics.items() if value is not None}
-
-    @property
-    def only_pgd(self) -> bool:
-        """Whether its robust accuracies come from PGD alone."""
-        pattern = re.compile(r"evaluation\.robust\.attacks\.[^.]+\._target_")  # not of what an attack is given
-        attacks = {value for key, value in self.configuration.items() if pattern.fullmatch(key)}
-        return bool(attacks) and all(str(attack).endswith(".PGD") for attack in attacks)
 
 
 @dataclass(frozen=True)
@@ -164,93 +104,10 @@ class Summary:
     without: dict[str, list[Path]] = field(default_factory=dict)
 
 
-def find_runs(folder: Path) -> tuple[list[Finished], list[Path]]:
-    """All runs at or below a folder that are done, and the folders of the others.
-
-    A run that was repeated with the same configuration and seeds is no further draw: the last one written counts.
-
-    Raises:
-        InputError: if there is none that is done, or a file is damaged.
-    """
-    runs: list[Finished] = []
-    others: list[Path] = []
-    for configuration in sorted(folder.rglob("config.yaml"), key=natural):
-        run = configuration.parent
-        if EARLIER in run.parts:
-            continue
-        if not (run / DONE).is_file() or not (run / "metrics.json").is_file():
-            others.append(run)
-            continue
-        try:
-            runs.append(_read(run))
-        except Exception as error:  # whatever a damaged file makes of it: one run is no reason to lose the others
-            warn(f"{run} is left out: its config.yaml or metrics.json is damaged ({one_line(error)})")
-            others.append(run)
-    if not runs:
-        raise InputError(f"no finished run at or below {folder}")
-    last: dict[tuple[str, str], Finished] = {}
-    for run_ in sorted(runs, key=lambda run: run.written):  # of a tie, the naturally last one
-        last[run_.identity, json.dumps(run_.seeds, sort_keys=True, default=str)] = run_
-    kept = [run_ for run_ in runs if run_ in last.values()]
-    return kept, [*others, *(run_.folder for run_ in runs if run_ not in kept)]
-
-
-def _read(run: Path) -> Finished:
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
-    metrics = json.loads((run / "metrics.json").read_text())
-    if not isinstance(loaded, dict) or not isinstance(metrics, dict):
-        raise ValueError("not a mapping")
-    leaves = _with_measured(loaded)
-    seeds = {key: value for key, value in leaves.items() if key.rpartition(".")[2] in SEEDS}
-    kept = {key: value for key, value in leaves.items() if key not in seeds}
-    warned = metrics.get("warnings")
-    numbers = {
-        name: value
-        for name, value in metrics.items()
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    }
-    written = (run / "metrics.json").stat().st_mtime_ns
-    return Finished(
-        run, _choices(loaded.get("overrides") or []), numbers, kept, seeds, written, _trained(loaded, seeds),
-        tuple(map(str, warned)) if isinstance(warned, list) else (),
-    )  # fmt: skip
-
-
-def _trained(configuration: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
-    """Those of a run's seeds that made what it measures: of ``evaluate`` the earlier run's; none of its measures'."""
-    if configuration.get("job_type") == "evaluate":
-        seeds = {key.removeprefix("run."): value for key, value in seeds.items() if key.startswith("run.")}
-    return {key: value for key, value in seeds.items() if not key.startswith("evaluation.")}
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     """Of those that are numbers; None where none is."""
     numbers = [value for value in values if value is not None]
     return float(np.mean(numbers)) if numbers else None
-
-
-def _with_measured(configuration: dict[str, Any]) -> dict[str, Any]:
-    """`effects`, of a run that measures an earlier one by ``run=FOLDER`` with the earlier run's in place of its folder.
-
-    Measurements of runs that differ in seeds alone are draws of one experiment, as those runs are.
-    """
-    folder = configuration.get("run")
-    homes = [] if not isinstance(folder, str) else [Path(folder), Path(folder).parent.parent]
-    for home in homes:
-        if (earlier := of_a_run(home)) is not None:
-            places = [*own_places(configuration), str(home)]
-            known = {key: value for key, value in flat(configuration, places) if has_effect(key) and key != "ckpt_path"}
-            return known | {f"run.{key}": value for key, value in effects(earlier).items()}
-    return effects(configuration)
-
-
-def _choices(overrides: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for override in overrides:
-        key, _, value = str(override).lstrip("+~").partition("=")
-        if key.rpartition(".")[2] not in SEEDS and has_effect(key):
-            found[key] = value
-    return found
 
 
 def summarise(runs: Sequence[Finished], wanted: Sequence[str], left_out: Sequence[Path] = ()) -> Summary:
@@ -389,111 +246,3 @@ def natural_value(value: str) -> tuple[int, float, tuple[list[str | int], str]]:
     """Numbers first, by size, then names in natural order."""
     number = number_or_text(value)
     return (0, number, ([], "")) if isinstance(number, float) else (1, 0.0, natural(value))
-
-
-def is_better_high(metric: str) -> bool:
-    """Whether more of a metric is better."""
-    last = metric.rpartition("/")[2]
-    return (is_share(metric) and last != "abstained") or last in ("log_likelihood", "active_units", "fit_accuracy")
-
-
-def is_coverage(metric: str) -> bool:
-    """Whether a metric is the share of perturbations that a set contains, to within its ``coverage/tolerance``."""
-    return "coverage" in metric.split("/")[:-1] and is_share(metric)
-
-
-def is_comparable(summary: Summary, metric: str) -> bool:
-    """Whether a metric means the same in all rows: each set has its own tolerance, the worse one the wider.
-
-    Those of rows that have the metric must agree to a tenth. What is measured over sets means the same over equal ones.
-    """
-    if measure_of(metric) in OVER_SETS:
-        return not has_other_sets(summary, metric)
-    if not is_coverage(metric):
-        return True
-    runs = [run for group in summary.members for run in group if metric in run.metrics]
-    widths = [run.numbers.get("coverage/tolerance", math.nan) for run in runs]
-    if any(map(math.isnan, widths)):
-        return all(map(math.isnan, widths))
-    return not widths or max(widths) <= 1.1 * min(widths)
-
-
-def is_coarse(summary: Summary, metric: str) -> bool:
-    """Whether a metric says nothing of some of the rows' sets, which contain everything to within a wide tolerance."""
-    return any(found[metric].remark == COARSE for _, found in summary.rows if metric in found)
-
-
-def has_other_sets(summary: Summary, metric: str) -> bool:
-    """Whether different rows measure over sets of different radii, or that were learned otherwise.
-
-    Norms of one set are no norms of another, and within a set that has collapsed every model is robust.
-    """
-    rows = [[run for run in group if metric in run.metrics] for group in summary.members]
-    made = [(found, _about_its_set(found[0].configuration)) for found in rows if found]  # once a row, not once a pair
-    return any(
-        _have_other_sets(first, second, one, other, metric)
-        for (first, one), (second, other) in itertools.combinations(made, 2)
-    )
-
-
-def _have_other_sets(
-    first: Sequence[Finished],
-    second: Sequence[Finished],
-    one: Mapping[str, Any],
-    other: Mapping[str, Any],
-    metric: str,
-) -> bool:
-    if any(key.startswith("learner.") and one[key] != other[key] for key in one.keys() & other.keys()):
-        return True
-    if "/full" not in metric and _are_one_set(one, other):
-        return False
-    # Where seeds are shared, sets of different seeds may differ; else all may.
-    keys = set.intersection(*(set(run.trained) for run in (*first, *second)))
-    radii: list[dict[str, list[float]]] = [{}, {}]
-    for found, runs in zip(radii, (first, second), strict=True):
-        for run in runs:
-            if (radius := run.numbers.get(COMMON)) is not None:
-                found.setdefault(json.dumps([str(run.trained[key]) for key in sorted(keys)]), []).append(radius)
-    if common := radii[0].keys() & radii[1].keys():
-        both = [(*radii[0][seeds], *radii[1][seeds]) for seeds in common]
-        return any(max(found) > (1 + SAME) * min(found) for found in both)
-    own, others = (list(itertools.chain(*found.values())) for found in radii)
-    apart = own and others and ((1 + SAME) * max(own) < min(others) or (1 + SAME) * max(others) < min(own))
-    return bool(apart)
-
-
-def _about_its_set(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run says of its set, or the run that it measures where it says nothing itself."""
-    start, own = "run.", ("learner.", "perturbation_set.", "from")
-    earlier = {key.removeprefix(start): value for key, value in configuration.items() if key.startswith(start)}
-    both = earlier | {key: value for key, value in configuration.items() if not key.startswith(start)}
-    return {key: value for key, value in both.items() if key.startswith(own)}
-
-
-def _are_one_set(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two configurations have one exact or stored set but for its radius, so that its norms mean the same."""
-    if any(key.startswith("learner.") for key in (*one, *other)):
-        return False
-    own, others = (
-        {key: value for key, value in found.items() if key == "from" or key.startswith("perturbation_set.")}
-        for found in (one, other)
-    )
-    radius = "perturbation_set.radius"
-    return bool(own) and {**own, radius: None} == {**others, radius: None}
-
-
-def measure_of(metric: str) -> str:
-    """What a metric measures, the first part of its name behind that of a model."""
-    smoothed = metric.startswith("smoothed/robust/")  # hardly a model of that name
-    return "smoothed" if smoothed else _without_model(metric)[0]
-
-
-def _without_model(metric: str) -> list[str]:
-    parts = metric.split("/")
-    return parts[1:] if len(parts) > 1 and parts[1] in OF_A_MODEL else parts  # a model may be called "robust"
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of examples, to be shown in percent."""
-    parts = _without_model(metric)
-    return parts[0] in SHARES and parts[-1] not in NO_SHARES

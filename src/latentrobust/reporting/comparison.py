@@ -15,7 +15,10 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from latentrobust.reporting.aggregate import Finished, Summary, is_better_high, is_coarse, is_comparable, is_share
+from latentrobust.reporting.aggregate import Summary
+from latentrobust.reporting.comparable import is_coarse, is_comparable
+from latentrobust.reporting.finished import Finished
+from latentrobust.reporting.metric_names import is_better_high, is_share
 
 ALL_PAIRS = 5  # rows up to which each is compared with each; of more, the best one with the others
 LEAST = 2  # seeds in common

@@ -21,19 +21,11 @@ from PIL import Image
 
 import latentrobust
 from latentrobust.lock import FAILED, how_it_ended
-from latentrobust.reporting.aggregate import (
-    OVER_SETS,
-    Interval,
-    Summary,
-    is_better_high,
-    is_coarse,
-    is_comparable,
-    is_share,
-    measure_of,
-    title_of,
-)
+from latentrobust.reporting.aggregate import Interval, Summary, title_of
+from latentrobust.reporting.comparable import OVER_SETS, is_coarse, is_comparable
 from latentrobust.reporting.comparison import Comparison
 from latentrobust.reporting.figures import as_png, plain
+from latentrobust.reporting.metric_names import is_better_high, is_share, measure_of
 from latentrobust.reporting.tables import cells
 from latentrobust.reporting.training import PANELS, read_curves
 from latentrobust.run_folder import DONE, number_or_text, write_text

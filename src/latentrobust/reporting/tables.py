@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from latentrobust.errors import InputError
-from latentrobust.reporting.aggregate import Interval, Summary, is_share, natural_value, title_of
+from latentrobust.reporting.aggregate import Interval, Summary, natural_value, title_of
 from latentrobust.reporting.figures import plain
+from latentrobust.reporting.metric_names import is_share
 
 LEAST_GAP = 0.1  # of an axis, between labels that do not run into each other
 

@@ -19,7 +19,7 @@ from latentrobust.perturbation_sets.ball import SIGNS
 from latentrobust.perturbation_sets.judgement import judged, too_coarse
 from latentrobust.perturbation_sets.stored import CONFIG, WEIGHTS
 from latentrobust.remote import Kind
-from latentrobust.reporting.aggregate import is_share
+from latentrobust.reporting.metric_names import is_share
 from latentrobust.reporting.quality import ROWS, usage
 from latentrobust.run_folder import DONE, has_effect, of_a_run
 
