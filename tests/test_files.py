@@ -77,6 +77,13 @@ def test_a_value_taken_from_a_part_that_is_left_out_names_the_value():
     with pytest.raises(OmegaConfBaseException) as error:
         OmegaConf.to_container(config, resolve=True)
     assert describe_error(error.value).startswith("task.width is taken from model.width, which is left out here: give")
+    config = OmegaConf.create({"model": {}, "task": {"width": [3, "${model.width}"]}})
+    with pytest.raises(OmegaConfBaseException) as error:
+        OmegaConf.to_container(config, resolve=True)
+    assert (
+        describe_error(error.value)
+        == "task.width is taken from model.width, which these choices do not have: choose others, or give task.width=…"
+    )
 
 
 def test_a_run_that_cannot_say_it_is_done_has_failed(tmp_path, monkeypatch):

@@ -61,6 +61,15 @@ def test_whole_numbers_become_whole_in_place():
         ({"learner": {"_target_": "torch.optim.Adam", "lr": -1.0}}, "learner.lr must be a number above 0, got -1.0"),
         ({"learner": {"_target_": "torch.optim.Adam", "betas": [0.9]}}, "learner.betas must be a list of 2"),
         ({"learner": {"_target_": "torch.optim.Adam", "rate": 1}}, "learner.rate: Adam has no option rate; there are"),
+        (
+            {"learner": {"_target_": "torch.optim.Adam", "betas": "${pair}"}, "pair": [0.9]},
+            "learner.betas must be a list of 2, got [0.9]; it is taken from pair",
+        ),
+        (
+            {"learner": {"_target_": "torch.optim.Adam", "betas": [0.9, "${seed}"]}, "seed": 7},
+            "learner.betas must be a list whose entry 1 is a number at least 0 and at most 1, got [0.9, 7]; it is taken"
+            " from seed",
+        ),
         ({"seed": 2**32}, "seed must be a whole number at least 0 and at most 4294967295"),
     ],
 )

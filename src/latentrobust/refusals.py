@@ -54,9 +54,8 @@ def describe_error(error: BaseException) -> str:
         return one_line(error)
     if isinstance(error, OverrideParseException) and "=" in (error.override or ""):
         return _quoting(error.override, one_line(error))
-    left_out = re.search(r"trying to access (\S+): node `\S+` is not a container.*?full_key: (\S+)", one_line(error))
-    if isinstance(error, OmegaConfBaseException) and left_out is not None:
-        return f"{left_out[2]} is taken from {left_out[1]}, which is left out here: give {left_out[2]}=…"
+    if isinstance(error, OmegaConfBaseException) and (said := _not_there(one_line(error))):
+        return said
     if isinstance(error, InstantiationException) and cause is not None:
         key = next((line for line in str(error).splitlines() if line.startswith("full_key")), "").partition(": ")[2]
         return one_line(f"{cause} {f'(in {key})' if key else ''}")
@@ -64,6 +63,18 @@ def describe_error(error: BaseException) -> str:
         disk = f" ({disk_of(Path(error.filename))})" if error.errno in FULL else ""
         return f"cannot use {error.filename}: {error.strerror}{disk}"
     return one_line(f"{error}{f' {cause}' if isinstance(cause, OmegaConfBaseException) else ''}")
+
+
+def _not_there(reason: str) -> str:
+    """What to do about a key that is taken from one that is not there; empty where it is something else."""
+    left_out = re.search(r"trying to access (\S+): node `\S+` is not a container.*?full_key: (\S+)", reason)
+    if left_out is not None:
+        return f"{left_out[2]} is taken from {left_out[1]}, which is left out here: give {left_out[2]}=…"
+    lacks = re.search(r"Interpolation key '(\S+)' not found full_key: (\S+)", reason)
+    if lacks is None:
+        return ""
+    option = lacks[2].partition("[")[0]  # a list is given as a whole
+    return f"{option} is taken from {lacks[1]}, which these choices do not have: choose others, or give {option}=…"
 
 
 def _quoting(override: str, reason: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from hydra.errors import HydraException
 from hydra.utils import get_method, get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
 from torch.optim import Optimizer
 
@@ -122,6 +123,7 @@ def check_values(cfg: DictConfig) -> None:
 
 
 _NOTHING = object()
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
 
 
 def _check_objects(cfg: DictConfig) -> None:
@@ -166,7 +168,18 @@ def _check_call(root: DictConfig, node: DictConfig, described: str, key: str) ->
         if isinstance(value, DictConfig) and (value.get("_target_") is not None or _holds_targets(value)):
             continue  # becomes an object of its own
         if name in hints:
-            _set(root, full, check(_plain(value), hints[name], full))
+            try:
+                checked = check(_plain(value), hints[name], full)
+            except InputError as error:
+                raise InputError(f"{error}{_taken_from(node._get_node(name))}") from None
+            _set(root, full, checked)
+
+
+def _taken_from(value: Any) -> str:
+    """Which other keys a value that does not fit is taken from: it is mended there; empty where from none."""
+    raw = OmegaConf.to_container(value, resolve=False) if isinstance(value, Container) else getattr(value, "_val", None)
+    keys = sorted(set(_REFERENCE.findall(str(raw))))
+    return f"; it is taken from {' and '.join(keys)}" if keys else ""
 
 
 def _options(target: Callable[..., Any]) -> tuple[str, ...] | None:
