@@ -68,7 +68,7 @@ def expanded(arguments: Sequence[str], there: Path | None = None) -> list[str]:
         kept += ["perturbation_set=trained", f"perturbation_set.path={quoted(str(home))}"]
     if not set_here.is_dir() and configuration.get("perturbation_set") is None and "perturbation_set" not in given:
         kept.append("perturbation_set=null")
-    if model_here.is_dir():
+    if model_here.is_dir() and not any(_key(text) == "model" and not text.endswith("=trained") for text in own):
         kept += ["model=trained", f"model.path={quoted(str(folder))}"]
     kept += [] if "name" in given else [f"name={quoted(configuration['name'] + '/evaluate')}"]
     return [*flags, *kept, *own, f"{RUN}{quoted(str(folder))}"]

@@ -104,6 +104,11 @@ def test_what_the_new_command_says_takes_the_place_of_what_the_old_one_said(made
     )
     assert [part for part in found if part.startswith("model")] == ["model=trained", f"model.path={made}/model"]
     assert not any(part.startswith(("trainer", "callbacks")) for part in found)
+    # Another model by the same measures: the run's own is not named, of which that option knows nothing.
+    found = expanded(["run=model", "model=own", "model.source=mine.Net"])
+    assert [part for part in found if part.startswith("model")] == ["model=own", "model.source=mine.Net"]
+    found = expanded(["run=model", "model=trained"])
+    assert f"model.path={made}/model" in found
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "again/figures", "."])
