@@ -15,6 +15,7 @@ from latentrobust.perturbation_sets.base import PerturbationSet, SetAt
 from latentrobust.perturbation_sets.likelihood import checked, squared_error
 from latentrobust.precision import at_least_float32
 from latentrobust.transforms.affine import RotationTranslationScale
+from latentrobust.transforms.clamping import clamped
 
 ROUNDS = 4  # of the projection onto ball and box: each cuts further coordinates, few after the first
 
@@ -65,7 +66,7 @@ class _PixelBallAt(SetAt):
         return (-x).clamp_max(0), (1 - x).clamp_min(0)
 
     def decode(self, u: Tensor) -> Tensor:
-        return (self.x + u).clamp(0, 1).to(self.x.dtype)
+        return clamped(self.x + u).to(self.x.dtype)
 
 
 def _into_ball_and_box(inside: Tensor, u: Tensor, ball: LatentBall, low: Tensor, high: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from latentrobust.perturbation_sets.ball import LatentBall, Norm
 from latentrobust.perturbation_sets.base import PerturbationSet, SetAt, check_labels
 from latentrobust.perturbation_sets.likelihood import IMAGE_DIMS
 from latentrobust.transforms import random
+from latentrobust.transforms.clamping import clamped
 
 
 class FlowSet(PerturbationSet):
@@ -97,7 +98,7 @@ class FlowSetAt(SetAt):
 
     def decode(self, u: Tensor) -> Tensor:
         """``F⁻¹(F(x) + u)``, clamped to [0, 1]."""
-        return self.decode_unclamped(u).clamp(0, 1).to(self.x.dtype)
+        return clamped(self.decode_unclamped(u)).to(self.x.dtype)
 
     def decode_unclamped(self, u: Tensor) -> Tensor:
         """The same as it comes, for round trips."""

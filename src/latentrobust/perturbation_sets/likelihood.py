@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentrobust.transforms.clamping import clamped
+
 Likelihood = Literal["bernoulli", "gaussian"]
 Measure = Callable[[Tensor, Tensor], Tensor]
 """``(decoded [*batch, *image], target [B, *image]) -> [*batch]``: an error, mean over pixels."""
@@ -39,7 +41,7 @@ def pixel_loss(likelihood: Likelihood, decoded: Tensor, target: Tensor) -> Tenso
         if likelihood == "bernoulli":
             # PyTorch stops at a NaN, on a GPU with the whole process; here it stays a NaN, for whoever looks for one.
             # It stops also at 1 + 1e-7, which is what the weights of an interpolation may sum up to.
-            known = decoded.nan_to_num(0.5, 1.0, 0.0).clamp(0, 1)
+            known = clamped(decoded.nan_to_num(0.5, 1.0, 0.0))
             return F.binary_cross_entropy(known, target.clamp(0, 1), reduction="none") + (decoded - decoded)
         return (decoded - target).square()
 
