@@ -4,6 +4,7 @@ import shlex
 import stat
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,9 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from latentrobust.errors import InputError, one_line, warn
+from latentrobust.errors import InputError, in_short, one_line, warn
 from latentrobust.files import disk_of, quoted, read_json, read_text, remove_partial, replacing
 from latentrobust.lock import holder_of
+from latentrobust.measure import warning_lines
 from latentrobust.refusals import describe_error
 from latentrobust.run_folder import run_folder
 from latentrobust.streams import prepare_streams
@@ -70,6 +72,20 @@ def test_messages_keep_passwords_and_bad_advice_to_themselves():
     assert one_line("no answer from https://me:secret@host/x\n  at all") == "no answer from https://…@host/x at all"
     assert "weights_only" not in one_line("Weights only load failed: set `weights_only=False`")
     assert describe_error(InputError("http://a:b@c")) == "http://…@c"
+
+
+def test_what_other_programs_say_is_cut_between_words():
+    assert in_short("a high likelihood\n of damage", 17) == "a high …"
+    assert in_short("a high likelihood\n of damage") == "a high likelihood of damage"
+
+
+def test_warnings_that_were_seen_are_counted(monkeypatch):
+    assert warning_lines(["one", "two"]) == ["warning: one", "warning: two"]
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    assert warning_lines(["one"]) == ["warning: one"]  # errors go elsewhere
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    assert warning_lines(["one", "two"]) == ["2 warnings about these results: above, and in metrics.json"]
+    assert warning_lines([]) == []
 
 
 def test_a_value_taken_from_a_part_that_is_left_out_names_the_value():

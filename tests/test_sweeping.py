@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from latentrobust.errors import InputError
 from latentrobust.interrupts import Stopped
 from latentrobust.lock import FAILED, FolderLock
+from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.sweep import main, status
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
+from latentrobust.sweeping.multirun import _check_nobody_works
 from latentrobust.sweeping.work import OUTPUT, running, work
 
 # Stands in for a training: one process per folder at a time, a while of work, and a note of having finished.
@@ -305,6 +307,35 @@ def test_a_list_of_jobs_is_fixed(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(configuration(0))))
     with pytest.raises(InputError, match="folder of a single run"):
         make(tmp_path / "run", 2)
+
+
+def test_jobs_do_not_run_one_after_the_other_beside_a_process_that_is_at_one(tmp_path):
+    sweep = make(tmp_path / "s", 2)
+    _check_nobody_works(sweep)
+    sweep.place(sweep.jobs[1]).mkdir()
+    lock = FolderLock(sweep.place(sweep.jobs[1]))
+    lock.acquire()
+    try:
+        with pytest.raises(InputError, match=r"job 1 is running \(process .*\): wait for its end"):
+            _check_nobody_works(sweep)
+    finally:
+        lock.release()
+    _check_nobody_works(sweep)
+
+
+def test_a_table_of_jobs_has_columns_that_several_of_them_have(tmp_path):
+    """Radii of a learned set are its own: a column for each would have one value."""
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        told = [f"seed={number}", "launcher=basic", "paths.output_dir=s"] if number else [f"seed={number}"]
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml({"overrides": told, "paths": {}, "seed": number}))
+        metrics = {"robust/p50": 0.5, f"robust/eps={1 + number}": 0.5, "robust/eps=0.3": 0.1}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    with write_sweep_table(tmp_path).open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["run", "state", "overrides", "robust/p50", "robust/eps=0.3"]
+    assert [row["overrides"] for row in rows] == ["seed=0", "seed=1"]  # what launchers say of places is no difference
 
 
 def test_what_a_job_is_now(tmp_path, capsys):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, in_short
 from latentrobust.files import replacing
 from latentrobust.reporting.weights_and_biases import STEP
 from latentrobust.streams import speaking_as
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             view.save()
         except Exception as error:  # of the network, of the server, of a key
-            raise InputError(f"W&B does not take the view: {one_line(error)[:200]}") from None
+            raise InputError(f"W&B does not take the view: {in_short(error)}") from None
         print(view.url)
 
 

@@ -7,6 +7,7 @@ beside the figures.
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ def one_line(message: object) -> str:
     if "weights_only" in line:  # what PyTorch says of any file that it cannot read
         line = "it is damaged, or asks for more than numbers"
     return line
+
+
+def in_short(message: object, length: int = 200) -> str:
+    """`one_line`, cut between words where it is longer than ``length`` characters: what other programs have to say."""
+    return textwrap.shorten(one_line(message), length, placeholder=" …")
 
 
 class HopelessError(RuntimeError):

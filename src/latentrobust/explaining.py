@@ -76,6 +76,7 @@ def _meant(command: str, key: str, overrides: Sequence[str]) -> str:
     above, _, last = key.rpartition(".")
     alike = [leaf for leaf in known if leaf.endswith(f".{last}") and not leaf.startswith("hydra.")]
     beside = [leaf.rpartition(".")[2] for leaf in known if leaf.rpartition(".")[0] == above]
+    beside += [] if above else [path.name for path in CONF.iterdir() if path.is_dir() and path.name not in known]
     near = [leaf for leaf in alike if leaf.startswith(f"{parts[0]}.")]
     close = [f"{above}.{name}".lstrip(".") for name in difflib.get_close_matches(last, beside, 1)]
     near = near or [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -228,10 +229,18 @@ def measure(
             print(sentence)
         for message in warnings:
             LOG.warning(message)
-            print(f"warning: {message}")
+        for line in warning_lines(warnings):
+            print(line)
         later = f"python -m latentrobust.report {quote(str(folder))}"
         print(f"report: {folder / 'report.html' if drawn else later}")
     return metrics, [*(part for part in (quality, density) if part is not None), *tests.values()]
+
+
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """What stands below the results about warnings: who sees both streams has seen them, on the one of errors."""
+    if warnings and sys.stdout.isatty() and sys.stderr.isatty():
+        return [f"{len(warnings)} warning{'s' * (len(warnings) > 1)} about these results: above, and in metrics.json"]
+    return [f"warning: {message}" for message in warnings]
 
 
 class _Measuring:

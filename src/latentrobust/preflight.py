@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from latentrobust.data.module import PairModule
@@ -31,6 +32,29 @@ from latentrobust.tasks.classification import check_fit
 from latentrobust.tasks.quality import check_same_images
 from latentrobust.variants import variants
 
+OWN_WORK = ("network", "model", "perturbations", "init_from")  # parts of a stage that take time, files or data to make
+ERRORS = ("encoder_ae", "pgd_ae", "expected_ae", "over_ae", "reconstruction")  # of a set, each also with _nll
+# What patterns for the metrics of a set stand for; * is a radius or a kind.
+OF_A_SET = {
+    "quality/*": [
+        f"{place}{name}"
+        for place in ("quality/", "quality/*/")
+        for name in (
+            *ERRORS,
+            *(f"{error}_nll" for error in ERRORS),
+            "kl",
+            "log_likelihood",
+            "no_change",
+            "sample_to_exact",
+        )
+    ],
+    "latent_norm/*": [
+        f"{place}{name}" for place in ("latent_norm/", "latent_norm/*/") for name in ("mean", "std", "max", "p[0-9]*")
+    ],
+    "coverage/*": [
+        f"coverage/{name}" for name in ("eps=*", "p[0-9]*", "radius", "radius/*", "groups", "pairs", "tolerance")
+    ],
+}
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 
 
@@ -70,6 +94,30 @@ def check_run(cfg: DictConfig, perturbations: PerturbationSet | None, shared: Se
     check_optimized_metric(cfg, names)
 
 
+def check_parts(cfg: DictConfig) -> None:
+    """Make the small parts of a run's stages, as schedules, attacks and callbacks, without data or networks.
+
+    So that no job of a sweep trains where a later one could not.
+
+    Raises:
+        InputError: for metrics that a callback waits for in vain.
+        InstantiationException: for values that do not fit together, as those of a schedule.
+    """
+    stages = [("learner", cfg)] if cfg.get("learner") is not None else []
+    if cfg.get("task") is not None:
+        stages += [(f"models.{name}.task" if name else "task", variant) for name, variant in variants(cfg)]
+    with collecting(inherit=False), warnings.catch_warnings():  # said when the work begins
+        warnings.simplefilter("ignore")
+        for where, variant in stages:
+            stage = variant[where.rpartition(".")[2]]
+            for name in stage:
+                if name in OWN_WORK or OmegaConf.is_missing(stage, name):
+                    continue
+                if isinstance(stage[name], DictConfig) and stage[name].get("_target_") is not None:
+                    instantiate(stage[name], _convert_="all")
+            _check_callbacks(variant, get_class(stage["_target_"]).LOGGED, where)
+
+
 def check_trainer(cfg: DictConfig) -> None:
     """Refuse combinations that would fail late or hang.
 
@@ -78,8 +126,31 @@ def check_trainer(cfg: DictConfig) -> None:
             launcher outside one, or several machines without a folder that all of them know.
     """
     trainer = cfg.trainer
-    accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    check_device(cfg)
+    precision = str(trainer.get("precision", "32-true"))
+    if precision.startswith("bf16") and _is_on_cpu(trainer) and (reason := bfloat16_is_slow(torch.device("cpu"))):
+        logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
+    if (among := _with_own_clocks(trainer)) and NAMED_BY_TIME.fullmatch(Path(str(cfg.paths.output_dir)).name):
+        raise InputError(
+            f"{among} would name the run's folder by its own clock: give paths.output_dir=… on a disk that all of"
+            " them see"
+        )
+    engine = (cfg.get("launcher") or {}).get("engine")
+    if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        check_repeatable(trainer)
+
+
+def check_device(cfg: DictConfig) -> None:
+    """Refuse what this machine, or nobody, can train or measure with.
+
+    Raises:
+        InputError: for float16, a GPU that is not there, bfloat16 where it is slow, or strategies that lose results.
+    """
+    trainer = cfg.trainer
+    precision = str(trainer.get("precision", "32-true"))
+    if str(trainer.get("accelerator", "auto")) in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
     if precision.startswith("16"):
         raise InputError(
@@ -88,11 +159,7 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if precision not in PRECISIONS:
         raise InputError(f"trainer.precision={precision} is not offered: use bf16-mixed or 32-true")
-    elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
-    if precision.startswith("bf16") and on_cpu and (reason := bfloat16_is_slow(torch.device("cpu"))):
-        logging.getLogger(__name__).warning("trainer.precision=%s: %s", precision, reason)
-    device = torch.device("cpu" if on_cpu else "cuda" if torch.cuda.is_available() else "mps")
+    device = torch.device("cpu" if _is_on_cpu(trainer) else "cuda" if torch.cuda.is_available() else "mps")
     if OmegaConf.select(cfg, "evaluation.certify.bfloat16") and (reason := bfloat16_is_slow(device)):
         raise InputError(f"evaluation.certify.bfloat16=true: {reason}; leave it false")
     if trainer.get("gradient_clip_val") and precision.startswith("bf16"):
@@ -104,20 +171,26 @@ def check_trainer(cfg: DictConfig) -> None:
                 )
     if str(trainer.get("strategy", "")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={trainer.strategy} keeps its results in child processes: use ddp")
-    if (among := _with_own_clocks(trainer)) and NAMED_BY_TIME.fullmatch(Path(str(cfg.paths.output_dir)).name):
-        raise InputError(
-            f"{among} would name the run's folder by its own clock: give paths.output_dir=… on a disk that all of"
-            " them see"
-        )
-    engine = (cfg.get("launcher") or {}).get("engine")
-    if engine and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
-        raise InputError(f"launcher={engine} starts the jobs of a sweep, and this is a single run: add -m, or drop it")
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and str(trainer.get("strategy")).startswith("ddp") and is_shared(trainer):
+
+
+def check_repeatable(trainer: DictConfig) -> None:
+    """Refuse DDP for a job of a sweep in this process.
+
+    Raises:
+        InputError: naming the remedy.
+    """
+    if str(trainer.get("strategy")).startswith("ddp") and is_shared(trainer):
         raise InputError(
             "trainer.strategy=ddp starts its processes by repeating the command, which would repeat the whole sweep:"
-            " start the jobs one by one, each without -m, or use one device a job"
+            " start the jobs one by one, each without -m, choose launcher=manual or joblib, whose jobs are commands of"
+            " their own, or use one device a job"
         )
+
+
+def _is_on_cpu(trainer: DictConfig) -> bool:
+    accelerator = str(trainer.get("accelerator", "auto"))
+    elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
 
 
 def _to_begin(cfg: DictConfig) -> DictConfig:
@@ -140,13 +213,17 @@ def _check_stage(cfg: DictConfig, module: Any, shared: Session, where: str) -> N
         module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{where}.optimizer: {error}") from None
+    _check_callbacks(cfg, module.LOGGED, where)
+
+
+def _check_callbacks(cfg: DictConfig, logged: Sequence[str], where: str) -> None:
     for name, callback in (cfg.callbacks or {}).items():
         if callback is None:
             continue
         watched = callback.get("monitor")
-        if watched is not None and not _is_among(str(watched), module.LOGGED):
+        if watched is not None and not _is_among(str(watched), logged):
             raise InputError(
-                f"callbacks.{name}.monitor={watched} is not logged here: {', '.join(module.LOGGED)} are"
+                f"callbacks.{name}.monitor={watched} is not logged here: {', '.join(logged)} are"
                 f"{'; choose callbacks=classification' if where.endswith('task') else ''}"
             )
         instantiate(callback)
@@ -200,8 +277,11 @@ def check_optimized_metric(cfg: DictConfig, models: list[str]) -> None:
     if wanted is None:
         return
     there = list(_measured(cfg, models))
-    if not _is_among(wanted, there):
-        raise InputError(f"optimized_metric={wanted}: this run measures {', '.join(there)}")
+    exact = [name for pattern in there for name in _of_pattern(pattern)]
+    if not _is_among(wanted, exact):
+        near = get_close_matches(wanted, [name for name in exact if "*" not in name], 1, 0.85)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"optimized_metric={wanted}: {meant}this run measures {', '.join(there)}")
 
 
 def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
@@ -228,6 +308,12 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
     for name in models:
         prefix = f"{name}/" if name else ""
         yield from (f"{prefix}{metric}" for metric in (*trained, *measured))
+
+
+def _of_pattern(pattern: str) -> list[str]:
+    """The names that a pattern stands for, where these are known; itself elsewhere."""
+    start, own = ("exact/", pattern.removeprefix("exact/")) if pattern.startswith("exact/") else ("", pattern)
+    return [f"{start}{name}" for name in OF_A_SET.get(own, [own])]
 
 
 def _is_among(name: str, patterns: Any) -> bool:

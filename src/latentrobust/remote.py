@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, in_short
 
 HUB, WANDB = "hub:", "wandb:"
 Kind = Literal["perturbation_set", "model"]
@@ -63,7 +63,7 @@ def _from_hub(name: str) -> Path:
     except InputError:
         raise
     except Exception as error:  # of the network, of the server, of a name
-        raise InputError(f"{HUB}{name} cannot be had from the Hugging Face hub: {one_line(error)[:200]}") from None
+        raise InputError(f"{HUB}{name} cannot be had from the Hugging Face hub: {in_short(error)}") from None
 
 
 def _from_wandb(name: str, kind: Kind) -> Path:
@@ -74,13 +74,13 @@ def _from_wandb(name: str, kind: Kind) -> Path:
     try:
         artifact = wandb.Api().artifact(name)
     except Exception as error:  # of the network, of the server, of a name, of a key
-        raise InputError(f"{WANDB}{name} cannot be had from Weights & Biases: {one_line(error)[:200]}") from None
+        raise InputError(f"{WANDB}{name} cannot be had from Weights & Biases: {in_short(error)}") from None
     if artifact.type != kind:
         raise InputError(f"{WANDB}{name} is an artifact of type {artifact.type}, and {WHAT[kind]} is wanted")
     try:
         return Path(artifact.download())
     except Exception as error:  # of the network or the disk
-        raise InputError(f"{WANDB}{name} cannot be downloaded: {one_line(error)[:200]}") from None
+        raise InputError(f"{WANDB}{name} cannot be downloaded: {in_short(error)}") from None
 
 
 def upload(hub: Any, folder: Path, repository: str, private: bool) -> str:
@@ -94,7 +94,7 @@ def upload(hub: Any, folder: Path, repository: str, private: bool) -> str:
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="latentrobust")
     except Exception as error:  # of the network, of the server, of a name, of a token
-        raise InputError(f"cannot write {repository} to the Hugging Face hub: {one_line(error)[:200]}") from None
+        raise InputError(f"cannot write {repository} to the Hugging Face hub: {in_short(error)}") from None
     return f"{HUB}{repository}"
 
 

@@ -139,12 +139,16 @@ def is_done(folder: str | Path, configuration: Mapping[str, Any], overwrite: boo
     if not (folder / DONE).is_file() or overwrite:
         return False
     before, now = effects(earlier), effects(configuration)
-    for key in [*now, *before]:
-        if before.get(key) != now.get(key):
-            raise InputError(
-                f"{folder} holds a finished run with {key}={before.get(key)}, not {now.get(key)}: name another"
-                " paths.output_dir, or paths.overwrite=true to move it aside"
-            )
+    differ = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    if differ:
+        key = min(differ, key=lambda key: key.count("."))  # others may be taken from it
+        was, becomes = (
+            f"{value:g}" if isinstance(value, float) else value for value in (before.get(key), now.get(key))
+        )
+        raise InputError(
+            f"{folder} holds a finished run with {key}={was}, not {becomes}: name another paths.output_dir, or"
+            " paths.overwrite=true to move it aside"
+        )
     return True
 
 

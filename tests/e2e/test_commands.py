@@ -46,6 +46,7 @@ def one_line(text):
         ("train", ["learner.lr=1"], "there is no option learner.lr; did you mean learner.optimizer.lr?"),
         ("evaluate", ["data.batchsize=1"], "did you mean data.batch_size?"),
         ("train", ["ckpt=1"], "did you mean ckpt_path?"),
+        ("train", ["experimnt=digits/rts"], "did you mean experiment?"),
         ("train", ["evaluation.robust.examples=1"], "evaluation/robust=default adds its options"),
         ("train", ["data.resident=false"], "FormulaPairs has no option resident; there are source, "),
         ("train", ["-m", "learner=cvae,foo"], "there is no learner=foo"),
@@ -474,10 +475,19 @@ def test_training_on_two_processes_finishes(tmp_path):
     assert "15 training pairs, which is less than a batch of 8 for each of 2 processes: give" in few.stderr
 
 
-def test_ddp_in_a_sweep_is_refused_with_the_remedy(tmp_path):
-    done = command("train", "-m", *TINY, "seed=1,2", "trainer=ddp", "paths.output_dir=sweep", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("varied", "message"),
+    [
+        ("trainer=cpu,ddp", "job 1: trainer.strategy=ddp starts its processes by repeating the command"),
+        ("callbacks.best.monitor=val/loss,val/lss", "job 1: callbacks.best.monitor=val/lss is not logged here"),
+    ],
+)
+def test_no_job_of_a_sweep_trains_where_a_later_one_could_not(tmp_path, varied, message):
+    done = command("train", "-m", *TINY, varied, "paths.output_dir=sweep", cwd=tmp_path)
     assert done.returncode == 2
-    assert "one by one" in done.stderr
+    assert message in done.stderr
+    assert one_line(done.stderr)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_users_own_configs_are_found(tmp_path):

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from latentrobust import measure, stages
 from latentrobust.errors import InputError
 from latentrobust.learners.cvae import CVAELearner
-from latentrobust.preflight import check_optimized_metric
+from latentrobust.preflight import check_optimized_metric, check_parts
 from latentrobust.refusals import describe_error
 from latentrobust.runs import evaluate, train
 from latentrobust.tasks.classification import ClassificationTask
@@ -119,10 +119,14 @@ def test_what_a_run_is_said_to_measure_and_to_log_is_what_it_does(whole):
     for name in whole.metrics:
         cfg.optimized_metric = name
         check_optimized_metric(cfg, ["standard", "augmentation", "adversarial", "smoothing"])
-    for name in ("robust/full", "standard/quality/pgd_ae", "fit_accuracy", "nobody/accuracy/clean"):
+    unknown = ("quality/pgd", "quality/nonsense", "latent_norm/p", "coverage/pairs/p50")
+    for name in ("robust/full", "standard/quality/pgd_ae", "fit_accuracy", "nobody/accuracy/clean", *unknown):
         cfg.optimized_metric = name
         with pytest.raises(InputError, match="this run measures"):
             check_optimized_metric(cfg, ["standard", "augmentation", "adversarial", "smoothing"])
+    cfg.optimized_metric = "quality/pgd_e"
+    with pytest.raises(InputError, match=r"quality/pgd_e: did you mean quality/pgd_ae\?"):
+        check_optimized_metric(cfg, [])
     bare = OmegaConf.merge(cfg, {"optimized_metric": "radius"})
     check_optimized_metric(bare, ["standard"])
     with open_dict(bare):
@@ -173,7 +177,7 @@ def test_what_another_process_finished_meanwhile_is_not_moved_aside(tmp_path, mo
     monkeypatch.setattr("latentrobust.runs.is_done", lambda *_: False)
     with pytest.raises(InputError, match="was finished by another process"):
         start(tmp_path / "run", *SET, "test=false")
-    with pytest.raises(InputError, match=r"holds a finished run with data\.seed=0\.0, not 3\.0"):
+    with pytest.raises(InputError, match=r"holds a finished run with seed=0, not 3:"):
         start(tmp_path / "run", *SET, "test=false", "seed=3")
     assert contents(first.folder) == before
 
@@ -398,6 +402,7 @@ def test_groups_may_be_null(tmp_path):
         (["optimized_metric=quality"], "optimized_metric=quality: this run measures"),
         (["+trainer.nonsense=1"], "Trainer has no option nonsense"),
         (["callbacks.best.mode=up"], "mode"),
+        (["learner.scheduler.values=[1]"], "a schedule needs as many values as epochs"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused_before_any_work(tmp_path, overrides, message):
@@ -409,6 +414,24 @@ def test_wrong_values_are_refused_before_any_work(tmp_path, overrides, message):
     assert message in describe_error(error.value)
     assert one_line(describe_error(error.value))
     assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*SET, "callbacks.best.monitor=val/nonsense"], "monitor=val/nonsense is not logged here"),
+        ([*SET, "learner.scheduler.values=[1]"], "a schedule needs as many values as epochs"),
+        ([*MODEL, "task.validation_attack.steps=3", "task.validation_attack.relative_step=-1"], "relative_step"),
+        ([*SEVERAL, "models.standard.callbacks.best.monitor=val/nonsense"], "monitor=val/nonsense is not logged here"),
+    ],
+)
+def test_the_small_parts_of_a_run_are_looked_at_without_its_data(tmp_path, overrides, message):
+    """So that the jobs of a sweep are, before the first one begins; networks and images are left alone."""
+    nowhere = f"paths.data_dir={tmp_path / 'nowhere'}"
+    check_parts(compose_in_process("train", *overrides[:-1], nowhere, f"paths.output_dir={tmp_path}"))
+    with pytest.raises((InputError, InstantiationException)) as error:
+        check_parts(compose_in_process("train", *overrides, nowhere, f"paths.output_dir={tmp_path}"))
+    assert message in describe_error(error.value)
 
 
 @pytest.mark.parametrize(

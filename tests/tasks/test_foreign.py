@@ -158,7 +158,10 @@ def test_bad_models_are_refused_in_one_line(options, message):
 
 def test_a_state_dict_is_no_model(tmp_path):
     torch.save(module.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"for a state dict, name the class as model.source and the file as model.w"):
+    with pytest.raises(
+        InputError,
+        match=r"save a state dict rather than a whole module, and name the class as model.source and the file as m",
+    ):
         own_model(str(tmp_path / "weights.pt"))
     with pytest.raises(InputError, match="the model has 5 classes, and class 7 is asked for"):
         latentrobust.wrap(module, classes=[7])(torch.rand(1, 3, 8, 8))

@@ -16,6 +16,7 @@ from latentrobust.lock import FAILED, died, holder_of, was_stopped
 from latentrobust.run_folder import DONE, of_a_run, write_csv, writes
 
 TABLE = "sweep.csv"
+PLACES = ("paths.output_dir=", "paths.overwrite=", "launcher")  # what jobs are told of by some launchers alone
 
 
 class SweepTable(Callback):
@@ -54,9 +55,15 @@ def write_sweep_table(folder: Path) -> Path:
         # Not resolved: what is stored may ask for variables of whoever looks at it.
         configuration = of_a_run(run) or {}
         row: dict[str, Any] = {"run": run.name, "state": state}
-        row["overrides"] = " ".join(map(str, configuration.get("overrides") or []))
+        overrides = map(str, configuration.get("overrides") or [])
+        row["overrides"] = " ".join(line for line in overrides if not line.startswith(PLACES))
         with suppress(OSError, ValueError):
             row |= read_metrics(run)[0]
         rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        # A learned set has radii of its own, which are there by name (p50) too: a column for each would be one run's.
+        if "eps=" not in name or len(rows) == 1 or sum(name in row for row in rows) > 1
+    ]
     return write_csv(folder / TABLE, {name: [row.get(name, "") for row in rows] for name in names})

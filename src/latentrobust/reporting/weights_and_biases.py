@@ -17,7 +17,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, in_short
 from latentrobust.files import regular
 from latentrobust.reporting.outcome import Outcome
 from latentrobust.run_folder import has_effect, say, write_text
@@ -247,7 +247,7 @@ def _sends(mode: str | None, said: str = "") -> bool:
         requests.head(server, timeout=PATIENCE)
     except (requests.RequestException, ValueError) as error:
         if mode is not None:
-            raise InputError(f"{said}, but {server} does not answer ({one_line(error)[:120]})") from None
+            raise InputError(f"{said}, but {server} does not answer ({in_short(error, 120)})") from None
         return False
     return True
 

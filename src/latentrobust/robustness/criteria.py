@@ -69,7 +69,10 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
         raise
     except Exception as error:  # somebody's model: whatever it raises
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        raise InputError(f"the model fails on images {list(images.shape)}: {kind}{_reason(error)}") from error
+        reason = f"{kind}{_reason(error)}"
+        if "Guard failed" in reason:
+            reason += " (export it for any number of images: dynamic_shapes={'x': {0: torch.export.Dim.AUTO}})"
+        raise InputError(f"the model fails on images {list(images.shape)}: {reason}") from error
     if not isinstance(logits, Tensor):
         raise InputError(
             f"the model must return logits [B, classes, …] as a tensor, got {type(logits).__name__}:"

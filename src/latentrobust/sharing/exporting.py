@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrobust.arguments import Count, validated
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, in_short
 from latentrobust.perturbation_sets.base import PerturbationSet
 from latentrobust.perturbation_sets.flow import FlowSet
 from latentrobust.robustness.criteria import answer
@@ -119,7 +119,7 @@ def _written(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, expected
     except InputError:
         raise
     except Exception as error:  # of whatever the module does that cannot be exported
-        raise InputError(f"this cannot be exported to {path.suffix}: {one_line(error)[:300]}") from None
+        raise InputError(f"this cannot be exported to {path.suffix}: {in_short(error, 300)}") from None
     finally:
         partial.unlink(missing_ok=True)
     return difference

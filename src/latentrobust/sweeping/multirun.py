@@ -21,9 +21,9 @@ from latentrobust.errors import InputError
 from latentrobust.explaining import explained
 from latentrobust.files import quoted
 from latentrobust.overrides import follow_latest, left_out, parted, settle
-from latentrobust.preflight import check_optimized_metric
-from latentrobust.refusals import is_bad_input
-from latentrobust.reporting.sweep import TABLE
+from latentrobust.preflight import check_device, check_optimized_metric, check_parts, check_repeatable
+from latentrobust.refusals import describe_error, is_bad_input
+from latentrobust.reporting.sweep import PLACES, TABLE
 from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import NAME, Job, Sweep, fingerprint
@@ -63,6 +63,7 @@ class FixedJobs(Callback):
                 config.hydra.overrides.task = [follow_latest(str(line)) for line in asked]
             sweep = Sweep.create(place, name, jobs_of(config), bool(config.paths.get("overwrite")), config_dir)
             if not launcher.get("engine"):
+                _check_nobody_works(sweep)
                 return
             options = launcher.get("options") or {}
             ended = engines.start(str(launcher["engine"]), sweep.folder, launcher.get("workers", 1), options)
@@ -77,6 +78,16 @@ class FixedJobs(Callback):
             print(f"latentrobust {name}: {explained(name, error)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
         sys.exit(_tell(sweep, ended))
+
+
+def _check_nobody_works(sweep: Sweep) -> None:
+    """Refuse to run jobs one after the other beside others, whose jobs would be in the way."""
+    for job in sweep.jobs:
+        if (state := sweep.state(job)).name == "RUNNING":
+            raise InputError(
+                f"{sweep.folder}: job {job.number} is running ({state.detail}): wait for its end, or start a worker"
+                f" beside other workers, python -m latentrobust.sweep work {shlex.quote(_shown(sweep.folder))}"
+            )
 
 
 def _take_back(folder: Path) -> None:
@@ -111,10 +122,25 @@ def jobs_of(config: DictConfig) -> list[Job]:
         check_reaches_a_model(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
-        own = [line for line in overrides if not line.startswith(("paths.output_dir=", "paths.overwrite=", "launcher"))]
+        _check_job(cfg, number, str(config.hydra.job.config_name))
+        own = [line for line in overrides if not line.startswith(PLACES)]
         jobs.append(Job(number, (*own, *left_out()), fingerprint(stored(cfg))))
     check_from(*composed)
     return jobs
+
+
+def _check_job(cfg: DictConfig, number: int, app: str) -> None:
+    """Refuse what a job would be refused for as it begins, as far as this needs neither data nor its machine."""
+    try:
+        if not (cfg.get("launcher") or {}).get("engine"):
+            check_device(cfg)
+            check_repeatable(cfg.trainer)
+        if app == "train":
+            check_parts(cfg)
+    except Exception as error:
+        if not is_bad_input(error):
+            raise
+        raise InputError(f"job {number}: {describe_error(error)}") from error
 
 
 def _plain(options: Any) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from latentrobust.arguments import Count, validated
-from latentrobust.errors import InputError, one_line
+from latentrobust.errors import InputError, in_short, one_line
 from latentrobust.files import regular
 from latentrobust.networks.classifiers.wrapped import Outputs, wrap
 from latentrobust.perturbation_sets.stored import (
@@ -72,7 +73,7 @@ def own_model(
     elif path.suffix.lower() in EXPORTED:
         model = _from_file(path, lambda: torch.export.load(str(path)).module())
     elif path.suffix.lower() in TORCHSCRIPT or path.is_file():
-        model = _from_file(path, lambda: torch.jit.load(str(path), map_location="cpu"))
+        model = _from_file(path, lambda: _torchscript(path))
     else:
         model = _imported(source, arguments or {})
     if weights is not None:
@@ -114,10 +115,17 @@ def _from_file(path: Path, load: Any) -> nn.Module:
         raise
     except Exception as error:  # of another format, or damaged
         raise InputError(
-            f"model.source={path} cannot be loaded ({one_line(error)[:160]}): for a state dict, name the class as"
-            " model.source and the file as model.weights"
+            f"model.source={path} cannot be loaded ({in_short(error, 160)}): save a state dict rather than"
+            " a whole module, and name the class as model.source and the file as model.weights"
         ) from None
     return _without_training_mode(model)
+
+
+def _torchscript(path: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)  # for whoever writes such files, from 2.14
+        loaded: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    return loaded
 
 
 def _without_training_mode(model: nn.Module) -> nn.Module:
@@ -160,7 +168,7 @@ def _hugging_face(name: str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model = AutoModelForImageClassification.from_pretrained(name)
     except Exception as error:  # a network's, a file's or a configuration's
-        raise InputError(f"model.source=hf:{name} cannot be loaded: {one_line(error)[:200]}") from None
+        raise InputError(f"model.source=hf:{name} cannot be loaded: {in_short(error)}") from None
     return model.eval(), _processor(name)
 
 
