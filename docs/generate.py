@@ -13,7 +13,6 @@ overrides, `--cfg job --resolve` shows what comes out, `--config-dir` adds optio
 Groups that a run has are those of `conf/train.yaml` and `conf/evaluate.yaml`:
 
 """
-SHOWN_WHOLE = ("attack", "evaluation/certify", "evaluation/quality", "learner", "command", "paths", "trainer")
 
 
 def comment(path: Path) -> str:
@@ -40,10 +39,11 @@ def page() -> str:
         parts.append(f"## `{name}`\n\n| option | |\n|---|---|")
         parts += [f"| `{path.stem}` | {comment(path)} |" for path in options]
         parts.append("")
-        if name in SHOWN_WHOLE:
-            for path in options:
-                text = re.sub(r"^# @package.*\n", "", path.read_text()).strip()
-                parts.append(f"<details><summary>{name}={path.stem}</summary>\n\n```yaml\n{text}\n```\n\n</details>\n")
+        texts = [re.sub(r"^(# @package.*\n)?(#.*\n)*", "", path.read_text()).strip() for path in options]
+        shown = [f"# {name}={path.stem}\n{text}" for path, text in zip(options, texts, strict=True) if text]
+        if shown:
+            whole = "\n\n".join(shown)
+            parts.append(f"<details><summary>What they set</summary>\n\n```yaml\n{whole}\n```\n\n</details>\n")
     return "\n".join(parts).rstrip() + "\n"
 
 

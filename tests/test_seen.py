@@ -209,6 +209,11 @@ def test_who_is_measured_on_what_it_knows_is_told_so(tmp_path):
     with pytest.warns(RobustnessWarning, match="the set was learned from"):
         results = lr.assess(model, perturbations, given, **settings)
     assert results.metrics["seen/model"] == results.metrics["seen/set"] == 0.8
+    attacked = lr.RobustSettings(attacks={"pgd": lr.PGD(steps=1, checks=False)}, radii=["full"])
+    with pytest.warns(RobustnessWarning, match="the set was learned from"):
+        results = lr.assess(model, perturbations, given, robust=attacked)
+    assert results.metrics["seen/set"] == 0.8  # what is attacked over a set is measured with it
+    assert "seen/set" not in lr.assess(model, perturbations, given, robust=None).metrics
     own = lr.assess(model, None, pairs.as_data())
     assert own.metrics["seen/model"] == 0
     assert not any("was learned from" in said for said in own.warnings)

@@ -35,7 +35,7 @@ class HopelessError(RuntimeError):
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do. Entry points exit with 2.
 
-    Example:
+    Examples:
         >>> import latentrobust as lr
         >>> try:
         ...     lr.PixelBall((1, 28, 28), radius=-1.0)

@@ -90,7 +90,7 @@ def learn(
     Raises:
         InputError: for pairs, networks or options that do not fit, before any work.
 
-    Example:
+    Examples:
         >>> import torch, latentrobust as lr
         >>> x = torch.rand(40, 1, 8, 8)
         >>> pairs = lr.pairs(x, (x + 0.2).clamp(max=1), kind=["brighter"] * 40)

@@ -303,6 +303,8 @@ def _measured(cfg: DictConfig, models: list[str]) -> Iterator[str]:
         yield "seen/set"
     measured = ["accuracy/*", "loss/clean", "miou/*", "accuracy_known/*", "mce", "mce/relative"] if evaluation else []
     measured += ["seen/model"] if evaluation else []
+    if any(evaluation.get(part) is not None for part in ("robust", "certify")):
+        measured += ["seen/set"] if cfg.get("learner") is not None or over_set else []
     measured += ["robust/*"] if evaluation.get("robust") is not None else []
     measured += ["certified/*", "certified_image/*", "smoothed/*"] if evaluation.get("certify") is not None else []
     for name in models:

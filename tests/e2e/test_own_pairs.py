@@ -200,6 +200,15 @@ def test_a_set_and_a_model_measured_on_pairs_that_they_know_are_not_said_to_be_m
         )
     )  # fmt: skip
     assert measured.metrics["seen/set"] == measured.metrics["seen/model"] > 0.5
+    attacked = evaluate(
+        compose_in_process(
+            "evaluate", *data, "data.split_seed=3", "evaluation=model", "evaluation/robust=paper",
+            "evaluation.robust.attacks.pgd.steps=1", "evaluation.robust.radii=[full]", "evaluation.robust.examples=4",
+            "model=trained", f"model.path={tmp_path}/model", f"perturbation_set.path={tmp_path}/set", "report=false",
+            f"paths.output_dir={tmp_path}/attacked",
+        )
+    )  # fmt: skip
+    assert attacked.metrics["seen/set"] == measured.metrics["seen/set"]  # a model is attacked over it
     share = f"{measured.metrics['seen/set']:.0%}"
     warnings = json.loads((tmp_path / "again" / "metrics.json").read_text())["warnings"]
     for who in ("set", "model"):

@@ -32,7 +32,7 @@ class LatentBall:
     Raises:
         ValueError: for another norm, or a radius that is not positive and finite.
 
-    Example:
+    Examples:
         >>> ball = LatentBall((2,), "l2", radius=1.0)
         >>> ball.project(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
         tensor([[0.6000, 0.8000],

@@ -170,7 +170,7 @@ class PerturbationSet(nn.Module, ABC):
             Stored with it; of a run's set, the run's. Empty where it was loaded with another radius.
         warnings: what speaks against believing these figures; stored too.
 
-    Example:
+    Examples:
         >>> from latentrobust import PixelBall
         >>> s = PixelBall((1, 4, 4), "l2", radius=0.5)  # any set has a ball of offsets, and is something at images
         >>> at = s.at(torch.full((3, 1, 4, 4), 0.5))

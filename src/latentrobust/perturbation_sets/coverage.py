@@ -48,7 +48,7 @@ class CoverageSettings:
         relative_step: length of its first steps as a share of the radius; they are halved where they do not help.
         tolerance: δ, a mean squared error; null for that of the stored set, or twice the median reconstruction error.
 
-    Example:
+    Examples:
         >>> CoverageSettings(pairs=200, tolerance=0.001)  # within .001 of the perturbed image, mean square over pixels
         CoverageSettings(pairs=200, steps=10, relative_step=0.1, tolerance=0.001)
     """

@@ -33,7 +33,7 @@ class CVAESet(PerturbationSet):
         ValueError: for another likelihood, or a radius that is not positive and finite.
         InputError: for places that do not exist, twice the same, or none at all.
 
-    Example:
+    Examples:
         >>> from latentrobust.networks.cvae import build
         >>> s = CVAESet(build("mnist_fc", image_shape=[1, 8, 8], hidden=16, latent=5), "bernoulli", radius=3.0).eval()
         >>> at = s.at(torch.rand(2, 1, 8, 8))  # S(x) of two images

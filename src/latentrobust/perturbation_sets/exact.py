@@ -27,7 +27,7 @@ class PixelBall(PerturbationSet):
     Raises:
         ValueError: for another norm, or a radius that is not positive and finite.
 
-    Example:
+    Examples:
         >>> s = PixelBall((1, 2, 2), "linf", radius=0.1)
         >>> x = torch.full((1, 1, 2, 2), 0.95)
         >>> s.at(x).decode(torch.tensor([[[[0.1, -0.1], [0.0, 0.02]]]]))
@@ -106,7 +106,7 @@ class RTSSet(PerturbationSet):
         radius: share of the bounds that the set reaches, 1 for all of them.
         likelihood: whose loss names the ``_nll`` errors.
 
-    Example:
+    Examples:
         >>> s = RTSSet((1, 3, 3), degrees=90.0, scale=0.0, shift=1)
         >>> x = torch.zeros(1, 1, 3, 3)
         >>> x[..., 1, 1] = 1.0

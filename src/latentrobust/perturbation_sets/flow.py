@@ -25,7 +25,7 @@ class FlowSet(PerturbationSet):
     Raises:
         ValueError: for another norm, or a radius that is not positive and finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from latentrobust.networks.flows import build
         >>> network = build("fully_connected", image_shape=[1, 4, 4], classes=0, blocks=2, hidden=8)

@@ -172,7 +172,7 @@ def save_perturbation_set(perturbations: PerturbationSet, folder: str | Path) ->
         InputError: for a set that has no format on disk, or a folder that holds something else.
         OSError: if the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +209,7 @@ def load_perturbation_set(
     Raises:
         InputError: if there is nothing to load, it is damaged or of another model, or no radius is known.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -78,7 +78,7 @@ def assess(
     Raises:
         InputError: for radii, labels, images or models that do not fit, in one line.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> def model(x):  # class 1 where the mean level exceeds one half
@@ -135,7 +135,8 @@ def _measured(
 
     assessment: Assessment | None = None
     known = {"model": model} if seen_by(model) is not None else {}
-    if perturbations is not None and coverage is not None and seen_by(perturbations) is not None:
+    over_set = any(settings is not None for settings in (robust, certify, coverage))
+    if perturbations is not None and over_set and seen_by(perturbations) is not None:
         known["set"] = perturbations
     hashes: list[np.ndarray] = []
     for batch in batches(data, model, perturbations, device):

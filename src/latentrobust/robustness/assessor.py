@@ -51,7 +51,7 @@ class RobustSettings:
             ``"full"``; null for the percentiles that the set stores, and full. Radius 0 is always reported too.
         examples: attack the first so many; null for all.
 
-    Example:
+    Examples:
         >>> from latentrobust import PGD
         >>> RobustSettings(attacks={"pgd": PGD(steps=50)}, radii=[1.0, "p50", "full"], examples=500).only_pgd
         True
@@ -97,7 +97,7 @@ class CertifySettings:
         cuda_graphs: as for `SmoothedModel`.
         bfloat16: as for `SmoothedModel`.
 
-    Example:
+    Examples:
         >>> settings = CertifySettings(radii=["p50", "p75"], target="p75", n=1000)
         >>> settings.adaptive, settings.alpha
         (True, 0.001)

@@ -15,7 +15,8 @@ from latentrobust.transforms import random
 EXAMPLES = 32
 STUCK = 0.25  # share of an offset's coordinates without a gradient from which on searches are warned about
 SATURATED = 16.0  # margin beyond which float32's softmax rounds the predicted probability to 1
-FEW = 10  # images (or maps of labels) of which too little can be said to call a model constant
+FEW = 10  # images (or maps of labels) of which too little can be said to call a model constant that is mostly right
+LEAST = 4  # of which too little can be said of any
 OTHERS = 0.125  # share of labels of other classes from which on one answer to everything is warned about
 
 
@@ -65,7 +66,8 @@ def warn_constant(classes: np.ndarray, right: np.ndarray, per_pixel: bool) -> No
         per_pixel: whether an example is a map.
     """
     found = set(classes[~np.isnan(classes)].tolist())
-    if len(classes) < FEW or len(found) != 1 or -1 in found or np.nanmean(right) > 1 - OTHERS:
+    highest = 1 - OTHERS if len(classes) >= FEW else 0.5
+    if len(classes) < LEAST or len(found) != 1 or -1 in found or np.nanmean(right) > highest:
         return
     warn(
         f"the model predicts class {int(found.pop())} for every {'pixel' if per_pixel else 'image'} of"

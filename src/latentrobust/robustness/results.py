@@ -94,7 +94,7 @@ class Results:
         subsets: of parts that not all examples take part in: how many did, of how many.
         only_pgd: whether robust accuracies come from PGD alone, and are labelled so.
 
-    Example:
+    Examples:
         >>> import torch, latentrobust as lr
         >>> def model(x):  # class 1 where the mean level exceeds one half
         ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)

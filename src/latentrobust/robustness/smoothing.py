@@ -148,7 +148,7 @@ class SmoothedModel:
     Raises:
         InputError: for a ``sigma`` that is not positive, or a set that needs labels.
 
-    Example:
+    Examples:
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> def model(x):  # class 1 on one side of a plane, 0.4 away from images of 0.6
         ...     distance = (x.flatten(1) - 0.5).sum(1) / 4

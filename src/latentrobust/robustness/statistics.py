@@ -212,7 +212,7 @@ def noise_level(
     Raises:
         InputError: for a radius that is not positive and finite, or a budget that certifies nothing.
 
-    Example:
+    Examples:
         >>> round(noise_level(2.7, n=10_000, alpha=0.001), 5)
         0.84413
     """

@@ -37,7 +37,7 @@ class Claims:
         warnings: what speaks against believing them.
         versions: of this package and PyTorch. Another version of PyTorch, or another machine, may round otherwise.
 
-    Example:
+    Examples:
         >>> import torch, latentrobust as lr
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
         >>> x = torch.rand(2, 1, 4, 4)
@@ -87,7 +87,7 @@ def benchmark_model(
     Raises:
         InputError: as `assess` does.
 
-    Example:
+    Examples:
         >>> import torch, latentrobust as lr
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
         >>> x = torch.rand(2, 1, 4, 4)

@@ -56,7 +56,7 @@ def export(what: PerturbationSet | nn.Module, path: str | Path, *, image_shape: 
         InputError: for another ending, a missing shape, a flow, a set that needs labels, a function, or what cannot be
             exported.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, latentrobust as lr
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
         >>> with tempfile.TemporaryDirectory() as folder:  # ".onnx" writes ONNX

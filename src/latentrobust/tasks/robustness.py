@@ -97,7 +97,7 @@ class ModelTest(pl.LightningModule):
         self.adversarial: Found | None = None
         self.adversarial_of: tuple[torch.Tensor, torch.Tensor] | None = None
         self.criterion: Criterion = Classification()
-        self._seen: float | None = None
+        self._seen: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
         """Check that data, set and model fit; read the radii."""
@@ -132,7 +132,12 @@ class ModelTest(pl.LightningModule):
             grid.setup(data)
         if self.perturbations is not None:
             check_same_images(data, self.perturbations)
-        self._seen = share_seen(self.model, partial(data.hashes, "test"), "the model")
+        measured: dict[str, nn.Module] = {"model": self.model}
+        if self.perturbations is not None and (self.robust is not None or self.certify is not None):
+            measured["set"] = self.perturbations
+        hashes = partial(data.hashes, "test")
+        shares = {name: share_seen(part, hashes, f"the {name}") for name, part in measured.items()}
+        self._seen = {f"seen/{name}": share for name, share in shares.items() if share is not None}
         journal = self.journal
         if journal is not None and rank:
             journal = journal.with_suffix(f".{rank}{journal.suffix}")
@@ -162,8 +167,7 @@ class ModelTest(pl.LightningModule):
         assert self.assessment is not None
         found = self.assessment.compute()
         self.entries, self.metrics, self.tables = found.entries, dict(found.metrics), dict(found.per_example)
-        if self._seen is not None:
-            self.metrics["seen/model"] = self._seen
+        self.metrics |= self._seen
         self.adversarial = self.assessment.adversarial
         self.adversarial_of = self.assessment.adversarial_of
 

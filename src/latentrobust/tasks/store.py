@@ -73,7 +73,7 @@ def save_model(
         InputError: for a folder that holds something else.
         OSError: if the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from latentrobust.networks.classifiers import build
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def load_model(path: str | Path, *, network: nn.Module | None = None) -> nn.Modu
     Raises:
         InputError: if there is nothing to load, it is damaged, or of another model.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from latentrobust.networks.classifiers import build
         >>> with tempfile.TemporaryDirectory() as folder:

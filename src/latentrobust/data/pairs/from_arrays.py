@@ -54,7 +54,7 @@ def pairs(
     Raises:
         InputError: for shapes, values or lengths that do not fit.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.full((4, 8, 8), 100, np.uint8) + np.array([0, 0, 50, 50], np.uint8)[:, None, None]
         >>> found = pairs(x, x + 9, y=[0, 0, 1, 1], group=["a", "a", "b", "b"], kind=["dim", "bright"] * 2)

@@ -69,7 +69,7 @@ def read_pairs(
         InputError: if there is nothing to read, or images differ in size or colour.
         ProblemsError: with everything that is wrong with files and rows.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image

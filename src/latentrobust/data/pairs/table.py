@@ -43,7 +43,7 @@ class Pairs:
         left_out: what is wrong with the files and rows that were left out.
         ignored: files beside the images.
 
-    Example:
+    Examples:
         >>> import numpy as np, latentrobust as lr
         >>> x = np.zeros((6, 8, 8), np.uint8)
         >>> found = lr.pairs(x, x + 30, y=[0, 0, 0, 1, 1, 1], kind=["brighter"] * 6)

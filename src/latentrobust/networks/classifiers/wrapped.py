@@ -139,7 +139,7 @@ def wrap(
     Raises:
         InputError: for one of mean and std without the other, or values that cannot be.
 
-    Example:
+    Examples:
         >>> model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), mean=[0.5], std=[0.25])
         >>> model(torch.rand(2, 1, 4, 4)).shape
         torch.Size([2, 3])

@@ -101,7 +101,7 @@ class PGD(GradientAttack):
     Args:
         relative_step: step length as a share of the radius; the paper's evaluation takes ε/20.
 
-    Example:
+    Examples:
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> def model(x):  # class 1 where the mean level exceeds one half
         ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)
@@ -131,7 +131,7 @@ class PGD(GradientAttack):
 class APGD(GradientAttack):
     """PGD with momentum and a step that halves when progress stalls (Croce & Hein 2020, algorithm 1), from 2ε.
 
-    Example:
+    Examples:
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> def model(x):  # class 1 where the mean level exceeds one half
         ...     return torch.stack([0.5 - x.flatten(1).mean(1), x.flatten(1).mean(1) - 0.5], 1)

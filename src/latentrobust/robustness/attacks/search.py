@@ -38,7 +38,7 @@ class RandomSearch(Attack):
         draws: by turns from the set's own prior, cut to the radius, and from the border of the ball.
         refinements: changes after that, kept where they are worse; the changed share falls from 0.8 as in Square.
 
-    Example:
+    Examples:
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> import torch
         >>> def model(x):  # class 1 where the mean level exceeds one half
@@ -161,7 +161,7 @@ class WorstOf(Attack):
 
     The members' own criterion, chunk, checks and cuda_graphs are not used; this attack's are.
 
-    Example:
+    Examples:
         >>> from latentrobust.perturbation_sets import PixelBall
         >>> import torch
         >>> from latentrobust import PGD
@@ -222,7 +222,7 @@ def latent_autoattack(
         checks: warn about models whose figures would mean little.
         cuda_graphs: as for every attack.
 
-    Example:
+    Examples:
         >>> latent_autoattack(steps=20, restarts=2, targets=3)  # a short one, for a CPU
         WorstOf(...)
     """

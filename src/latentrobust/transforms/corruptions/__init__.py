@@ -89,7 +89,7 @@ def corrupt(
         ValueError: for another name, severity, dtype or shape.
         TypeError: for images that are no tensor or array.
 
-    Example:
+    Examples:
         >>> grey = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
         >>> corrupt(grey, "brightness", 5).unique()
         tensor([176], dtype=torch.uint8)
