@@ -19,7 +19,7 @@ from latentrobust.reporting.sweep import write_sweep_table
 from latentrobust.sweep import main, status
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import Job, Sweep, fingerprint
-from latentrobust.sweeping.multirun import _check_nobody_works
+from latentrobust.sweeping.multirun import _can_send, _check_job, _check_nobody_works
 from latentrobust.sweeping.work import OUTPUT, running, work
 
 # Stands in for a training: one process per folder at a time, a while of work, and a note of having finished.
@@ -321,6 +321,20 @@ def test_jobs_do_not_run_one_after_the_other_beside_a_process_that_is_at_one(tmp
     finally:
         lock.release()
     _check_nobody_works(sweep)
+
+
+def test_a_logger_without_its_key_is_told_before_the_first_job(monkeypatch, composed):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:9")
+    cfg = composed("train", "experiment=digits/rts", "logger=wandb", "trainer=cpu")
+    with pytest.raises(InputError, match=r"^job 3: WANDB_MODE=online needs a key: set WANDB_API_KEY"):
+        _check_job(cfg, 3, "train")
+    _can_send.cache_clear()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _check_job(cfg, 3, "train")
+    _can_send.cache_clear()
 
 
 def test_a_table_of_jobs_has_columns_that_several_of_them_have(tmp_path):

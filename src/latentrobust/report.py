@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"warning: {line}", markup=False, soft_wrap=True)
     if summary.left_out:
         names = ", ".join(path.name for path in summary.left_out)
-        console.print(f"left out (failed, not finished, or repeated later): {names}")
+        console.print(f"folders left out (failed, not finished, or repeated later): {names}")
     console.print(f"written to {chosen.out or Path(chosen.folder) / 'report'}")
 
 

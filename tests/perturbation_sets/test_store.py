@@ -129,7 +129,7 @@ def test_nothing_there_is_named(tmp_path):
 
 class Evil:
     def __reduce__(self):
-        return os.system, ("touch /tmp/latentrobust-was-here",)
+        return os.system, ("touch evil-was-here",)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,14 @@ class Evil:
         (lambda file: torch.save({"state_dict": {}}, file), "not a checkpoint of a perturbation-set learner"),
     ],
 )
-def test_unsafe_and_unreadable_checkpoints_are_refused(tmp_path, content, message):
+def test_unsafe_and_unreadable_checkpoints_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)  # where code in a file would leave its mark
     file = tmp_path / "bad.ckpt"
     content(file)
     with pytest.raises(InputError, match=message) as error:
         load_perturbation_set(file)
     assert "\n" not in str(error.value)
-    assert not os.path.exists("/tmp/latentrobust-was-here")
+    assert not (tmp_path / "evil-was-here").exists()
 
 
 def test_a_checkpoint_without_a_radius_says_so(small_set, tmp_path):

@@ -69,19 +69,12 @@ class RunLogger(WandbLogger):
         **options: Any,
     ) -> None:
         mode = os.environ.get("WANDB_MODE")
-        if mode is not None and mode not in MODES:
-            raise InputError(f"WANDB_MODE={mode} does not exist: {', '.join(MODES)} do")
         self._has_said = mode is not None or offline is True
-        if offline is not None and mode is not None and mode != "disabled" and offline == (mode in ONLINE):
-            said = str(offline).lower()
-            raise InputError(f"WANDB_MODE={mode} and logger.wandb.offline={said} contradict each other: drop one")
         going_on = getattr(sys.modules.get("wandb"), "run", None)  # of an earlier part of the same run of ours
         if going_on is not None:
             offline, self._has_said = bool(going_on.offline), True
-        elif offline is None:
-            offline = not _sends(mode)
-        elif not offline and mode is None:
-            _sends("online", "logger.wandb.offline=false")
+        else:
+            offline = not sends(offline)
         super().__init__(name=name or run_name(base, overrides), offline=offline, **options)
         self._wandb_init.pop("anonymous", None)  # which W&B warns of, and Lightning always passes
         self.home = Path(self.save_dir or ".")
@@ -226,6 +219,25 @@ def goal_of(name: str) -> Goal | None:
     if any(part in HIGHER for part in parts):
         return "max"
     return "min" if parts[-1] in LOWER else None
+
+
+def sends(offline: bool | None) -> bool:
+    """Whether runs go to the server, by ``WANDB_MODE``, the option of the logger, and what there is.
+
+    Raises:
+        InputError: if these contradict each other, or runs should go there and there is no key or no answer.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    if mode is not None and mode not in MODES:
+        raise InputError(f"WANDB_MODE={mode} does not exist: {', '.join(MODES)} do")
+    if offline is not None and mode is not None and mode != "disabled" and offline == (mode in ONLINE):
+        said = str(offline).lower()
+        raise InputError(f"WANDB_MODE={mode} and logger.wandb.offline={said} contradict each other: drop one")
+    if offline is None:
+        return _sends(mode)
+    if not offline and mode is None:
+        _sends("online", "logger.wandb.offline=false")
+    return not offline
 
 
 def _sends(mode: str | None, said: str = "") -> bool:

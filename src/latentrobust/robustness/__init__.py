@@ -1,1 +1,7 @@
 """Algorithms on a model over a perturbation set: attacks, training perturbations, smoothing, assessment."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,9 @@ def _check_job(cfg: DictConfig, number: int, app: str) -> None:
     try:
         if not (cfg.get("launcher") or {}).get("engine"):
             check_device(cfg)
+            for logger in (cfg.get("logger") or {}).values():
+                if str((logger or {}).get("_target_")).endswith("weights_and_biases.RunLogger"):
+                    _can_send(logger.get("offline"))
             check_repeatable(cfg.trainer)
         if app == "train":
             check_parts(cfg)
@@ -141,6 +145,13 @@ def _check_job(cfg: DictConfig, number: int, app: str) -> None:
         if not is_bad_input(error):
             raise
         raise InputError(f"job {number}: {describe_error(error)}") from error
+
+
+@cache  # each of many jobs would ask the server
+def _can_send(offline: bool | None) -> bool:
+    from latentrobust.reporting.weights_and_biases import sends  # noqa: PLC0415 - Lightning's loggers, for who has one
+
+    return sends(offline)
 
 
 def _plain(options: Any) -> Mapping[str, Any]:
