@@ -114,6 +114,14 @@ def test_other_names_of_radii_are_refused(radius):
         check(radius, Positive | RadiusName, "radius")
 
 
+def test_a_sweep_is_asked_for_before_its_options():
+    """Hydra's parser takes options in one piece, and says of the others that it does not know them."""
+    for arguments in (["-m", "a=1", "b=2"], ["a=1", "b=2", "-m"], ["--config-dir", "c", "--multirun", "a=1"]):
+        assert undashed(arguments) == arguments
+    with pytest.raises(InputError, match=r"^-m stands in front of all options: -m experiment=demo …$"):
+        undashed(["experiment=demo", "-m", "seed=1,2"])
+
+
 def test_a_folder_is_not_named_by_nothing():
     for argument in ("paths.output_dir=", "paths.output_dir=''", "+hydra.run.dir="):
         with pytest.raises(InputError, match="is empty: name a folder"):

@@ -37,7 +37,7 @@ def explained(name: str, error: BaseException, overrides: Sequence[str] | None =
         if group == "hydra" and asked.startswith("launcher/"):
             now = f"launcher={asked.rpartition('/')[2]}"
         if now is not None:
-            return f"{group}{'=' if group == 'experiment' else '/'}{asked} is now {now}"
+            return f"{group}={asked} is now {now}".replace("hydra=launcher/", "hydra/launcher=")
         while group != "experiment" and "/" in asked:  # whose names have slashes; other groups lie in groups
             part, _, asked = asked.partition("/")
             group = f"{group}/{part}"

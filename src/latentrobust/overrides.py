@@ -30,6 +30,7 @@ PARTED = {  # groups, and those of their folders that are groups of their own
     "evaluation": ("accuracy", "certify", "density", "quality", "robust"), "data": ("perturbation",),
     "learner": ("network",),
 }  # fmt: skip
+MULTIRUN = ("-m", "--multirun")
 EMPTY_FOLDER = re.compile(r"\+{0,2}(paths\.\w+_dir|paths\.root|hydra\.\w+\.dir)=(?:''|\"\")?")
 RUNS = ("from", "perturbation_set.path", "model.path", "learner.init_from")  # keys that name an earlier run
 
@@ -40,8 +41,12 @@ def undashed(arguments: Sequence[str]) -> Sequence[str]:
     None names a folder by nothing either, which would be the one that the command was given in.
 
     Raises:
-        InputError: for the first such argument.
+        InputError: for the first such argument, and for ``-m`` between options, of which Hydra would take a part.
     """
+    place = next((place for place, argument in enumerate(arguments) if argument in MULTIRUN), 0)
+    before, behind = arguments[:place], arguments[place:]
+    if any(map(_is_override, before)) and any(map(_is_override, behind)):
+        raise InputError(f"{behind[0]} stands in front of all options: {behind[0]} {' '.join(before)} …")
     for argument in arguments:
         if (empty := EMPTY_FOLDER.fullmatch(argument)) is not None:  # of a variable that is not set, say
             raise InputError(f"{empty[1]} is empty: name a folder")
@@ -52,6 +57,10 @@ def undashed(arguments: Sequence[str]) -> Sequence[str]:
         if flag.startswith("--") and flag not in FLAGS:
             raise InputError(f"there is no flag {flag}; options are written {flag[2:]}={value or '…'}, without dashes")
     return arguments
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
 
 
 def quoted_coverage(argument: str) -> str:
