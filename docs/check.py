@@ -184,9 +184,10 @@ def run(line, folder):
             arguments += ["--kinds", "brightness"]
     except Exception as error:  # it does not even compose
         return f"FAILED: {error}", time.perf_counter() - started
+    sources = os.pathsep.join((str(folder), str(ROOT / "src")))  # these, not those of an installed checkout
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(folder), "WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")},
+        env={**os.environ, "PYTHONPATH": sources, "WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")},
     )  # fmt: skip
     last = ((done.stderr.strip() or done.stdout.strip()).splitlines() or [""])[-1]
     seconds = time.perf_counter() - started
