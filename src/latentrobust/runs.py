@@ -34,9 +34,7 @@ from latentrobust.sizes import take_sizes
 from latentrobust.stages import given_set, is_given, learn_set, train_model
 from latentrobust.tasks import store as models_store
 from latentrobust.values import check_values
-from latentrobust.variants import REPLACED, check_reaches_a_model, said_by, variants
-
-OF_MODELS = (*REPLACED, "evaluation/robust", "evaluation/certify")  # groups that say nothing of a set
+from latentrobust.variants import check_choices, variants
 
 
 @dataclass
@@ -74,9 +72,7 @@ def train(cfg: DictConfig) -> Run:
         InputError: for values, files or folders that cannot be used.
     """
     learns, trains = cfg.get("learner") is not None, cfg.get("task") is not None
-    if not learns and not trains:
-        raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
-    _check_choices(cfg, trains)
+    check_choices(cfg)
     check_from(cfg)
     check_values(cfg)
     configuration = stored(cfg)
@@ -125,20 +121,6 @@ def train(cfg: DictConfig) -> Run:
             metrics = {**radius, **metrics}
             write_metrics(folder, metrics, warnings)
     return Run(metrics, folder, perturbations, shared.data, modules, models, warnings)
-
-
-def _check_choices(cfg: DictConfig, trains: bool) -> None:
-    """Refuse choices about models where none is trained or which reach none, and models that lack one."""
-    check_reaches_a_model(cfg)
-    if trains and isinstance(cfg.task, DictConfig) and "_target_" not in cfg.task and cfg.get("method") is not None:
-        raise InputError(f"method={cfg.method} says how a model is trained, and nothing here trains one: drop it")
-    for line in [] if trains else said_by(cfg):
-        group, _, option = line.lstrip("+").partition("=")
-        if group in OF_MODELS and option.lower() not in ("null", "none"):
-            raise InputError(f"{line} is about a model, and nothing here trains one: drop it")
-    missing = [name for name in REPLACED if cfg.get(name) is None]
-    if trains and missing:
-        raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
 
 
 def evaluate(cfg: DictConfig) -> Run:

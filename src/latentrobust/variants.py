@@ -16,6 +16,7 @@ from latentrobust.values import check_values
 
 REPLACED = ("model", "training_perturbation", "objective")  # by what a variant says; the rest is merged
 OF_THE_SET = ("monitor", "mode", "dirpath")  # options of callbacks that name what the set logs, and its place
+OF_MODELS = (*REPLACED, "evaluation/robust", "evaluation/certify")  # groups that say nothing of a set
 VARIANT_KEYS = (*REPLACED, "task", "trainer", "callbacks")
 
 
@@ -69,6 +70,27 @@ def said_by(cfg: DictConfig) -> list[str]:
     """What the command line changed, as it was written."""
     written: Any = OmegaConf.to_container(cfg.get("overrides") or OmegaConf.create([]), resolve=False)
     return [str(line) for line in written]
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Refuse a training of nothing, choices about models where none is trained or which reach none, and lacking ones.
+
+    Raises:
+        InputError: naming the first of it.
+    """
+    trains = cfg.get("task") is not None
+    if not trains and cfg.get("learner") is None:
+        raise InputError("nothing to train: choose a learner, which learns a set, or a task, which trains a model")
+    check_reaches_a_model(cfg)
+    if trains and isinstance(cfg.task, DictConfig) and "_target_" not in cfg.task and cfg.get("method") is not None:
+        raise InputError(f"method={cfg.method} says how a model is trained, and nothing here trains one: drop it")
+    for line in [] if trains else said_by(cfg):
+        group, _, option = line.lstrip("+").partition("=")
+        if group in OF_MODELS and option.lower() not in ("null", "none"):
+            raise InputError(f"{line} is about a model, and nothing here trains one: drop it")
+    missing = [name for name in REPLACED if cfg.get(name) is None]
+    if trains and missing:
+        raise InputError(f"task=classification needs {', '.join(f'{name}=…' for name in missing)}: choose one of each")
 
 
 def check_reaches_a_model(cfg: DictConfig) -> None:

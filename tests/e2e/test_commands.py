@@ -478,6 +478,10 @@ def test_training_on_two_processes_finishes(tmp_path):
 @pytest.mark.parametrize(
     ("varied", "message"),
     [
+        (
+            "method=curriculum,joint",
+            "method=curriculum says how a model is trained, and nothing here trains one: drop it",
+        ),
         ("trainer=cpu,ddp", "job 1: trainer.strategy=ddp starts its processes by repeating the command"),
         ("callbacks.best.monitor=val/loss,val/lss", "job 1: callbacks.best.monitor=val/lss is not logged here"),
     ],

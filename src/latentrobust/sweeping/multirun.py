@@ -29,7 +29,7 @@ from latentrobust.streams import BAD_INPUT, FAILED
 from latentrobust.sweeping import engines
 from latentrobust.sweeping.jobs import NAME, Job, Sweep, fingerprint
 from latentrobust.values import check_values
-from latentrobust.variants import check_reaches_a_model, variants
+from latentrobust.variants import check_choices, variants
 
 
 class FixedJobs(Callback):
@@ -119,8 +119,9 @@ def jobs_of(config: DictConfig) -> list[Job]:
         if config.hydra.job.config_name == "evaluate":
             as_measured(cfg)  # as the job will store it
         composed.append(cfg)
+        if config.hydra.job.config_name == "train":
+            check_choices(cfg)
         check_values(cfg)
-        check_reaches_a_model(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
         _check_job(cfg, number, str(config.hydra.job.config_name))
