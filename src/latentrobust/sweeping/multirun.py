@@ -103,7 +103,7 @@ def jobs_of(config: DictConfig) -> list[Job]:
     Raises:
         InputError: for values that are missing or wrong, naming the job.
     """
-    loader = GlobalHydra.instance().config_loader()
+    loader, app = GlobalHydra.instance().config_loader(), str(config.hydra.job.config_name)
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     varied = [f"{key}={value}" for key, value in _plain(config.hydra.sweeper.get("params")).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*varied, *given])  # type: ignore[misc]
@@ -116,15 +116,15 @@ def jobs_of(config: DictConfig) -> list[Job]:
         with open_dict(cfg):
             del cfg["hydra"]
         settle(cfg, overrides, left_out())
-        if config.hydra.job.config_name == "evaluate":
+        if app == "evaluate":
             as_measured(cfg)  # as the job will store it
-        composed.append(cfg)
-        if config.hydra.job.config_name == "train":
+        else:
             check_choices(cfg)
+        composed.append(cfg)
         check_values(cfg)
         names = [name for name, _ in variants(cfg)] if cfg.get("task") is not None else []
         check_optimized_metric(cfg, names or ([""] if cfg.get("model") is not None else []))
-        _check_job(cfg, number, str(config.hydra.job.config_name))
+        _check_job(cfg, number, app)
         own = [line for line in overrides if not line.startswith(PLACES)]
         jobs.append(Job(number, (*own, *left_out()), fingerprint(stored(cfg))))
     check_from(*composed)
